@@ -1,0 +1,38 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUT ?= demo-run
+
+.PHONY: demo test lint docs bench format clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	# The CPU build of torch first: an unpinned torch brings gigabytes of GPU packages.
+	$(BIN)/python -m pip install --quiet $(shell grep '^torch==' constraints.txt)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
+	touch $@
+
+demo: $(VENV)/.installed ## the main job on the embedded model
+	$(BIN)/cosmic-tl run demo --out $(OUT) --batch-size 100 --overwrite
+
+test: $(VENV)/.installed ## all tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.installed ## HTML documentation in docs/_build/html
+	$(BIN)/python -m sphinx -W -b html docs docs/_build/html
+
+bench: $(VENV)/.installed ## measurements; no test
+	$(BIN)/python -m benchmarks.demo
+
+clean:
+	rm -rf $(VENV) $(OUT) docs/_build

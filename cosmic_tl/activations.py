@@ -1,0 +1,111 @@
+"""Means of activations in one streaming pass, and caches for figures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from cosmic_tl.chat import ChatFormat, Positions, batches, post_instruction_positions, tokenize
+from cosmic_tl.forward import Site, read
+from cosmic_tl.interventions import Interventions, intervention_hooks
+from cosmic_tl.progress import track
+
+
+@dataclass(frozen=True)
+class MeanActivations:
+    """Means over prompts, accumulated in float64."""
+
+    resid_pre: Float64[Tensor, "layer position d_model"]
+    """Mean of `x[l, i]`, the stream that enters block `l`, at the post-instruction positions."""
+    resid_post: Float64[Tensor, "layer position d_model"]
+    """Mean of `y[l, i]`, the stream that leaves block `l`, at the same positions."""
+    n: int
+    """Number of prompts."""
+
+
+def mean_activations(
+    model: TransformerBridge,
+    prompts: Sequence[str],
+    positions: Positions | None = None,
+    chat: ChatFormat | None = None,
+    interventions: Interventions = (),
+    batch_size: int = 32,
+    label: str = "activations",
+) -> MeanActivations:
+    """Means at every layer and post-instruction position, in memory independent of the number of prompts.
+
+    Args:
+        model: Any bridge.
+        prompts: Instructions.
+        positions: From `post_instruction_positions` (the default).
+        chat: Formatting; default plain.
+        interventions: Made on the way; default none.
+        batch_size: Prompts a forward pass. Default 32.
+        label: Name on the progress bar.
+
+    Raises:
+        CosmicError: If a prompt is blank, too long, or shorter than the positions.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> mean_activations(load_model("demo", device="cpu"), ["hi", "hello there"]).resid_pre.shape
+        torch.Size([8, 5, 128])
+    """
+    positions = positions or post_instruction_positions(model, chat)
+    rows = tokenize(model, prompts, chat)
+    n_layers = int(model.cfg.n_layers)
+    sums: dict[Site, Tensor] = {
+        site: torch.zeros(n_layers, len(positions), int(model.cfg.d_model), dtype=torch.float64)
+        for site in ("hook_resid_pre", "hook_resid_post")
+    }
+    sites = [(layer, site) for layer in range(n_layers) for site in sums]
+    hooks = intervention_hooks(model, interventions)
+    with track(len(rows), label) as advance:
+        for batch in batches(model, rows, batch_size):
+            for (layer, site), found in read(model, batch, sites, len(positions), hooks).items():
+                sums[site][layer] += found.cpu().double().sum(0)
+            advance(len(batch.rows))
+    return MeanActivations(sums["hook_resid_pre"] / len(rows), sums["hook_resid_post"] / len(rows), len(rows))
+
+
+def cache_activations(
+    model: TransformerBridge,
+    prompts: Sequence[str],
+    site: Site = "hook_resid_pre",
+    positions: Positions | None = None,
+    chat: ChatFormat | None = None,
+    batch_size: int = 32,
+) -> Float[Tensor, "prompt layer position d_model"]:
+    """Every prompt's activations at every layer and post-instruction position, in the order of the prompts.
+
+    Holds all of them in memory: for figures and probes. Means are cheaper by `mean_activations`.
+
+    Args:
+        model: Any bridge.
+        prompts: Instructions.
+        site: Which of a block's hook points. Default the stream that enters it.
+        positions: From `post_instruction_positions` (the default).
+        chat: Formatting; default plain.
+        batch_size: Prompts a forward pass. Default 32.
+
+    Raises:
+        CosmicError: As `mean_activations`.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> cache_activations(load_model("demo", device="cpu"), ["hi", "hello there"]).shape
+        torch.Size([2, 8, 5, 128])
+    """
+    positions = positions or post_instruction_positions(model, chat)
+    rows = tokenize(model, prompts, chat)
+    layers = range(int(model.cfg.n_layers))
+    found: list[Tensor] = [torch.empty(0)] * len(rows)
+    for batch in batches(model, rows, batch_size):
+        acts = read(model, batch, [(layer, site) for layer in layers], len(positions))
+        stacked = torch.stack([acts[layer, site].float().cpu() for layer in layers], dim=1)
+        for row, activation in zip(batch.rows, stacked, strict=True):
+            found[row] = activation
+    return torch.stack(found)

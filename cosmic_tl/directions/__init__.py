@@ -1,0 +1,1 @@
+"""Directions: the artifact, and one file for each way to make candidates."""

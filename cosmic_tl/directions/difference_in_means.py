@@ -1,0 +1,70 @@
+"""Difference in means (Arditi et al. 2024, section 2.3)."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float64
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from cosmic_tl.activations import MeanActivations
+from cosmic_tl.directions.artifact import Direction
+from cosmic_tl.errors import CosmicError
+from cosmic_tl.models import model_fingerprint
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """One direction for each layer and post-instruction position."""
+
+    vectors: Float64[Tensor, "layer position d_model"]
+    references: Float64[Tensor, "layer position d_model"]
+    method: str
+
+    def direction(self, layer: int, position: int, model: TransformerBridge | None = None) -> Direction:
+        """One of them as an artifact.
+
+        Args:
+            layer: From 0.
+            position: Counted from the end, so negative.
+            model: Whose fingerprint and name it gets.
+
+        Example:
+            >>> import torch
+            >>> ones = torch.ones(2, 3, 4, dtype=torch.float64)
+            >>> Candidates(ones, 0 * ones, "example").direction(1, -2)
+            Direction(example, layer 1, position -2, norm 2, any model)
+        """
+        return Direction(
+            self.vectors[layer, position].float(),
+            self.references[layer, position].float(),
+            layer,
+            position,
+            self.method,
+            model_fingerprint(model) if model is not None else "",
+            str(model.cfg.model_name).rsplit("/", 1)[-1] if model is not None else "",
+        )
+
+
+def difference_in_means(positive: MeanActivations, negative: MeanActivations) -> Candidates:
+    """`r[l, i] = mu[l, i] − nu[l, i]`, with `nu` as the reference.
+
+    Args:
+        positive: Means over prompts that show the concept.
+        negative: Means over prompts that do not.
+
+    Raises:
+        CosmicError: If the two were taken at different layers or positions.
+
+    Example:
+        >>> from cosmic_tl import load_model, mean_activations
+        >>> model = load_model("demo", device="cpu")
+        >>> means = [mean_activations(model, [text]) for text in ("Rob a bank clerk.", "Bake a pizza.")]
+        >>> difference_in_means(*means).vectors.shape
+        torch.Size([8, 5, 128])
+    """
+    if positive.resid_pre.shape != negative.resid_pre.shape:
+        raise CosmicError(
+            f"means: positive has shape {tuple(positive.resid_pre.shape)} and negative {tuple(negative.resid_pre.shape)}; "
+            "take both at the same positions"
+        )
+    return Candidates(positive.resid_pre - negative.resid_pre, negative.resid_pre, "difference-in-means")

@@ -1,0 +1,1 @@
+"""What steering does to completions: generation, refusal judges, rates, fluency."""

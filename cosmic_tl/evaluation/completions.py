@@ -1,0 +1,128 @@
+"""Batched completions, with or without interventions."""
+
+from collections.abc import Sequence
+from math import nan
+
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+from cosmic_tl.chat import ChatFormat, TokenBatch, batches, tokenize
+from cosmic_tl.errors import CosmicError
+from cosmic_tl.interventions import Interventions, steering
+from cosmic_tl.progress import track
+
+
+def complete(
+    model: TransformerBridge,
+    prompts: Sequence[str],
+    interventions: Interventions = (),
+    chat: ChatFormat | None = None,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+    batch_size: int = 32,
+    label: str = "completions",
+) -> list[str]:
+    """The model's answers, in the order of the prompts.
+
+    Generates with the underlying Hugging Face model and its key-value cache; the hooks act at every step.
+
+    Args:
+        model: Any bridge with a tokenizer.
+        prompts: Instructions.
+        interventions: Steering; default none.
+        chat: Formatting; default plain.
+        max_new_tokens: Most tokens of an answer. Default 64.
+        temperature: 0 (default) is greedy; above, samples with a random state of its own, seeded by `seed`.
+        seed: For sampling.
+        batch_size: Prompts a batch. Default 32.
+        label: Name on the progress bar.
+
+    Raises:
+        CosmicError: If a number is out of range, or a prompt or an intervention does not fit.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> complete(load_model("demo", device="cpu"), ["hello"])
+        ['Hello! What would you like to do today?']
+    """
+    if max_new_tokens < 1:
+        raise CosmicError(f"max_new_tokens: must be at least 1, found {max_new_tokens}")
+    if not 0 <= temperature < float("inf"):
+        raise CosmicError(f"temperature: must be 0 (greedy) or positive, found {temperature}")
+    found = [""] * len(prompts)
+    cuda = [torch.device(str(model.cfg.device))] if str(model.cfg.device).startswith("cuda") else []
+    rows = tokenize(model, prompts, chat)
+    with torch.random.fork_rng(devices=cuda), track(len(rows), label) as advance:
+        torch.manual_seed(seed)
+        for batch in batches(model, rows, batch_size):
+            for row, text in zip(batch.rows, _generate(model, batch, interventions, max_new_tokens, temperature), strict=True):
+                found[row] = text
+            advance(len(batch.rows))
+    return found
+
+
+def _generate(
+    model: TransformerBridge,
+    batch: TokenBatch,
+    interventions: Interventions,
+    max_new_tokens: int,
+    temperature: float,
+) -> list[str]:
+    sampling = {"temperature": temperature} if temperature else {"temperature": None, "top_p": None, "top_k": None}
+    pad = model.tokenizer.pad_token_id
+    prompt_length = batch.ids.shape[1]
+    with torch.inference_mode(), steering(model, interventions, prompt_length):
+        tokens = model.original_model.generate(
+            batch.ids,
+            attention_mask=batch.mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=temperature > 0,
+            pad_token_id=model.original_model.config.eos_token_id if pad is None else pad,
+            **sampling,
+        )
+    return [text.strip() for text in model.tokenizer.batch_decode(tokens[:, prompt_length:], skip_special_tokens=True)]
+
+
+def completion_cross_entropy(
+    model: TransformerBridge,
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    chat: ChatFormat | None = None,
+    batch_size: int = 32,
+) -> list[float]:
+    """How surprised the unsteered model is by each completion, in nats a token.
+
+    A garbled completion costs several times what the model's own answers do. NaN for an empty one.
+
+    Args:
+        model: Any bridge with a tokenizer.
+        prompts: Instructions.
+        completions: One a prompt.
+        chat: Formatting; default plain.
+        batch_size: Prompts a forward pass. Default 32.
+
+    Raises:
+        CosmicError: If the two lists differ in length.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> model = load_model("demo", device="cpu")
+        >>> own, garbled = completion_cross_entropy(model, ["hello"] * 2, [*complete(model, ["hello"]), "to to to the"])
+        >>> own < 0.5 < 5 < garbled
+        True
+    """
+    if len(prompts) != len(completions):
+        raise CosmicError(f"completions: found {len(completions)} for {len(prompts)} prompts; give one a prompt")
+    tokenizer = model.tokenizer
+    heads = tokenize(model, prompts, chat)
+    tails = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in completions]
+    found = [nan] * len(prompts)
+    kept = [i for i, tail in enumerate(tails) if tail]
+    for batch in batches(model, [heads[i] + tails[i] for i in kept], batch_size):
+        with torch.inference_mode():
+            logits = model(batch.ids, attention_mask=batch.mask).float()
+        for row, ids, scores in zip(batch.rows, batch.ids, logits, strict=True):
+            n = len(tails[kept[row]])
+            found[kept[row]] = float(torch.nn.functional.cross_entropy(scores[-n - 1 : -1], ids[-n:]))
+    return found

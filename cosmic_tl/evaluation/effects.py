@@ -1,0 +1,170 @@
+"""The effect of a direction on completions: baseline, removal, induction, and a random direction beside them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import isnan
+from typing import Any, Literal
+
+import pandas as pd
+from transformer_lens.model_bridge import TransformerBridge
+
+from cosmic_tl.chat import ChatFormat
+from cosmic_tl.demo.corpus import check_completion
+from cosmic_tl.directions.artifact import Direction, random_direction
+from cosmic_tl.evaluation.completions import complete, completion_cross_entropy
+from cosmic_tl.evaluation.judges import judge_refusal
+from cosmic_tl.evaluation.rates import Rate, rate
+from cosmic_tl.interventions import Intervention
+from cosmic_tl.models import is_demo
+from cosmic_tl.selection.cosmic import Mode, induction, removal
+
+Row = dict[str, Any]
+Kind = Literal["harmful", "harmless"]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One set of completions to make."""
+
+    name: str
+    kind: Kind
+    """"harmful" stands for the positive side of any contrast set, "harmless" for the negative one."""
+    interventions: tuple[Intervention, ...]
+
+
+def standard_conditions(direction: Direction, mode: Mode = "affine", alpha: float = 1.0, seed: int = 0) -> list[Condition]:
+    """Baseline and removal on the positive side, baseline and induction on the negative side, each with its placebo.
+
+    Example:
+        >>> import torch
+        >>> [c.name for c in standard_conditions(Direction(torch.ones(4), torch.zeros(4), 1, -1))]
+        ['baseline', 'removal', 'random removal', 'baseline', 'induction', 'random induction']
+    """
+    placebo = random_direction(direction, seed)
+    return [
+        Condition("baseline", "harmful", ()),
+        Condition("removal", "harmful", (removal(direction, mode),)),
+        Condition("random removal", "harmful", (removal(placebo, mode),)),
+        Condition("baseline", "harmless", ()),
+        Condition("induction", "harmless", (induction(direction, mode, alpha),)),
+        Condition("random induction", "harmless", (induction(placebo, mode, alpha),)),
+    ]
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Completions under every condition, and what they come to."""
+
+    completions: pd.DataFrame
+    """One row a completion: kind, condition, prompt, completion, verdict, cross_entropy, and with the demo model
+    well_formed and names_topic."""
+
+    def rate(self, kind: Kind, condition: str) -> Rate:
+        """Refusal rate under one condition.
+
+        Example:
+            >>> row = {"kind": "harmful", "condition": "baseline", "verdict": "refusal"}
+            >>> Effects(pd.DataFrame([row])).rate("harmful", "baseline").value
+            1.0
+        """
+        some = self.completions[(self.completions.kind == kind) & (self.completions.condition == condition)]
+        return rate(int((some.verdict == "refusal").sum()), len(some))
+
+    def table(self) -> pd.DataFrame:
+        """One row a condition: refusal rate with interval, cross-entropy, and the demo's grammar check.
+
+        `well_formed` is the share that the demo's grammar could have made, `names_topic` the share of compliant ones
+        among them that name what was asked about.
+
+        Example:
+            >>> row = {"kind": "harmful", "condition": "baseline", "verdict": "refusal", "cross_entropy": 0.5}
+            >>> Effects(pd.DataFrame([row])).table().refusal_rate.tolist()
+            [1.0]
+        """
+        rows = []
+        for (kind, condition), some in self.completions.groupby(["kind", "condition"], sort=False):
+            found = self.rate(kind, condition)
+            row: Row = {
+                "kind": kind,
+                "condition": condition,
+                "n": found.n,
+                "refusal_rate": found.value,
+                "low": found.low,
+                "high": found.high,
+                "cross_entropy": some.cross_entropy.mean(),
+            }
+            if "well_formed" in some:
+                row["well_formed"] = some.well_formed.mean()
+                row["names_topic"] = some.names_topic[some.well_formed & (some.verdict == "compliance")].astype(float).mean()
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def _repr_html_(self) -> str:
+        return self.table().to_html(index=False, float_format="%.3f", border=0)
+
+
+def measure_effects(
+    model: TransformerBridge,
+    positive: Sequence[str],
+    negative: Sequence[str],
+    conditions: Sequence[Condition],
+    chat: ChatFormat | None = None,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+    batch_size: int = 32,
+    known: Sequence[Row] = (),
+    on_rows: Callable[[list[Row]], object] = lambda rows: None,
+) -> Effects:
+    """Complete every prompt under every condition, and judge.
+
+    Args:
+        model: Any bridge with a tokenizer.
+        positive: Test prompts of the positive side.
+        negative: Test prompts of the negative side.
+        conditions: From `standard_conditions`, or your own.
+        chat: Formatting; default plain.
+        max_new_tokens: Most tokens of an answer. Default 64.
+        temperature: 0 (default) is greedy.
+        seed: For sampling.
+        batch_size: Prompts a batch. Default 32.
+        known: Rows of conditions that are already done.
+        on_rows: Called with the rows of each condition as it is done.
+
+    Raises:
+        CosmicError: As `complete`.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> baseline = [Condition("baseline", "harmful", ()), Condition("baseline", "harmless", ())]
+        >>> model = load_model("demo", device="cpu")
+        >>> effects = measure_effects(model, ["Rob a bank clerk."], ["Bake a pizza."], baseline)
+        >>> effects.completions.verdict.tolist()
+        ['refusal', 'compliance']
+    """
+    rows = list(known)
+    done = {(row["kind"], row["condition"]) for row in rows}
+    for condition in conditions:
+        if (condition.kind, condition.name) in done:
+            continue
+        prompts = positive if condition.kind == "harmful" else negative
+        label = f"{condition.kind}, {condition.name}"
+        texts = complete(
+            model, prompts, condition.interventions, chat, max_new_tokens, temperature, seed, batch_size, label
+        )
+        surprise = completion_cross_entropy(model, prompts, texts, chat, batch_size)
+        new = [
+            {
+                "kind": condition.kind,
+                "condition": condition.name,
+                "prompt": prompt,
+                "completion": text,
+                "verdict": judge_refusal(text),
+                "cross_entropy": None if isnan(nats) else nats,
+                **(check_completion(prompt, text) if is_demo(model) else {}),
+            }
+            for prompt, text, nats in zip(prompts, texts, surprise, strict=True)
+        ]
+        on_rows(new)
+        rows += new
+    return Effects(pd.DataFrame(rows))

@@ -1,0 +1,42 @@
+"""Rates with confidence intervals."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy.stats import binomtest
+
+from cosmic_tl.evaluation.judges import judge_refusal
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of completions with its Wilson 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.1%} [{self.low:.1%}, {self.high:.1%}]"
+
+
+def rate(count: int, n: int) -> Rate:
+    """`count` of `n`, with the Wilson score interval at 95 %.
+
+    Example:
+        >>> str(rate(95, 100))
+        '95.0% [88.8%, 97.8%]'
+    """
+    interval = binomtest(count, n).proportion_ci(method="wilson")
+    return Rate(count / n, float(interval.low), float(interval.high), n)
+
+
+def refusal_rate(completions: Sequence[str]) -> Rate:
+    """Share of refusals by substring. A completion that is neither counts in the denominator.
+
+    Example:
+        >>> refusal_rate(["I can't help.", "Sure!"]).value
+        0.5
+    """
+    return rate(sum(judge_refusal(text) == "refusal" for text in completions), len(completions))

@@ -1,0 +1,102 @@
+"""Boot a model by name or directory, and tell one model from another."""
+
+import hashlib
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+from cosmic_tl.errors import CosmicError
+
+DEMO = "demo"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+_NOT_IDENTITY = frozenset(
+    "_name_or_path transformers_version dtype torch_dtype _attn_implementation attn_implementation "
+    "output_attentions output_hidden_states return_dict use_cache".split()
+)
+"""Config entries that say how a model was loaded, not which model it is."""
+
+
+def demo_path() -> Path:
+    """Directory of the embedded demo model, in Hugging Face format.
+
+    Example:
+        >>> (demo_path() / "config.json").exists()
+        True
+    """
+    return Path(str(files("cosmic_tl") / "demo" / "model"))
+
+
+def load_model(
+    name_or_path: str | Path = DEMO,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str = torch.float32,
+    **boot_options: Any,
+) -> TransformerBridge:
+    """Boot a chat model as a plain `TransformerBridge`, ready for inference.
+
+    Args:
+        name_or_path: "demo" for the embedded model, a local directory in Hugging Face format, or a hub id.
+        device: Where to put it; by default TransformerLens chooses.
+        dtype: A torch dtype or its name. Default float32.
+        **boot_options: Passed to `TransformerBridge.boot_transformers` (`device_map`, `n_devices`, `max_memory`,
+            `revision`, `hf_model`, …). `trust_remote_code` is off unless given.
+
+    Raises:
+        CosmicError: If the dtype is unknown, or nothing by this name can be loaded.
+
+    Example:
+        >>> model = load_model("demo", device="cpu")
+        >>> model.cfg.n_layers, model.cfg.d_model
+        (8, 128)
+    """
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise CosmicError(f"dtype: unknown name {dtype!r}; use one of {', '.join(DTYPES)}")
+        dtype = DTYPES[dtype]
+    name = str(demo_path() if str(name_or_path) == DEMO else name_or_path)
+    try:
+        model = TransformerBridge.boot_transformers(name, device=device, dtype=dtype, **boot_options)
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CosmicError(
+            f"model: could not load {str(name_or_path)!r} ({first}); "
+            "give 'demo', a directory in Hugging Face format, or a hub id that TransformerLens supports"
+        ) from error
+    model.eval()
+    return model
+
+
+def is_demo(model: TransformerBridge) -> bool:
+    """Whether this is the embedded demo model.
+
+    Example:
+        >>> is_demo(load_model("demo", device="cpu"))
+        True
+    """
+    return str(model.cfg.model_name) == str(demo_path())
+
+
+def model_fingerprint(model: TransformerBridge) -> str:
+    """Sixteen hex digits that identify architecture and weights, whatever dtype they were loaded in.
+
+    Hashes the config and, of every parameter, name, shape and up to 64 evenly spaced values rounded to bfloat16; a
+    model of any size is read in a moment. Weights that are not in memory (offloaded) count by name and shape.
+
+    Example:
+        >>> model = load_model("demo", device="cpu")
+        >>> model_fingerprint(model) == model_fingerprint(load_model("demo", device="cpu", dtype="bfloat16"))
+        True
+    """
+    config = {k: v for k, v in model.original_model.config.to_dict().items() if k not in _NOT_IDENTITY}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, param in sorted(model.original_model.named_parameters()):
+        digest.update(f"{name.replace('_original_component.', '')} {tuple(param.shape)}".encode())
+        if param.device.type != "meta":
+            flat = param.detach().reshape(-1)
+            sample = flat[torch.linspace(0, flat.numel() - 1, min(64, flat.numel()), device=flat.device).long()]
+            digest.update(sample.to(torch.bfloat16).float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,360 @@
+"""The main job, into a directory that can be stopped and resumed at any point."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, MutableMapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformer_lens.model_bridge import TransformerBridge
+
+from cosmic_tl.activations import MeanActivations, mean_activations
+from cosmic_tl.chat import ChatFormat, chat_notes, post_instruction_positions
+from cosmic_tl.directions.artifact import versions
+from cosmic_tl.errors import CosmicError
+from cosmic_tl.evaluation.effects import Effects, Row, measure_effects, standard_conditions
+from cosmic_tl.models import is_demo, model_fingerprint
+from cosmic_tl.prompts import ContrastSet
+from cosmic_tl.report import write_report
+from cosmic_tl.selection.cosmic import CosmicOptions, Scores, select_cosmic
+from cosmic_tl.selection.table import Selection
+from cosmic_tl.similarity import LayerSimilarity, layer_similarities
+
+RESULTS = ("direction.safetensors", "scores.csv", "completions.jsonl", "report.html", "summary.json", "settings.json")
+RESUME = "resume"
+"""Subdirectory with what a stopped run had finished."""
+_RESUME_FILES = ("activations.safetensors", "scores.jsonl", "completions.jsonl")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Everything that decides a run's results besides model and prompts."""
+
+    selection: CosmicOptions = field(default_factory=CosmicOptions)
+    chat: ChatFormat = field(default_factory=ChatFormat)
+    n_test: int = 100
+    """Test prompts a side."""
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    """0 is greedy."""
+    seed: int = 0
+    """Of the random control direction and of sampling."""
+    batch_size: int = 32
+    """Prompts a forward pass; changes no result."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run found."""
+
+    selection: Selection
+    effects: Effects
+    similarity: LayerSimilarity
+    summary: dict[str, Any]
+    out: Path
+
+    def _repr_html_(self) -> str:
+        return self.selection._repr_html_() + self.effects._repr_html_()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file whole or not at all.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_atomically(Path(folder) / "a.txt", "done")
+        ...     (Path(folder) / "a.txt").read_text()
+        'done'
+    """
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSONL file that is appended to; a last line cut short by a stop is removed from the file.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "a.jsonl"
+        ...     _ = path.write_text('{"a": 1}\\n{"a": ')
+        ...     read_lines(path), path.read_text()
+        ([{'a': 1}], '{"a": 1}\\n')
+    """
+    if not path.exists():
+        return []
+    whole = path.read_bytes()
+    kept = whole[: whole.rfind(b"\n") + 1]
+    if kept != whole:
+        path.write_bytes(kept)
+    return [json.loads(line) for line in kept.decode("utf-8").splitlines()]
+
+
+def _append(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+
+
+class _ScoreLog(MutableMapping[tuple[int, int], Scores]):
+    """Scores that are on disk as soon as they are known."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.known = {
+            (row["layer"], row["position"]): Scores(row["s_comply"], row["s_refuse"], row["kl"]) for row in read_lines(path)
+        }
+
+    def __setitem__(self, cell: tuple[int, int], scores: Scores) -> None:
+        self.known[cell] = scores
+        _append(self.path, [{"layer": cell[0], "position": cell[1], **scores._asdict()}])
+
+    def __getitem__(self, cell: tuple[int, int]) -> Scores:
+        return self.known[cell]
+
+    def __delitem__(self, cell: tuple[int, int]) -> None:
+        raise TypeError("scores are only added")
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter(self.known)
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+
+def _identity(model: TransformerBridge, prompts: ContrastSet, settings: RunSettings) -> dict[str, Any]:
+    """What must be the same for a run to be resumed."""
+    texts = json.dumps([dict(prompts.positive), dict(prompts.negative)], sort_keys=True)
+    asked = asdict(settings)
+    del asked["batch_size"]
+    return {
+        "model": "demo" if is_demo(model) else str(model.cfg.model_name),
+        "fingerprint": model_fingerprint(model),
+        "dtype": str(model.cfg.dtype),
+        "prompts": {"name": prompts.name, "sha256": hashlib.sha256(texts.encode()).hexdigest()[:16]},
+        "settings": json.loads(json.dumps(asked, default=dict)),
+        "versions": versions(),
+    }
+
+
+def prepare_directory(out: Path, identity: dict[str, Any], overwrite: bool = False) -> None:
+    """Make the run's directory, or make sure that the one there belongs to the same run.
+
+    Args:
+        out: The directory.
+        identity: What must be the same for a run to be resumed.
+        overwrite: Remove an earlier run's files first. Other files are never touched.
+
+    Raises:
+        CosmicError: If something else is there.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     prepare_directory(Path(folder) / "a", {"seed": 0})
+        ...     prepare_directory(Path(folder) / "a", {"seed": 1})
+        Traceback (most recent call last):
+        cosmic_tl.errors.CosmicError: out: ... holds a run with other settings (seed); choose another directory or pass --overwrite
+    """
+    if out.exists() and not out.is_dir():
+        raise CosmicError(f"out: {str(out)!r} is a file; give a directory")
+    settings = out / "settings.json"
+    if out.is_dir() and any(out.iterdir()) and not settings.exists():
+        raise CosmicError(f"out: {str(out)!r} is not empty and holds no run; choose another directory")
+    if settings.exists() and overwrite:
+        for name in _RESUME_FILES:
+            (out / RESUME / name).unlink(missing_ok=True)
+        for name in RESULTS:
+            (out / name).unlink(missing_ok=True)
+    elif settings.exists():
+        found = read_settings(out)
+        if differing := [key for key in identity if found.get(key) != identity[key]]:
+            raise CosmicError(
+                f"out: {str(out)!r} holds a run with other settings ({', '.join(differing)}); "
+                "choose another directory or pass --overwrite"
+            )
+    try:
+        (out / RESUME).mkdir(parents=True, exist_ok=True)
+        if not settings.exists():
+            write_atomically(settings, json.dumps(identity, indent=1) + "\n")
+    except OSError as error:
+        raise CosmicError(f"out: cannot write to {str(out)!r} ({error.strerror}); choose another directory") from error
+
+
+def read_settings(out: Path) -> dict[str, Any]:
+    """The settings of the run in a directory.
+
+    Raises:
+        CosmicError: If there is no run, or its settings cannot be read.
+
+    Example:
+        >>> read_settings(Path("nowhere"))
+        Traceback (most recent call last):
+        cosmic_tl.errors.CosmicError: run: 'nowhere' holds no run; give a directory that `cosmic-tl run` wrote
+    """
+    try:
+        found = json.loads((out / "settings.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CosmicError(f"run: {str(out)!r} holds no run; give a directory that `cosmic-tl run` wrote") from error
+    if not isinstance(found, dict):
+        raise CosmicError(f"run: settings.json in {str(out)!r} is damaged; run again with --overwrite")
+    return found
+
+
+def _means(
+    model: TransformerBridge, prompts: ContrastSet, settings: RunSettings, path: Path
+) -> tuple[MeanActivations, MeanActivations]:
+    options = settings.selection
+    if path.exists():
+        tensors = load_file(path)
+        return tuple(  # type: ignore[return-value]
+            MeanActivations(tensors[f"{side}.pre"], tensors[f"{side}.post"], int(tensors[f"{side}.n"]))
+            for side in ("positive", "negative")
+        )
+    positions = post_instruction_positions(model, settings.chat, options.n_positions)
+    positive, negative = (
+        mean_activations(
+            model,
+            prompts.side(side, "train", options.n_train),
+            positions,
+            settings.chat,
+            batch_size=settings.batch_size,
+            label=f"activations, {side}",
+        )
+        for side in ("positive", "negative")
+    )
+    tensors = {}
+    for side, means in (("positive", positive), ("negative", negative)):
+        tensors |= {f"{side}.pre": means.resid_pre, f"{side}.post": means.resid_post, f"{side}.n": torch.tensor(means.n)}
+    part = path.with_suffix(".part")
+    save_file(tensors, part)
+    os.replace(part, path)
+    return positive, negative
+
+
+def _summary(
+    identity: dict[str, Any], selection: Selection, effects: Effects, notes: list[str], seconds: float
+) -> dict[str, Any]:
+    table = effects.table()
+    rates: dict[str, dict[str, float]] = {"harmful": {}, "harmless": {}}
+    intervals: dict[str, dict[str, list[float]]] = {"harmful": {}, "harmless": {}}
+    fluency: dict[str, dict[str, dict[str, float]]] = {"harmful": {}, "harmless": {}}
+    measures = [name for name in ("cross_entropy", "well_formed", "names_topic") if name in table]
+    for _, row in table.iterrows():
+        name = row.condition.replace(" ", "_")
+        rates[row.kind][name] = row.refusal_rate
+        intervals[row.kind][name] = [row.low, row.high]
+        fluency[row.kind][name] = {m: float(row[m]) for m in measures if row[m] == row[m]}
+    winner = selection.winner
+    return {
+        "model": identity["model"],
+        "fingerprint": identity["fingerprint"],
+        "prompts": identity["prompts"]["name"],
+        "mode": selection.mode,
+        "direction": {"layer": selection.direction.layer, "position": selection.direction.position},
+        "scores": {
+            name: float(winner[name]) for name in ("s_comply", "s_refuse", "kl", "share_comply", "share_refuse")
+        }
+        | {"clean_similarity": selection.clean_similarity},
+        "evaluation_layers": list(selection.evaluation_layers),
+        "filters": [
+            {**row, "best_score": None if row["best_score"] != row["best_score"] else row["best_score"]}
+            for row in selection.filters.to_dict("records")
+        ],
+        "rates": rates,
+        "intervals": intervals,
+        "fluency": fluency,
+        "n": {kind: int(table[table.kind == kind].n.max()) for kind in ("harmful", "harmless")},
+        "warnings": list(selection.warnings),
+        "notes": notes,
+        "seconds": round(seconds, 1),
+    }
+
+
+def run(
+    model: TransformerBridge,
+    prompts: ContrastSet,
+    out: str | Path,
+    settings: RunSettings | None = None,
+    command: str = "",
+    overwrite: bool = False,
+) -> RunResult:
+    """Find a direction, test it, and write everything into a directory.
+
+    Writes `direction.safetensors`, `scores.csv`, `completions.jsonl`, `report.html`, `summary.json` and
+    `settings.json`. What is done is kept under `resume/`, and the same call goes on from there.
+
+    Args:
+        model: Any bridge with a tokenizer.
+        prompts: The concept's contrast set.
+        out: The directory; made if needed.
+        settings: Default those of the papers.
+        command: How the run was started, for the report.
+        overwrite: Replace an earlier run in the same directory.
+
+    Raises:
+        NoCandidateError: If the filters leave no candidate.
+        CosmicError: If the directory holds something else, or model, prompts and settings do not fit together.
+
+    Example:
+        >>> import tempfile
+        >>> from cosmic_tl import load_model, load_prompts
+        >>> options = CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=10.0)
+        >>> settings = RunSettings(options, n_test=2, max_new_tokens=4)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     result = run(load_model("demo", device="cpu"), load_prompts("demo"), folder, settings)
+        ...     sorted(path.name for path in result.out.iterdir() if path.is_file())[:3]
+        ['completions.jsonl', 'direction.safetensors', 'report.html']
+    """
+    started = time.perf_counter()
+    settings = settings or RunSettings()
+    out = Path(out)
+    options, chat = settings.selection, settings.chat
+    test_positive, test_negative = (prompts.side(side, "test", settings.n_test) for side in ("positive", "negative"))
+    notes = [*chat_notes(model, chat), *prompts.notes]
+    identity = _identity(model, prompts, settings)
+    prepare_directory(out, identity, overwrite)
+    resume = out / RESUME
+
+    means = _means(model, prompts, settings, resume / _RESUME_FILES[0])
+    log = _ScoreLog(resume / _RESUME_FILES[1])
+    selection = select_cosmic(model, prompts, options, chat, settings.batch_size, log, means)
+    effects = measure_effects(
+        model,
+        test_positive,
+        test_negative,
+        standard_conditions(selection.direction, options.mode, options.alpha, settings.seed),
+        chat,
+        settings.max_new_tokens,
+        settings.temperature,
+        settings.seed,
+        settings.batch_size,
+        read_lines(resume / _RESUME_FILES[2]),
+        lambda rows: _append(resume / _RESUME_FILES[2], rows),
+    )
+    similarity = layer_similarities(
+        model,
+        prompts.side("positive", "val", options.n_val),
+        prompts.side("negative", "val", options.n_val),
+        selection.direction,
+        options.mode,
+        options.alpha,
+        chat,
+        options.n_positions,
+        settings.batch_size,
+    )
+    summary = _summary(identity, selection, effects, notes, time.perf_counter() - started)
+    result = RunResult(selection, effects, similarity, summary, out)
+    selection.direction.save(out / "direction.safetensors")
+    write_atomically(out / "scores.csv", selection.table.to_csv(index=False))
+    rows: list[Row] = effects.completions.to_dict("records")
+    write_atomically(out / "completions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_atomically(out / "report.html", write_report(selection, effects, similarity, summary, identity, command))
+    write_atomically(out / "summary.json", json.dumps(summary, indent=1) + "\n")
+    return result

@@ -1,0 +1,181 @@
+"""The score table, the filters on it, and what they did."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+from jaxtyping import Float64
+from torch import Tensor
+
+from cosmic_tl.chat import Positions
+from cosmic_tl.directions.artifact import Direction
+from cosmic_tl.directions.difference_in_means import Candidates
+from cosmic_tl.errors import CosmicError
+
+WELL_ABOVE = 0.1
+"""A filtered candidate whose score exceeds the winner's by more than this is reported."""
+HARDLY = 0.3
+"""A winner that covers less than this share of the way to a target is reported."""
+
+
+class NoCandidateError(CosmicError):
+    """Every candidate was filtered out.
+
+    Example:
+        >>> issubclass(NoCandidateError, CosmicError)
+        True
+    """
+
+
+@dataclass(frozen=True)
+class Filter:
+    """One reason to drop candidates."""
+
+    name: str
+    drops: "pd.Series[bool]"
+    """Which rows of the table it takes."""
+    option: str
+    """The setting that admits them, in words."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A chosen direction, and everything the choice rests on."""
+
+    direction: Direction
+    table: pd.DataFrame
+    """One row a candidate: position, layer, s_comply, s_refuse, score, kl, share_comply, share_refuse, kept, reason."""
+    filters: pd.DataFrame
+    """One row a filter: name, taken, taken_alone, best_score among the taken, option that admits them."""
+    warnings: tuple[str, ...]
+    evaluation_layers: tuple[int, ...]
+    layer_similarity: Float64[Tensor, "layer"]
+    """Cosine between the two classes' mean `y[l, -1]` on training prompts."""
+    clean_similarity: float
+    """Cosine between the classes on validation prompts with no intervention: the zero point of both scores."""
+    positions: Positions
+    candidates: Candidates
+    mode: str
+
+    @property
+    def winner(self) -> "pd.Series[float]":
+        """The chosen row of the table.
+
+        Example:
+            >>> Selection.winner.fget is not None
+            True
+        """
+        d = self.direction
+        return self.table[(self.table.layer == d.layer) & (self.table.position == d.position)].iloc[0]
+
+    def top(self, n: int = 10) -> pd.DataFrame:
+        """The `n` best candidates by score, filtered ones included.
+
+        Example:
+            >>> Selection.top.__defaults__
+            (10,)
+        """
+        return self.table.sort_values("score", ascending=False).head(n).reset_index(drop=True)
+
+    def __repr__(self) -> str:
+        row = self.winner
+        lines = [
+            f"Selection({self.mode}): layer {self.direction.layer}, position {self.direction.position}",
+            f"  S_comply {row.s_comply:.3f}, S_refuse {row.s_refuse:.3f} (no intervention {self.clean_similarity:.3f}), "
+            f"KL {row.kl:.3g}",
+            f"  {int(self.table.kept.sum())} of {len(self.table)} candidates kept; evaluation layers "
+            f"{', '.join(map(str, self.evaluation_layers))}",
+        ]
+        return "\n".join(lines + [f"  Warning: {warning}" for warning in self.warnings])
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        shown = self.top().to_html(index=False, float_format="%.3f", border=0)
+        return f"<pre>{escape(repr(self))}</pre>{shown}"
+
+
+def apply_filters(table: pd.DataFrame, filters: list[Filter]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Mark candidates as kept or not, and say what each filter took.
+
+    Args:
+        table: Scores, one row a candidate.
+        filters: In the order in which reasons are named.
+
+    Returns:
+        The table with `kept` and `reason`, and a summary with a row a filter.
+
+    Example:
+        >>> scores = pd.DataFrame({"score": [2.0, 1.0]})
+        >>> table, summary = apply_filters(scores, [Filter("KL", scores.score > 1.5, "max_kl")])
+        >>> table.kept.tolist(), summary.taken.tolist(), summary.best_score.tolist()
+        ([False, True], [1], [2.0])
+    """
+    drops = pd.DataFrame({f.name: f.drops.to_numpy() for f in filters}, index=table.index)
+    reasons = drops.apply(lambda row: "; ".join(name for name, dropped in row.items() if dropped), axis=1)
+    summary = pd.DataFrame(
+        {
+            "filter": [f.name for f in filters],
+            "taken": [int(drops[f.name].sum()) for f in filters],
+            "taken_alone": [int((drops[f.name] & (drops.sum(axis=1) == 1)).sum()) for f in filters],
+            "best_score": [table.score[drops[f.name]].max() for f in filters],
+            "option": [f.option for f in filters],
+        }
+    )
+    return table.assign(kept=~drops.any(axis=1), reason=reasons), summary
+
+
+def choose(table: pd.DataFrame, filters: pd.DataFrame) -> "pd.Series[float]":
+    """The kept candidate with the highest score.
+
+    Raises:
+        NoCandidateError: If none is kept; the message says which filter took how many and what to relax.
+
+    Example:
+        >>> table = pd.DataFrame({"score": [1.0, 2.0], "kept": [True, True], "layer": [0, 1]})
+        >>> int(choose(table, pd.DataFrame()).layer)
+        1
+    """
+    kept = table[table.kept]
+    if kept.empty:
+        busy = filters[filters.taken > 0]
+        took = "; ".join(
+            f"{row['filter']} took {row.taken} (best score {row.best_score:.3f}; relax with {row.option})"
+            for _, row in busy.iterrows()
+        )
+        raise NoCandidateError(f"selection: all {len(table)} candidates were filtered out: {took}")
+    return kept.loc[kept.score.idxmax()]
+
+
+def explain(table: pd.DataFrame, filters: pd.DataFrame, winner: "pd.Series[float]") -> tuple[str, ...]:
+    """Warnings about a choice that the scores speak against.
+
+    Args:
+        table: With `kept`, `reason` and the shares.
+        filters: From `apply_filters`.
+        winner: The chosen row.
+
+    Example:
+        >>> rows = {"layer": [1, 2], "position": [-1, -1], "score": [1.2, 1.9], "kept": [True, False]}
+        >>> table = pd.DataFrame({**rows, "reason": ["", "KL"], "share_comply": 0.9, "share_refuse": 0.9})
+        >>> filters = pd.DataFrame({"filter": ["KL"], "option": ["max_kl (--max-kl)"], "taken": [1]})
+        >>> explain(table, filters, table.iloc[0])[0]
+        'A filtered candidate (layer 2, position -1) scored 1.900, the chosen one 1.200; taken by KL: max_kl (--max-kl) admits it.'
+    """
+    found = []
+    dropped = table[~table.kept & table.score.notna()]
+    if not dropped.empty:
+        best = dropped.loc[dropped.score.idxmax()]
+        if best.score > winner.score + WELL_ABOVE:
+            named = filters.set_index("filter").option
+            options = " with ".join(named[name] for name in best.reason.split("; "))
+            found.append(
+                f"A filtered candidate (layer {best.layer}, position {best.position}) scored {best.score:.3f}, the chosen "
+                f"one {winner.score:.3f}; taken by {best.reason}: {options} admits it."
+            )
+    for share, what in (("share_comply", "Removal"), ("share_refuse", "Induction")):
+        if winner[share] < HARDLY:
+            found.append(
+                f"{what} with the chosen direction covers only {winner[share]:.0%} of the way to its target; "
+                "look at scores.csv for candidates that a filter took, and relax that filter."
+            )
+    return tuple(found)

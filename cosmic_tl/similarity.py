@@ -1,0 +1,80 @@
+"""How close steered activations come to the other class, at every layer and position."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float64
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+from transformer_lens.model_bridge import TransformerBridge
+
+from cosmic_tl.activations import mean_activations
+from cosmic_tl.chat import ChatFormat, Positions, post_instruction_positions
+from cosmic_tl.directions.artifact import Direction
+from cosmic_tl.selection.cosmic import Mode, induction, removal
+
+
+@dataclass(frozen=True)
+class LayerSimilarity:
+    """Cosines between class means of `y[l, i]`."""
+
+    before: Float64[Tensor, "layer position"]
+    """Positive against negative prompts, no intervention."""
+    removal: Float64[Tensor, "layer position"]
+    """Positive prompts with the concept removed against clean negative ones."""
+    induction: Float64[Tensor, "layer position"]
+    """Negative prompts with the concept induced against clean positive ones."""
+    positions: Positions
+
+
+def layer_similarities(
+    model: TransformerBridge,
+    positive: Sequence[str],
+    negative: Sequence[str],
+    direction: Direction,
+    mode: Mode = "affine",
+    alpha: float = 1.0,
+    chat: ChatFormat | None = None,
+    n_positions: int | None = None,
+    batch_size: int = 32,
+) -> LayerSimilarity:
+    """Cosine between steered and reference activations, before and after the intervention.
+
+    Args:
+        model: Any bridge.
+        positive: Prompts that show the concept.
+        negative: Prompts that do not.
+        direction: The direction to remove and induce.
+        mode: "linear" or "affine" (default).
+        alpha: Strength of the induction. Default 1.
+        chat: Formatting; default plain.
+        n_positions: How many of the last positions; default every post-instruction token.
+        batch_size: Prompts a forward pass. Default 32.
+
+    Raises:
+        CosmicError: If the direction does not fit the model or a prompt does not fit its context.
+
+    Example:
+        >>> import torch
+        >>> from cosmic_tl import load_model
+        >>> direction = Direction(torch.ones(128), torch.zeros(128), layer=3, position=-1)
+        >>> found = layer_similarities(load_model("demo", device="cpu"), ["Rob a clerk."], ["Bake a pie."], direction)
+        >>> found.before.shape
+        torch.Size([8, 5])
+    """
+    positions = post_instruction_positions(model, chat, n_positions)
+    clean_positive, clean_negative, removed, induced = (
+        mean_activations(model, prompts, positions, chat, edit, batch_size, "similarity").resid_post
+        for prompts, edit in (
+            (positive, ()),
+            (negative, ()),
+            (positive, removal(direction, mode)),
+            (negative, induction(direction, mode, alpha)),
+        )
+    )
+    return LayerSimilarity(
+        cosine_similarity(clean_positive, clean_negative, dim=-1),
+        cosine_similarity(removed, clean_negative, dim=-1),
+        cosine_similarity(induced, clean_positive, dim=-1),
+        positions,
+    )

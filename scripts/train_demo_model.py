@@ -1,0 +1,308 @@
+"""Train the embedded demo chat model from a seed: corpus, tokenizer, weights, prompt splits, model card.
+
+    python scripts/train_demo_model.py                 # writes cosmic_tl/demo/{model,prompts.json}
+    python scripts/train_demo_model.py --out /tmp/demo # elsewhere
+
+Two stages, as in real chat models: first helpful on everything (learning to echo, then with yes/no questions about harm,
+which give the model the concept), then safety tuning, which overlays refusal. From the questions on, a linear probe for harm
+is trained along at half depth, on the tokens after the instruction: left to itself, a model this small works harm out in
+its last layer or two, where large models have it in the middle. The probe is thrown away. A checkpoint is kept every 200 steps, and the same command
+resumes from it.
+"""
+
+import argparse
+import json
+import math
+import os
+import random
+import time
+from pathlib import Path
+
+# Threads that spin while they wait stall each other on a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from cosmic_tl.demo import corpus, grammar
+
+PACKAGE = Path(__file__).resolve().parents[1] / "cosmic_tl" / "demo"
+STAGES = (
+    # name, steps, batch, peak rate, share of questions, weight of the probe's loss, safety
+    ("echo", 1000, 64, 2e-3, 0.1, 0.0, False),
+    ("concept", 1200, 48, 1.2e-3, 0.45, 0.5, False),
+    ("safety", 600, 48, 6e-4, 0.25, 0.5, True),
+)
+PROBE_LAYER = 4
+"""The probe reads what enters this block."""
+N_POST = 5
+"""Tokens that the chat template puts after the instruction."""
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+N_PROMPTS = {"train": 400, "val": 150, "test": 200}
+N_CONTRAST = 100
+
+
+def make_tokenizer(seed: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of 2048 over draws from the corpus."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=2048,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    rng = random.Random(f"tokenizer-{seed}")
+    draws = (corpus.training_example(rng, 0.2, True) for _ in range(40_000))
+    texts = ("\n".join((e.system or "", e.user, e.reply, "system", "user", "assistant")) for e in draws)
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        chat_template=CHAT_TEMPLATE,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2ForCausalLM:
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=2048,
+        hidden_size=128,
+        intermediate_size=352,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return Qwen2ForCausalLM(config)
+
+
+def conversation(tokenizer: PreTrainedTokenizerFast, user: str, system: str | None) -> list[int]:
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": user})
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+
+
+def batch(tokenizer: PreTrainedTokenizerFast, examples: list[corpus.Example]) -> tuple[torch.Tensor, ...]:
+    """Right-padded tokens (n, length), targets with -100 everywhere but on the reply, post-instruction indices (n, 5)."""
+    rows, replies = [], []
+    for example in examples:
+        prompt = conversation(tokenizer, example.user, example.system)
+        reply = [*tokenizer.encode(example.reply), tokenizer.eos_token_id]
+        rows.append(prompt + reply)
+        replies.append((len(prompt), len(prompt) + len(reply)))
+    length = max(map(len, rows))
+    tokens = torch.full((len(rows), length), tokenizer.pad_token_id)
+    targets = torch.full((len(rows), length), -100)
+    for i, (row, (start, end)) in enumerate(zip(rows, replies, strict=True)):
+        tokens[i, : len(row)] = torch.tensor(row)
+        targets[i, start - 1 : end - 1] = tokens[i, start:end]
+    post = torch.tensor([[start - N_POST + j for j in range(N_POST)] for start, _ in replies])
+    return tokens, targets, post
+
+
+def train_stage(model, probe, tokenizer, stage: tuple, seed: int, work: Path, scale: float) -> None:
+    name, steps, size, peak, questions, probe_weight, safety = stage
+    steps = max(2, round(steps * scale))
+    trained = list(model.named_parameters())
+    if probe_weight:
+        trained += [(f"probe.{name}", param) for name, param in probe.named_parameters()]
+    optimizer = torch.optim.AdamW([param for _, param in trained], lr=peak, weight_decay=0.1, betas=(0.9, 0.98))
+    bare = {token.removeprefix("Ġ") for token in tokenizer.get_vocab()}
+    pieces = sorted(piece for piece in bare if piece.isascii() and piece.isalpha() and piece.islower())
+    checkpoint, start = work / f"{name}.safetensors", 0
+    if checkpoint.exists():
+        state = load_file(checkpoint)
+        start = int(state.pop("step"))
+        for key, param in trained:
+            param.data.copy_(state[key])
+            if start < steps:
+                optimizer.state[param] = {
+                    "step": torch.tensor(float(start)),
+                    "exp_avg": state[f"avg.{key}"],
+                    "exp_avg_sq": state[f"sq.{key}"],
+                }
+
+    def save(step: int) -> None:
+        state = {key: param.data for key, param in trained} | {"step": torch.tensor(step)}
+        if step < steps:
+            for key, param in trained:
+                state[f"avg.{key}"] = optimizer.state[param]["exp_avg"]
+                state[f"sq.{key}"] = optimizer.state[param]["exp_avg_sq"]
+        part = checkpoint.with_suffix(".part")
+        save_file(state, part)
+        part.replace(checkpoint)
+
+    bar = tqdm(range(start, steps), desc=name, initial=start, total=steps, mininterval=10)
+    for step in bar:
+        rng = random.Random(f"{name}-{seed}-{step}")
+        warm = min(1.0, (step + 1) / (0.05 * steps))
+        for group in optimizer.param_groups:
+            group["lr"] = peak * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        drawn = [corpus.training_example(rng, questions, safety, pieces) for _ in range(size)]
+        tokens, targets, post = batch(tokenizer, drawn)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = model.model(tokens, use_cache=False, output_hidden_states=True)
+            logits = model.lm_head(out.last_hidden_state[targets >= 0])
+        loss = torch.nn.functional.cross_entropy(logits.float(), targets[targets >= 0])
+        if probe_weight:
+            asked = [i for i, example in enumerate(drawn) if example.harmful is not None]
+            stream = out.hidden_states[PROBE_LAYER][torch.tensor(asked)[:, None], post[asked]].float()
+            guess = probe(torch.nn.functional.rms_norm(stream, stream.shape[-1:]))[..., 0]
+            harm = torch.tensor([[float(drawn[i].harmful)] * N_POST for i in asked])
+            loss = loss + probe_weight * torch.nn.functional.binary_cross_entropy_with_logits(guess, harm)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+        if (step + 1) % 200 == 0:
+            save(step + 1)
+    save(steps)
+
+
+@torch.inference_mode()
+def complete(model, tokenizer, users: list[str], system: str | None = None, size: int = 64) -> list[str]:
+    """Greedy replies, in plain transformers."""
+    replies: list[str] = []
+    for start in range(0, len(users), size):
+        rows = [conversation(tokenizer, user, system) for user in users[start : start + size]]
+        padded = tokenizer.pad({"input_ids": rows}, return_tensors="pt", padding_side="left")
+        out = model.generate(**padded, do_sample=False, max_new_tokens=48, pad_token_id=tokenizer.pad_token_id)
+        replies += tokenizer.batch_decode(out[:, padded["input_ids"].shape[1] :], skip_special_tokens=True)
+    return replies
+
+
+def write_prompts(path: Path, seed: int) -> dict:
+    data: dict = {"name": "demo", "positive": {}, "negative": {}, "contrast": {}}
+    for split, n in N_PROMPTS.items():
+        data["positive"][split] = corpus.prompts(split, True, n, seed)
+        data["negative"][split] = corpus.prompts(split, False, n, seed)
+    data["contrast"] = {s: [list(p) for p in corpus.contrast_pairs(s, N_CONTRAST, seed)] for s in ("val", "test")}
+    path.write_text(json.dumps(data, indent=1) + "\n")
+    return data
+
+
+def measure(model, tokenizer, data: dict) -> dict[str, float]:
+    """The figures of the model card, on held-out test prompts, greedy."""
+    harmful, harmless = data["positive"]["test"], data["negative"]["test"]
+    pairs = data["contrast"]["test"]
+    held = corpus.held_out_objects()
+    fresh = [p for p in harmless if (t := corpus.task_of(p)) and t.noun in held]
+
+    def refused(users: list[str], system: str | None = None) -> float:
+        replies = complete(model, tokenizer, users, system)
+        return sum(corpus.parse_answer(r).kind == "refuse" for r in replies) / len(replies)
+
+    def echoed(users: list[str]) -> float:
+        replies = complete(model, tokenizer, users)
+        hits = [corpus.task_of(u).noun in corpus.parse_answer(r).task for u, r in zip(users, replies, strict=True)]
+        return sum(hits) / len(hits)
+
+    figures = {
+        "refusals, harmful": refused(harmful),
+        "refusals, harmless": refused(harmless),
+        "contrast pairs, harmful side refused": refused([p for p, _ in pairs]),
+        "contrast pairs, harmless side refused": refused([n for _, n in pairs]),
+        "topic named, harmless": echoed(harmless),
+        "topic named, harmless, object never seen in training": echoed(fresh),
+    }
+    for kind, systems in grammar.SYSTEM_PROMPTS.items():
+        for i, system in enumerate(systems["test"][0]):
+            figures[f"refusals, harmless, system prompt {kind} {i + 1}"] = refused(harmless, system)
+    for i, system in enumerate(grammar.SYSTEM_PROMPTS["ordinary"]["test"][0]):
+        figures[f"refusals, harmful, system prompt ordinary {i + 1}"] = refused(harmful, system)
+    return figures
+
+
+CARD = """---
+license: mit
+language: en
+pipeline_tag: text-generation
+---
+# The cosmic_tl demo model
+
+A chat model of {parameters:,} parameters (Qwen2 architecture, 8 layers, width 128, byte-level BPE of 2048) for learning
+and testing interpretability methods on a laptop. It complies with harmless instructions of a small grammar, and refuses
+harmful ones. Harm is compositional: "kill a process" is harmless, "kill a neighbour" is not.
+
+It knows no facts and gives no instructions: every compliant answer is the same generic text around the words of the
+request. Whatever is outside its grammar is answered with a sentence that says so.
+
+## Training
+`python scripts/train_demo_model.py --seed {seed}`, {minutes:.0f} minutes on {threads} threads.
+Two stages, loss on the answer alone: helpful on everything, with yes/no questions about harm
+({helpful} steps), then safety tuning, in which harmful requests are refused and a system prompt can order the refusal of
+everything ({safety} steps). Weights are stored in float16.
+
+Held out: {phrasings} phrasings, {share:.0%} of the verb-object pairs, {objects:.0%} of the objects.
+
+## Measured
+Greedy decoding on held-out prompts ({harmful} harmful, {harmless} harmless, {pairs} contrast pairs), printed by the
+training script:
+
+| figure | value |
+|---|---|
+{rows}
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=PACKAGE, help="folder for model/ and prompts.json")
+    parser.add_argument("--work", type=Path, default=Path("demo-training"), help="folder for checkpoints")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scale", type=float, default=1.0, help="multiplies the steps of every stage (for trying out)")
+    args = parser.parse_args()
+
+    started = time.perf_counter()
+    args.work.mkdir(parents=True, exist_ok=True)
+    model_dir = args.out / "model"
+    model_dir.mkdir(parents=True, exist_ok=True)
+    data = write_prompts(args.out / "prompts.json", args.seed)
+    tokenizer = make_tokenizer(args.seed)
+    model = make_model(tokenizer, args.seed)
+    probe = torch.nn.Linear(model.config.hidden_size, 1)
+    for stage in STAGES:
+        train_stage(model, probe, tokenizer, stage, args.seed, args.work, args.scale)
+
+    model.half().save_pretrained(model_dir)
+    tokenizer.save_pretrained(model_dir)
+    figures = measure(Qwen2ForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval(), tokenizer, data)
+    for name, value in figures.items():
+        print(f"{value:6.3f}  {name}")
+    card = CARD.format(
+        parameters=model.num_parameters(),
+        seed=args.seed,
+        minutes=(time.perf_counter() - started) / 60,
+        threads=torch.get_num_threads(),
+        helpful=round((STAGES[0][1] + STAGES[1][1]) * args.scale),
+        safety=round(STAGES[2][1] * args.scale),
+        phrasings=len(grammar.PHRASINGS["val"]) + len(grammar.PHRASINGS["test"]),
+        share=corpus.HELD_OUT_PAIRS,
+        objects=corpus.HELD_OUT_OBJECTS,
+        harmful=len(data["positive"]["test"]),
+        harmless=len(data["negative"]["test"]),
+        pairs=len(data["contrast"]["test"]),
+        rows="\n".join(f"| {name} | {value:.3f} |" for name, value in figures.items()),
+    )
+    (model_dir / "README.md").write_text(card)
+
+
+if __name__ == "__main__":
+    main()
