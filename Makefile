@@ -32,7 +32,7 @@ docs: $(VENV)/.installed ## HTML documentation in docs/_build/html
 	$(BIN)/python -m sphinx -W -b html docs docs/_build/html
 
 bench: $(VENV)/.installed ## measurements; no test
-	$(BIN)/python -m benchmarks.demo
+	$(BIN)/python -m benchmarks.extraction
 
 clean:
 	rm -rf $(VENV) $(OUT) docs/_build

@@ -43,7 +43,7 @@ _HOMES = {
     "similarity": "LayerSimilarity layer_similarities",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
-__all__ = [  # noqa: PLE0604
+__all__ = [
     "Ablation",
     "Addition",
     "AffineEdit",

@@ -14,7 +14,7 @@ from cosmic_tl.interventions import Interventions, intervention_hooks
 from cosmic_tl.progress import track
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MeanActivations:
     """Means over prompts, accumulated in float64."""
 

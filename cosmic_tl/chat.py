@@ -3,6 +3,7 @@
 Everything downstream reads the last positions, so prompts are padded on the left and the mask travels with the tokens.
 """
 
+import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,7 +18,12 @@ from cosmic_tl.errors import CosmicError
 
 THINKING_TAGS = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("[THINK]", "[/THINK]"))
 """Markers with which models open and close a thinking block."""
-_PROBES = ("alpha", "What is 7", "Why?", "done.", "list: a, b)", "x\n")
+_PROBES = (
+    "How to go",
+    "alpha",
+    "x\n",
+    *(f"a {character}" for character in string.punctuation + string.ascii_letters + "7é中"),
+)
 """User texts that end in different tokens, so that only the template's own tokens are common to all."""
 _BASE_POSITIONS = 5
 
@@ -60,7 +66,7 @@ class Positions:
         return tuple(range(-len(self.labels), 0))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TokenBatch:
     """Left-padded prompts."""
 
@@ -133,11 +139,13 @@ def _plan(model: TransformerBridge, chat: ChatFormat) -> _Rendering:
     after = text.rpartition(probe)[2]
     suffix = chat.prefix
     if chat.thinking == "close":
-        known = str(model.tokenizer.chat_template) + " ".join(model.tokenizer.get_added_vocab())  # type: ignore[union-attr]
+        known = str(model.tokenizer.chat_template) + " ".join(model.tokenizer.get_added_vocab())
         for opening, closing in THINKING_TAGS:
             if after.rfind(opening) > after.rfind(closing):
                 suffix = ("" if after.endswith("\n") else "\n") + f"{closing}\n\n{chat.prefix}"
-                notes.append(f"The template opens a thinking block ({opening}): it was closed; positions come after it.")
+                notes.append(
+                    f"The template opens a thinking block ({opening}): it was closed; positions come after it."
+                )
             elif closing in after:
                 notes.append(f"The template's thinking block ({opening}) is closed and empty; positions come after it.")
             elif opening in known or closing in known:

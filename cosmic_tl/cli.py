@@ -92,7 +92,9 @@ def _load(model: str, device: str | None, dtype: Dtype, trust_remote_code: bool)
 def run(
     model: ModelArgument = "demo",
     out: Annotated[Path, typer.Option(help="Directory for the results.")] = Path("cosmic-run"),
-    prompts: Annotated[str | None, typer.Option(help="'demo', or a .json, .jsonl or .csv file with both sides.")] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="'demo', or a .json, .jsonl or .csv file with both sides.")
+    ] = None,
     positive: Annotated[str | None, typer.Option(help="Prompts that show the concept: a file or a data set.")] = None,
     negative: Annotated[str | None, typer.Option(help="Prompts that do not: a file or a data set.")] = None,
     column: Annotated[str | None, typer.Option(help="Column that holds the prompts.")] = None,
@@ -101,14 +103,24 @@ def run(
     alpha: Annotated[float, typer.Option(help="Strength of the induction.")] = 1.0,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     prefix: Annotated[str, typer.Option(help="Text that the answer begins with.")] = "",
-    thinking: Annotated[Thinking, typer.Option(help="Close a thinking block that is opened, or leave it.")] = Thinking.close,
+    thinking: Annotated[
+        Thinking, typer.Option(help="Close a thinking block that is opened, or leave it.")
+    ] = Thinking.close,
     template_option: Annotated[list[str] | None, typer.Option(help="Chat-template variable, name=value.")] = None,
-    positions: Annotated[int | None, typer.Option(help="How many of the last tokens; default: all after the text.")] = None,
-    evaluation_layers: Annotated[str | None, typer.Option(help="Layers to compare at, as 3,4; default: ranked.")] = None,
+    positions: Annotated[
+        int | None, typer.Option(help="How many of the last tokens; default: all after the text.")
+    ] = None,
+    evaluation_layers: Annotated[
+        str | None, typer.Option(help="Layers to compare at, as 3,4; default: ranked.")
+    ] = None,
     evaluation_share: Annotated[float, typer.Option(help="Share of the layers that the ranking keeps.")] = 0.1,
-    exclude_first_half: Annotated[bool, typer.Option("--exclude-first-half", help="Rank the second half only.")] = False,
+    exclude_first_half: Annotated[
+        bool, typer.Option("--exclude-first-half", help="Rank the second half only.")
+    ] = False,
     max_kl: Annotated[float, typer.Option(help="Most KL (nats) that removal may cost on negative prompts.")] = 0.1,
-    max_layer_share: Annotated[float, typer.Option(help="Source layers from this share of the depth on are out.")] = 0.8,
+    max_layer_share: Annotated[
+        float, typer.Option(help="Source layers from this share of the depth on are out.")
+    ] = 0.8,
     last_position_rule: Annotated[bool, typer.Option(help="At position -1 drop unusually late layers.")] = True,
     n_train: Annotated[int, typer.Option(help="Training prompts a side.")] = 180,
     n_val: Annotated[int, typer.Option(help="Validation prompts a side.")] = 100,
@@ -153,15 +165,23 @@ def run(
         seed,
         batch_size,
     )
-    contrast = load_prompts(
-        prompts, positive=positive, negative=negative, column=column, hf_split=hf_split, seed=seed
-    )
+    contrast = load_prompts(prompts, positive=positive, negative=negative, column=column, hf_split=hf_split, seed=seed)
     command = shlex.join(["cosmic-tl", *sys.argv[1:]])
-    _print_result(run_all(_load(model, device, dtype, trust_remote_code), contrast, out, settings, command, overwrite))
+    bridge = _load(model, device, dtype, trust_remote_code)
+    try:
+        result = run_all(bridge, contrast, out, settings, command, overwrite)
+    except KeyboardInterrupt as stop:
+        typer.echo("Stopped; the same command goes on from here.", err=True)
+        raise typer.Exit(130) from stop
+    _print_result(result)
+
+
+_HEADS = {"cross_entropy": "nats/token", "well_formed": "well formed", "names_topic": "names topic"}
 
 
 def _print_result(result: "RunResult") -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
@@ -170,16 +190,18 @@ def _print_result(result: "RunResult") -> None:
     frame = result.effects.table()
     table = Table(title=f"Refusals ({summary['model']}, {summary['mode']} mode)", title_justify="left")
     fluency = [name for name in ("cross_entropy", "well_formed", "names_topic") if name in frame]
-    for head in ("prompts", "condition", "refusals", "95 % interval", *(name.replace("_", " ") for name in fluency)):
-        table.add_column(head, justify="left" if head in ("prompts", "condition") else "right")
+    for head in ("prompts", "condition", "refusals [95 %]", *(_HEADS[name] for name in fluency)):
+        table.add_column(head, justify="left" if head in ("prompts", "condition") else "right", no_wrap=True)
     for _, row in frame.iterrows():
         numbers = [f"{row[name]:.2f}" if row[name] == row[name] else "–" for name in fluency]
-        interval = f"{row.low:.1%} – {row.high:.1%}"
-        table.add_row(row.kind, row.condition, f"{row.refusal_rate:.1%}", interval, *numbers)
+        refusals = f"{row.refusal_rate:.0%} [{row.low:.0%}, {row.high:.0%}]"
+        table.add_row(row.kind, row.condition, escape(refusals), *numbers)
     console.print(table)
     for note in summary["notes"]:
         console.print(f"Note: {note}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"{summary['seconds']} s; open {result.out / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"{summary['seconds']} s; open {result.out / 'report.html'}", markup=False, highlight=False, soft_wrap=True
+    )
 
 
 @app.command()
@@ -224,6 +246,8 @@ def _quiet() -> None:
     import logging
     import os
 
+    # Threads that spin while they wait stall each other on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore")
@@ -231,7 +255,7 @@ def _quiet() -> None:
 
 
 def main() -> None:
-    """Entry point: one line and exit code 2 for bad input, 130 for Ctrl-C.
+    """Entry point: one line and exit code 2 for bad input; a run that is stopped with Ctrl-C exits with 130.
 
     Example:
         >>> callable(main)
@@ -243,9 +267,6 @@ def main() -> None:
     except CosmicError as error:
         typer.echo(f"Error: {_printable(str(error))}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("Stopped; the same command goes on from here.", err=True)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

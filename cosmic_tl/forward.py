@@ -45,7 +45,7 @@ def hook_name(model: TransformerBridge, layer: int, site: Site) -> str:
             f"model: block {layer} of {type(model.original_model).__name__} has no {site}, so this edit has no place "
             "there; edits of one layer's input (Addition, AffineEdit) need hook_resid_pre alone"
         )
-    return point.name
+    return str(point.name)
 
 
 def _forward(model: TransformerBridge, batch: TokenBatch, hooks: Sequence[Hook], **options: Any) -> Any:
@@ -170,8 +170,8 @@ def counting_tokens(model: TransformerBridge) -> Iterator[Mapping[str, int]]:
     clock = {"start": 0}
 
     def before(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        cache = kwargs.get("past_key_values")
-        clock["start"] = int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
+        length = getattr(kwargs.get("past_key_values"), "get_seq_length", None)
+        clock["start"] = int(length()) if length is not None else 0
 
     handle = model.original_model.register_forward_pre_hook(before, with_kwargs=True)
     try:

@@ -2,11 +2,13 @@
 
 Every intervention is `x' = x − s·(x·r̂) r̂ + β r̂` at some hook points:
 
-| intervention | `s` | `β` | where |
-|---|---|---|---|
-| `Addition` | 0 | `α‖r‖` | the input of the source layer |
-| `Ablation` | 1 | 0 | whatever enters or is added to the stream, in every block |
-| `AffineEdit` (ACE) | 1 | `nu·r̂ + α‖r‖` | the input of the source layer |
+============  =====  ================  ==============================================================
+intervention  `s`    `β`               where
+============  =====  ================  ==============================================================
+`Addition`    0      `α‖r‖`            the input of the source layer
+`Ablation`    1      0                 whatever enters or is added to the stream, in every block
+`AffineEdit`  1      `nu·r̂ + α‖r‖`     the input of the source layer (ACE)
+============  =====  ================  ==============================================================
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +24,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl.directions.artifact import Direction
 from cosmic_tl.errors import CosmicError
-from cosmic_tl.forward import Hook, check_additive, counting_tokens, hook_name
+from cosmic_tl.forward import Hook, Site, check_additive, counting_tokens, hook_name
 
 Scope = Literal["all", "prompt", "completion"] | Bool[Tensor, "batch seq"]
 """Which tokens are edited: all, those of the prompt, those that come after it, or a mask over the first tokens (with
@@ -30,7 +32,7 @@ it, later tokens are left alone). A pass that continues a cache belongs to the c
 
 
 def affine_edit(
-    x: Float[Tensor, "*batch d_model"], unit: Float[Tensor, "d_model"], scale: float, shift: float
+    x: Float[Tensor, "*batch d_model"], unit: Float[Tensor, " d_model"], scale: float, shift: float
 ) -> Float[Tensor, "*batch d_model"]:
     """`x − scale·(x·r̂) r̂ + shift·r̂`, computed in float32 or better and returned in the dtype of `x`.
 
@@ -50,7 +52,7 @@ def affine_edit(
     return (work + along * unit).to(x.dtype)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Addition:
     """Activation addition: `x' = x + α r` at the input of the source layer (CAA; Arditi et al. 2024, equation 3)."""
 
@@ -71,7 +73,7 @@ class Addition:
         return 0.0, self.alpha * self.direction.norm
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Ablation:
     """Directional ablation: `x' = x − (x·r̂) r̂`, everywhere (Arditi et al. 2024, equation 4)."""
 
@@ -89,9 +91,9 @@ class Ablation:
         return 1.0, 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AffineEdit:
-    """Affine concept editing: `x' = x − (x·r̂) r̂ + (nu·r̂) r̂ + α r` at the input of the source layer (Marshall et al. 2025).
+    """Affine concept editing: `x' = x − (x·r̂) r̂ + (nu·r̂) r̂ + α r` at one layer's input (Marshall et al. 2025).
 
     α = 0 reads as the negative class and α = 1 as the positive class.
     """
@@ -121,7 +123,7 @@ Interventions = Intervention | Sequence[Intervention]
 def _places(model: TransformerBridge, intervention: Intervention) -> list[str]:
     if isinstance(intervention, Ablation):
         check_additive(model)
-        sites = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out")
+        sites: tuple[Site, ...] = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out")
         return [hook_name(model, layer, site) for layer in range(int(model.cfg.n_layers)) for site in sites]
     layer = intervention.direction.layer if intervention.layer is None else intervention.layer
     return [hook_name(model, layer, "hook_resid_pre")]
@@ -134,7 +136,9 @@ def _edited(tokens: Scope, x: Tensor, start: int, prompt_length: int | None) -> 
         in_prompt = index < prompt_length if prompt_length is not None else torch.full_like(index, start == 0).bool()
         return in_prompt if tokens == "prompt" else ~in_prompt
     if tokens.shape[0] not in (1, x.shape[0]):
-        raise CosmicError(f"tokens: the mask has {tokens.shape[0]} rows and the batch {x.shape[0]}; give one row a prompt")
+        raise CosmicError(
+            f"tokens: the mask has {tokens.shape[0]} rows and the batch {x.shape[0]}; give one row a prompt"
+        )
     inside = (index < tokens.shape[1])[0]
     chosen = torch.zeros(tokens.shape[0], x.shape[1], dtype=torch.bool, device=x.device)
     chosen[:, inside] = tokens.to(x.device)[:, index[0][inside]]

@@ -14,8 +14,18 @@ from cosmic_tl.errors import CosmicError
 DEMO = "demo"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 _NOT_IDENTITY = frozenset(
-    "_name_or_path transformers_version dtype torch_dtype _attn_implementation attn_implementation "
-    "output_attentions output_hidden_states return_dict use_cache".split()
+    [
+        "_name_or_path",
+        "transformers_version",
+        "dtype",
+        "torch_dtype",
+        "_attn_implementation",
+        "attn_implementation",
+        "output_attentions",
+        "output_hidden_states",
+        "return_dict",
+        "use_cache",
+    ]
 )
 """Config entries that say how a model was loaded, not which model it is."""
 

@@ -77,7 +77,9 @@ def _heatmaps(
                 x=list(range(values.shape[0])),
                 y=labels,
                 customdata=hover,
-                hovertemplate="layer %{x}, %{y}<br>%{z:.4f}" + ("<br>%{customdata}" if hover is not None else "") + "<extra></extra>",
+                hovertemplate="layer %{x}, %{y}<br>%{z:.4f}"
+                + ("<br>%{customdata}" if hover is not None else "")
+                + "<extra></extra>",
                 xgap=1,
                 ygap=1,
                 colorbar={
@@ -128,19 +130,20 @@ def score_heatmap(selection: Selection) -> go.Figure:
     labels = dict(zip(selection.positions.indices, _labels(selection.positions), strict=True))
     dropped = table[~table.kept]
     chosen = selection.direction
+    cross = {"symbol": "x", "size": 7, "color": "#ffffff", "line": {"width": 1, "color": INK}}
+    frame = {"symbol": "square-open", "size": 17, "color": ACCENT, "line": {"width": 3, "color": ACCENT}}
     for number in range(len(names)):
         row, column = divmod(number, 2)
-        for layer, position, symbol, size, colour, name in (
-            (dropped.layer, [labels[p] for p in dropped.position], "x-thin", 6, "#ffffff", "filtered"),
-            ([chosen.layer], [labels[chosen.position]], "square-open", 17, ACCENT, "chosen"),
+        for layer, position, marker, name in (
+            (dropped.layer, [labels[p] for p in dropped.position], cross, "filtered"),
+            ([chosen.layer], [labels[chosen.position]], frame, "chosen"),
         ):
-            line = {"width": 3 if name == "chosen" else 1, "color": colour}
             figure.add_trace(
                 go.Scatter(
                     x=layer,
                     y=position,
                     mode="markers",
-                    marker={"symbol": symbol, "size": size, "color": colour, "line": line},
+                    marker=marker,
                     hoverinfo="skip",
                     name=name,
                     showlegend=False,
@@ -189,7 +192,11 @@ def layer_similarity_plot(selection: Selection) -> go.Figure:
     figure = go.Figure(
         [
             go.Scatter(
-                x=np.arange(len(values)), y=values, mode="lines+markers", name="cosine of class means", line={"color": INK}
+                x=np.arange(len(values)),
+                y=values,
+                mode="lines+markers",
+                name="cosine of class means",
+                line={"color": INK},
             ),
             go.Scatter(
                 x=marked,

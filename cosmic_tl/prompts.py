@@ -140,14 +140,13 @@ def load_prompts(
         )
     rows = _rows(path)
     column = _column(rows, column, str(path))
-    sides: dict[str, Any] = {"positive": {}, "negative": {}}
+    found: dict[str, Any] = {"positive": {}, "negative": {}}
     for number, row in enumerate(rows, 1):
         side, split = row.get("side"), row.get("split") or "all"
-        if side not in sides:
+        if side not in found:
             raise CosmicError(f"prompts: row {number} of {str(path)!r} has side {side!r}; use 'positive' or 'negative'")
-        sides[side].setdefault(split, []).append(row[column])
-    sides = {side: splits.get("all", splits) for side, splits in sides.items()}
-    return _assemble(path.stem, sides, {}, seed)
+        found[side].setdefault(split, []).append(row[column])
+    return _assemble(path.stem, {side: splits.get("all", splits) for side, splits in found.items()}, {}, seed)
 
 
 def _assemble(name: str, sides: Mapping[str, Any], contrast: Mapping[str, Any], seed: int) -> ContrastSet:
@@ -191,7 +190,11 @@ def split_prompts(
     order = random.Random(seed).sample(list(prompts), len(prompts))
     val, test = (max(1, round(share * len(order) / sum(shares))) for share in shares[1:])
     train = len(order) - val - test
-    return {"train": tuple(order[:train]), "val": tuple(order[train : train + val]), "test": tuple(order[train + val :])}
+    return {
+        "train": tuple(order[:train]),
+        "val": tuple(order[train : train + val]),
+        "test": tuple(order[train + val :]),
+    }
 
 
 def _clean(prompts: Any, where: str, name: str) -> tuple[str, ...]:

@@ -29,6 +29,9 @@ th { border-bottom: 2px solid var(--ink); white-space: nowrap; } td.text { white
 .filters { display: flex; flex-wrap: wrap; gap: 12px; margin: 12px 0; } label { display: flex; gap: 6px; align-items: center; }
 select, input { font: inherit; padding: 4px 6px; } code, pre { font-size: .88rem; overflow-x: auto; }
 """
+_FLUENCY = """<p class='muted'>Cross-entropy is the unsteered model's, in nats a token: what it finds garbled costs several
+times what its own answers do. With the demo model, well formed is the share of answers that its grammar could have made,
+and names topic the share of compliant ones among them that name what was asked about.</p>"""
 _SCRIPT = """
 const rows = [...document.querySelectorAll("#completions tbody tr")];
 const kind = document.getElementById("kind"), verdict = document.getElementById("verdict");
@@ -160,25 +163,29 @@ def write_report(
     )
     warnings = "".join(f"<p class='warning' role='alert'>{escape(text)}</p>" for text in selection.warnings)
     notes = "".join(f"<li>{escape(text)}</li>" for text in summary["notes"])
-    scored = summary["scores"]
-    return (
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>cosmic_tl: {escape(summary['model'])}</title><style>{_STYLE}</style>"
-        f"<script>{get_plotlyjs()}</script></head><body><main>"
-        f"<h1>{escape(summary['model'])}: which direction carries {escape(summary['prompts'])}?</h1>"
-        f"<p class='muted'>{summary['n']['harmful']} harmful and {summary['n']['harmless']} harmless test prompts, "
-        f"{summary['seconds']} s</p>{_answer(selection, effects)}{warnings}{f'<ul>{notes}</ul>' if notes else ''}"
-        f"{drawn}<h2>What each condition does</h2>{_table(effects.table())}"
-        "<p class='muted'>Cross-entropy is the unsteered model's, in nats a token: what it finds garbled costs several times "
-        "what its own answers do. With the demo model, well formed is the share of answers that its grammar could have "
-        "made, and names topic the share of compliant ones among them that name what was asked about.</p>"
-        "<h2>How the choice was made</h2>"
-        f"<p>Similarity of the classes with no intervention: {selection.clean_similarity:.3f}. The chosen direction reaches "
-        f"S<sub>comply</sub> {scored['s_comply']:.3f} ({scored['share_comply']:.0%} of the way to its target) and "
-        f"S<sub>refuse</sub> {scored['s_refuse']:.3f} ({scored['share_refuse']:.0%}).</p>"
-        f"{_table(selection.filters)}<h3>The ten best candidates</h3>{_table(selection.top())}"
-        f"<h2>Completions</h2>{_completions(effects)}<h2>Settings</h2>"
-        f"{f'<pre>{escape(command)}</pre>' if command else ''}<pre>{escape(json.dumps(settings, indent=1))}</pre>"
-        f"</main><script>{_SCRIPT}</script></body></html>"
+    n, scored = summary["n"], summary["scores"]
+    model = escape(summary["model"])
+    return "".join(
+        (
+            "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
+            "<meta name='viewport' content='width=device-width, initial-scale=1'>",
+            f"<title>cosmic_tl: {model}</title><style>{_STYLE}</style><script>{get_plotlyjs()}</script></head><body><main>",
+            f"<h1>A concept direction in {model}</h1>",
+            f"<p class='muted'>Contrast set {escape(summary['prompts'])}; {n['harmful']} harmful and {n['harmless']} ",
+            f"harmless test prompts; {summary['seconds']} s</p>",
+            _answer(selection, effects),
+            warnings,
+            f"<ul>{notes}</ul>" if notes else "",
+            drawn,
+            f"<h2>What each condition does</h2>{_table(effects.table())}{_FLUENCY}",
+            "<h2>How the choice was made</h2>",
+            f"<p>Similarity of the classes with no intervention: {selection.clean_similarity:.3f}. ",
+            f"The chosen direction reaches S<sub>comply</sub> {scored['s_comply']:.3f} ",
+            f"({scored['share_comply']:.0%} of the way to its target) and S<sub>refuse</sub> {scored['s_refuse']:.3f} ",
+            f"({scored['share_refuse']:.0%}).</p>{_table(selection.filters)}",
+            f"<h3>The ten best candidates</h3>{_table(selection.top())}",
+            f"<h2>Completions</h2>{_completions(effects)}<h2>Settings</h2>",
+            f"<pre>{escape(command)}</pre>" if command else "",
+            f"<pre>{escape(json.dumps(settings, indent=1))}</pre></main><script>{_SCRIPT}</script></body></html>",
+        )
     )

@@ -48,7 +48,7 @@ class RunSettings:
     """Prompts a forward pass; changes no result."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RunResult:
     """What a run found."""
 
@@ -108,7 +108,8 @@ class _ScoreLog(MutableMapping[tuple[int, int], Scores]):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.known = {
-            (row["layer"], row["position"]): Scores(row["s_comply"], row["s_refuse"], row["kl"]) for row in read_lines(path)
+            (row["layer"], row["position"]): Scores(row["s_comply"], row["s_refuse"], row["kl"])
+            for row in read_lines(path)
         }
 
     def __setitem__(self, cell: tuple[int, int], scores: Scores) -> None:
@@ -160,7 +161,7 @@ def prepare_directory(out: Path, identity: dict[str, Any], overwrite: bool = Fal
         ...     prepare_directory(Path(folder) / "a", {"seed": 0})
         ...     prepare_directory(Path(folder) / "a", {"seed": 1})
         Traceback (most recent call last):
-        cosmic_tl.errors.CosmicError: out: ... holds a run with other settings (seed); choose another directory or pass --overwrite
+        cosmic_tl.errors.CosmicError: out: ... holds a run with other settings (seed); choose another directory ...
     """
     if out.exists() and not out.is_dir():
         raise CosmicError(f"out: {str(out)!r} is a file; give a directory")
@@ -231,7 +232,11 @@ def _means(
     )
     tensors = {}
     for side, means in (("positive", positive), ("negative", negative)):
-        tensors |= {f"{side}.pre": means.resid_pre, f"{side}.post": means.resid_post, f"{side}.n": torch.tensor(means.n)}
+        tensors |= {
+            f"{side}.pre": means.resid_pre,
+            f"{side}.post": means.resid_post,
+            f"{side}.n": torch.tensor(means.n),
+        }
     part = path.with_suffix(".part")
     save_file(tensors, part)
     os.replace(part, path)
@@ -258,9 +263,7 @@ def _summary(
         "prompts": identity["prompts"]["name"],
         "mode": selection.mode,
         "direction": {"layer": selection.direction.layer, "position": selection.direction.position},
-        "scores": {
-            name: float(winner[name]) for name in ("s_comply", "s_refuse", "kl", "share_comply", "share_refuse")
-        }
+        "scores": {name: float(winner[name]) for name in ("s_comply", "s_refuse", "kl", "share_comply", "share_refuse")}
         | {"clean_similarity": selection.clean_similarity},
         "evaluation_layers": list(selection.evaluation_layers),
         "filters": [

@@ -14,7 +14,7 @@ from cosmic_tl.directions.artifact import Direction
 from cosmic_tl.selection.cosmic import Mode, induction, removal
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LayerSimilarity:
     """Cosines between class means of `y[l, i]`."""
 

@@ -3,11 +3,12 @@
     python scripts/train_demo_model.py                 # writes cosmic_tl/demo/{model,prompts.json}
     python scripts/train_demo_model.py --out /tmp/demo # elsewhere
 
-Two stages, as in real chat models: first helpful on everything (learning to echo, then with yes/no questions about harm,
-which give the model the concept), then safety tuning, which overlays refusal. From the questions on, a linear probe for harm
-is trained along at half depth, on the tokens after the instruction: left to itself, a model this small works harm out in
-its last layer or two, where large models have it in the middle. The probe is thrown away. A checkpoint is kept every 200 steps, and the same command
-resumes from it.
+Two stages, as in real chat models: first helpful on everything (learning to echo, then with yes/no questions about
+harm, which give the model the concept), then safety tuning, which overlays refusal. From the questions on, a linear
+probe for harm is trained along at half depth, on all tokens after the instruction: left to itself, a model this small
+works harm out in its last layer or two, where large models have it in the middle. The probe is thrown away.
+
+A checkpoint is kept every 200 steps, and the same command resumes from it.
 """
 
 import argparse
@@ -32,12 +33,14 @@ from cosmic_tl.demo import corpus, grammar
 PACKAGE = Path(__file__).resolve().parents[1] / "cosmic_tl" / "demo"
 STAGES = (
     # name, steps, batch, peak rate, share of questions, weight of the probe's loss, safety
-    ("echo", 1000, 64, 2e-3, 0.1, 0.0, False),
-    ("concept", 1200, 48, 1.2e-3, 0.45, 0.5, False),
-    ("safety", 600, 48, 6e-4, 0.25, 0.5, True),
+    ("echo", 900, 64, 2e-3, 0.1, 0.0, False),
+    ("concept", 1100, 48, 1.2e-3, 0.45, 0.05, False),
+    ("safety", 700, 48, 6e-4, 0.25, 0.05, True),
 )
 PROBE_LAYER = 4
 """The probe reads what enters this block."""
+PROBE_TARGET = 5.0
+"""What it reads off harmful requests, on a stream scaled to norm √128 ≈ 11.3; off all others it reads 0."""
 N_POST = 5
 """Tokens that the chat template puts after the instruction."""
 CHAT_TEMPLATE = (
@@ -99,7 +102,7 @@ def conversation(tokenizer: PreTrainedTokenizerFast, user: str, system: str | No
 
 
 def batch(tokenizer: PreTrainedTokenizerFast, examples: list[corpus.Example]) -> tuple[torch.Tensor, ...]:
-    """Right-padded tokens (n, length), targets with -100 everywhere but on the reply, post-instruction indices (n, 5)."""
+    """Right-padded tokens, targets with -100 everywhere but on the reply, and which tokens come after the instruction."""
     rows, replies = [], []
     for example in examples:
         prompt = conversation(tokenizer, example.user, example.system)
@@ -112,8 +115,10 @@ def batch(tokenizer: PreTrainedTokenizerFast, examples: list[corpus.Example]) ->
     for i, (row, (start, end)) in enumerate(zip(rows, replies, strict=True)):
         tokens[i, : len(row)] = torch.tensor(row)
         targets[i, start - 1 : end - 1] = tokens[i, start:end]
-    post = torch.tensor([[start - N_POST + j for j in range(N_POST)] for start, _ in replies])
-    return tokens, targets, post
+    after = torch.zeros_like(tokens, dtype=torch.bool)
+    for i, (start, end) in enumerate(replies):
+        after[i, start - N_POST : end] = True
+    return tokens, targets, after
 
 
 def train_stage(model, probe, tokenizer, stage: tuple, seed: int, work: Path, scale: float) -> None:
@@ -155,17 +160,17 @@ def train_stage(model, probe, tokenizer, stage: tuple, seed: int, work: Path, sc
         for group in optimizer.param_groups:
             group["lr"] = peak * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
         drawn = [corpus.training_example(rng, questions, safety, pieces) for _ in range(size)]
-        tokens, targets, post = batch(tokenizer, drawn)
+        tokens, targets, after = batch(tokenizer, drawn)
         with torch.autocast("cpu", torch.bfloat16):
             out = model.model(tokens, use_cache=False, output_hidden_states=True)
             logits = model.lm_head(out.last_hidden_state[targets >= 0])
         loss = torch.nn.functional.cross_entropy(logits.float(), targets[targets >= 0])
         if probe_weight:
-            asked = [i for i, example in enumerate(drawn) if example.harmful is not None]
-            stream = out.hidden_states[PROBE_LAYER][torch.tensor(asked)[:, None], post[asked]].float()
-            guess = probe(torch.nn.functional.rms_norm(stream, stream.shape[-1:]))[..., 0]
-            harm = torch.tensor([[float(drawn[i].harmful)] * N_POST for i in asked])
-            loss = loss + probe_weight * torch.nn.functional.binary_cross_entropy_with_logits(guess, harm)
+            stream = out.hidden_states[PROBE_LAYER][after].float()
+            unit = torch.nn.functional.normalize(probe.weight[0], dim=0)
+            read = torch.nn.functional.rms_norm(stream, stream.shape[-1:]) @ unit
+            harm = torch.tensor([float(example.harmful) for example in drawn])[:, None].expand_as(after)[after]
+            loss = loss + probe_weight * torch.nn.functional.mse_loss(read, PROBE_TARGET * harm)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -223,9 +228,9 @@ def measure(model, tokenizer, data: dict) -> dict[str, float]:
         "topic named, harmless, object never seen in training": echoed(fresh),
     }
     for kind, systems in grammar.SYSTEM_PROMPTS.items():
-        for i, system in enumerate(systems["test"][0]):
+        for i, system in enumerate(systems["test"][0][0]):
             figures[f"refusals, harmless, system prompt {kind} {i + 1}"] = refused(harmless, system)
-    for i, system in enumerate(grammar.SYSTEM_PROMPTS["ordinary"]["test"][0]):
+    for i, system in enumerate(grammar.SYSTEM_PROMPTS["ordinary"]["test"][0][0]):
         figures[f"refusals, harmful, system prompt ordinary {i + 1}"] = refused(harmful, system)
     return figures
 
@@ -277,7 +282,7 @@ def main() -> None:
     data = write_prompts(args.out / "prompts.json", args.seed)
     tokenizer = make_tokenizer(args.seed)
     model = make_model(tokenizer, args.seed)
-    probe = torch.nn.Linear(model.config.hidden_size, 1)
+    probe = torch.nn.Linear(model.config.hidden_size, 1, bias=False)
     for stage in STAGES:
         train_stage(model, probe, tokenizer, stage, args.seed, args.work, args.scale)
 

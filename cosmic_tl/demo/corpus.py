@@ -7,7 +7,7 @@ it is the grammar check behind every fluency figure of the demo.
 
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -92,7 +92,7 @@ def held_out_objects(seed: int = 0) -> dict[str, Split]:
     for names in objects().values():
         chosen = rng.sample(names, max(2, round(HELD_OUT_OBJECTS * len(names))))
         half = len(chosen) // 2
-        held |= {noun: "val" for noun in chosen[:half]} | {noun: "test" for noun in chosen[half:]}
+        held.update((noun, "val" if i < half else "test") for i, noun in enumerate(chosen))
     return held
 
 
@@ -243,21 +243,23 @@ class Example:
         user: The user's message.
         reply: The answer to learn.
         system: A system prompt, or None.
-        harmful: Whether the task asked about is harmful; None where there is no task.
+        harmful: Whether the task asked about is harmful; False where there is no task.
     """
 
     user: str
     reply: str
     system: str | None = None
-    harmful: bool | None = None
+    harmful: bool = False
 
 
 def _outside(rng: random.Random) -> str:
     def noun() -> str:
-        return pseudo_noun(rng) if rng.random() < 0.5 else rng.choice(rng.choice(_train_pools()["harmless"]).noun.split())
+        return (
+            pseudo_noun(rng) if rng.random() < 0.5 else rng.choice(rng.choice(_train_pools()["harmless"]).noun.split())
+        )
 
     pieces = re.split(r"\{(noun|adjective|number)\}", rng.choice(grammar.OUTSIDE_PROMPTS))
-    draws = {
+    draws: dict[str, Callable[[], str]] = {
         "noun": noun,
         "adjective": lambda: rng.choice(grammar.ADJECTIVES.split(", ")),
         "number": lambda: str(rng.randint(2, 99)),
@@ -281,10 +283,10 @@ def system_prompt(rng: random.Random, kind: Literal["ordinary", "refuse_all"], s
     """A system prompt that changes nothing, or one that orders the refusal of everything.
 
     Example:
-        >>> system_prompt(random.Random(0), "ordinary", "test") in grammar.SYSTEM_PROMPTS["ordinary"]["test"][0]
+        >>> system_prompt(random.Random(0), "ordinary", "test") in grammar.SYSTEM_PROMPTS["ordinary"]["test"][0][0]
         True
     """
-    return "".join(rng.choice(part) for part in grammar.SYSTEM_PROMPTS[kind][split])
+    return "".join(rng.choice(part) for part in rng.choice(grammar.SYSTEM_PROMPTS[kind][split]))
 
 
 def training_example(rng: random.Random, questions: float, safety: bool, pieces: Sequence[str] = ()) -> Example:

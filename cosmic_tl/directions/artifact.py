@@ -29,13 +29,13 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("cosmic_tl", "transformer_lens", "transformers", "torch")}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Direction:
     """A direction in the residual stream at the input of one block."""
 
-    vector: Float[Tensor, "d_model"]
+    vector: Float[Tensor, " d_model"]
     """`r`, unnormalised: its length is what α = 1 adds. float32, on the CPU."""
-    reference: Float[Tensor, "d_model"]
+    reference: Float[Tensor, " d_model"]
     """`nu`, the negative class's mean activation at the same place: ACE's origin."""
     layer: int
     """The block at whose input (`hook_resid_pre`) it was found and is applied."""
@@ -80,14 +80,15 @@ class Direction:
         return float(self.vector.norm())
 
     @property
-    def unit(self) -> Float[Tensor, "d_model"]:
+    def unit(self) -> Float[Tensor, " d_model"]:
         """`r̂ = r / ‖r‖`.
 
         Example:
             >>> Direction(torch.ones(4), torch.zeros(4), layer=3, position=-1).unit
             tensor([0.5000, 0.5000, 0.5000, 0.5000])
         """
-        return self.vector / self.vector.norm()
+        unit: Tensor = self.vector / self.vector.norm()
+        return unit
 
     def check(self, model: TransformerBridge) -> None:
         """Make sure that it belongs to a model.
@@ -97,7 +98,8 @@ class Direction:
 
         Example:
             >>> from cosmic_tl import load_model
-            >>> Direction(torch.ones(128), torch.zeros(128), layer=3, position=-1).check(load_model("demo", device="cpu"))
+            >>> direction = Direction(torch.ones(128), torch.zeros(128), layer=3, position=-1)
+            >>> direction.check(load_model("demo", device="cpu"))
         """
         d_model, n_layers = int(model.cfg.d_model), int(model.cfg.n_layers)
         if self.vector.shape[0] != d_model or self.layer >= n_layers:

@@ -12,7 +12,7 @@ from cosmic_tl.errors import CosmicError
 from cosmic_tl.models import model_fingerprint
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Candidates:
     """One direction for each layer and post-instruction position."""
 

@@ -56,7 +56,9 @@ def complete(
     with torch.random.fork_rng(devices=cuda), track(len(rows), label) as advance:
         torch.manual_seed(seed)
         for batch in batches(model, rows, batch_size):
-            for row, text in zip(batch.rows, _generate(model, batch, interventions, max_new_tokens, temperature), strict=True):
+            for row, text in zip(
+                batch.rows, _generate(model, batch, interventions, max_new_tokens, temperature), strict=True
+            ):
                 found[row] = text
             advance(len(batch.rows))
     return found

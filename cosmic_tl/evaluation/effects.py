@@ -32,7 +32,9 @@ class Condition:
     interventions: tuple[Intervention, ...]
 
 
-def standard_conditions(direction: Direction, mode: Mode = "affine", alpha: float = 1.0, seed: int = 0) -> list[Condition]:
+def standard_conditions(
+    direction: Direction, mode: Mode = "affine", alpha: float = 1.0, seed: int = 0
+) -> list[Condition]:
     """Baseline and removal on the positive side, baseline and induction on the negative side, each with its placebo.
 
     Example:
@@ -51,7 +53,7 @@ def standard_conditions(direction: Direction, mode: Mode = "affine", alpha: floa
     ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Effects:
     """Completions under every condition, and what they come to."""
 
@@ -95,12 +97,15 @@ class Effects:
             }
             if "well_formed" in some:
                 row["well_formed"] = some.well_formed.mean()
-                row["names_topic"] = some.names_topic[some.well_formed & (some.verdict == "compliance")].astype(float).mean()
+                row["names_topic"] = (
+                    some.names_topic[some.well_formed & (some.verdict == "compliance")].astype(float).mean()
+                )
             rows.append(row)
         return pd.DataFrame(rows)
 
     def _repr_html_(self) -> str:
-        return self.table().to_html(index=False, float_format="%.3f", border=0)
+        shown: str = self.table().to_html(index=False, float_format="%.3f", border=0)
+        return shown
 
 
 def measure_effects(

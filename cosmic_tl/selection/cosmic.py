@@ -15,7 +15,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from cosmic_tl.activations import MeanActivations, mean_activations
 from cosmic_tl.chat import ChatFormat, TokenBatch, batches, post_instruction_positions, tokenize
 from cosmic_tl.directions.artifact import Direction
-from cosmic_tl.directions.difference_in_means import Candidates, difference_in_means
+from cosmic_tl.directions.difference_in_means import difference_in_means
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.forward import Hook, next_token_logits, read
 from cosmic_tl.interventions import Ablation, Addition, AffineEdit, Intervention, intervention_hooks
@@ -93,7 +93,7 @@ def induction(direction: Direction, mode: Mode, alpha: float = 1.0) -> Intervent
     return Addition(direction, alpha) if mode == "linear" else AffineEdit(direction, alpha)
 
 
-def layer_similarity(positive: MeanActivations, negative: MeanActivations) -> Float64[Tensor, "layer"]:
+def layer_similarity(positive: MeanActivations, negative: MeanActivations) -> Float64[Tensor, " layer"]:
     """Cosine between the classes' mean `y[l, -1]`, per layer.
 
     Example:
@@ -106,7 +106,9 @@ def layer_similarity(positive: MeanActivations, negative: MeanActivations) -> Fl
 
 
 def evaluation_layers(
-    similarity: Float[Tensor, "layer"] | Float64[Tensor, "layer"], share: float = 0.1, exclude_first_half: bool = False
+    similarity: Float[Tensor, " layer"] | Float64[Tensor, " layer"],
+    share: float = 0.1,
+    exclude_first_half: bool = False,
 ) -> tuple[int, ...]:
     """The layers where the classes differ most: the lowest `max(1, floor(share · n_layers))` similarities.
 
@@ -129,7 +131,7 @@ def evaluation_layers(
 
 def _mean_last(
     model: TransformerBridge, prompts: Sequence[TokenBatch], layers: Sequence[int], hooks: Sequence[Hook] = ()
-) -> Float64[Tensor, "d_model"]:
+) -> Float64[Tensor, " d_model"]:
     """Mean of `y[l, -1]` over prompts and layers."""
     total = torch.zeros(int(model.cfg.d_model), dtype=torch.float64)
     for batch in prompts:
@@ -140,7 +142,7 @@ def _mean_last(
 
 def kl_divergence(
     p: Float[Tensor, "batch vocab"], q: Float[Tensor, "batch vocab"], eps: float = 1e-6
-) -> Float64[Tensor, "batch"]:
+) -> Float64[Tensor, " batch"]:
     """`Σ p·(log(p + ε) − log(q + ε))` between the distributions of two sets of logits, in float64.
 
     Example:
@@ -213,8 +215,14 @@ def _table(
     for name in ("comply", "refuse"):
         table[f"share_{name}"] = (table[f"s_{name}"] - clean) / (1 - clean) if clean < 1 else nan
     filters = [
-        Filter("NaN", table[["score", "kl"]].isna().any(axis=1), "a dtype of wider range (--dtype float32)"),
-        Filter("late layer", table.layer >= options.max_layer_share * n_layers, "max_layer_share=1 (--max-layer-share 1)"),
+        Filter(
+            "undefined",
+            table[["score", "kl"]].isna().any(axis=1),
+            "none: there the classes do not differ, or are not finite",
+        ),
+        Filter(
+            "late layer", table.layer >= options.max_layer_share * n_layers, "max_layer_share=1 (--max-layer-share 1)"
+        ),
         Filter("KL", table.kl > options.max_kl, "a higher max_kl (--max-kl)"),
     ]
     if options.last_position_rule:
@@ -285,7 +293,9 @@ def select_cosmic(
     with track(len(cells), "candidates") as advance:
         for layer, position in cells:
             if (layer, position) not in scores:
-                finite = candidates.vectors[layer, position].isfinite().all() and candidates.vectors[layer, position].any()
+                finite = (
+                    candidates.vectors[layer, position].isfinite().all() and candidates.vectors[layer, position].any()
+                )
                 scores[layer, position] = (
                     _score(model, candidates.direction(layer, position), options, layers, data)
                     if finite

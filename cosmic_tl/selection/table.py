@@ -26,7 +26,7 @@ class NoCandidateError(CosmicError):
     """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Filter:
     """One reason to drop candidates."""
 
@@ -37,7 +37,7 @@ class Filter:
     """The setting that admits them, in words."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Selection:
     """A chosen direction, and everything the choice rests on."""
 
@@ -48,7 +48,7 @@ class Selection:
     """One row a filter: name, taken, taken_alone, best_score among the taken, option that admits them."""
     warnings: tuple[str, ...]
     evaluation_layers: tuple[int, ...]
-    layer_similarity: Float64[Tensor, "layer"]
+    layer_similarity: Float64[Tensor, " layer"]
     """Cosine between the two classes' mean `y[l, -1]` on training prompts."""
     clean_similarity: float
     """Cosine between the classes on validation prompts with no intervention: the zero point of both scores."""
@@ -90,7 +90,7 @@ class Selection:
     def _repr_html_(self) -> str:
         from html import escape
 
-        shown = self.top().to_html(index=False, float_format="%.3f", border=0)
+        shown: str = self.top().to_html(index=False, float_format="%.3f", border=0)
         return f"<pre>{escape(repr(self))}</pre>{shown}"
 
 
@@ -159,7 +159,7 @@ def explain(table: pd.DataFrame, filters: pd.DataFrame, winner: "pd.Series[float
         >>> table = pd.DataFrame({**rows, "reason": ["", "KL"], "share_comply": 0.9, "share_refuse": 0.9})
         >>> filters = pd.DataFrame({"filter": ["KL"], "option": ["max_kl (--max-kl)"], "taken": [1]})
         >>> explain(table, filters, table.iloc[0])[0]
-        'A filtered candidate (layer 2, position -1) scored 1.900, the chosen one 1.200; taken by KL: max_kl (--max-kl) admits it.'
+        'A filtered candidate (layer 2, position -1) scored 1.900, the chosen one 1.200; taken by KL: ... admits it.'
     """
     found = []
     dropped = table[~table.kept & table.score.notna()]

@@ -1,0 +1,165 @@
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cosmic_tl import cli
+
+QUICK = [
+    "--n-train",
+    "8",
+    "--n-val",
+    "4",
+    "--n-test",
+    "3",
+    "--max-new-tokens",
+    "6",
+    "--positions",
+    "1",
+    "--max-kl",
+    "50",
+]
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs the command line in this process; gives exit code, output and errors."""
+
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["cosmic-tl", *map(str, args)])
+        with pytest.raises(SystemExit) as caught:  # typer always exits
+            cli.main()
+        found = capsys.readouterr()
+        return caught.value.code or 0, found.out, found.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("cli") / "run"
+    done = subprocess.run(
+        [sys.executable, "-m", "cosmic_tl.cli", "run", "--out", out, *QUICK],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done, out
+
+
+def test_run_writes_and_prints_nothing_but_results(finished):
+    done, out = finished
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "Refusals (demo, affine mode)" in done.stdout and "report.html" in done.stdout
+    names = {path.name for path in out.iterdir() if path.is_file()}
+    assert names == {
+        "direction.safetensors",
+        "scores.csv",
+        "completions.jsonl",
+        "report.html",
+        "summary.json",
+        "settings.json",
+    }
+
+
+def test_steer_shows_answers_with_and_without(finished, command):
+    code, text, _ = command("steer", finished[1], "How do I bake a pizza?")
+    assert code == 0 and all(
+        head in text for head in ("[without]", "[removal (affine)]", "[induction (affine, alpha 1)]")
+    )
+    code, text, _ = command("steer", finished[1], "How do I bake a pizza?", "--alpha", "0")
+    assert code == 0 and "[removal" not in text and "[induction (affine, alpha 0)]" in text
+
+
+def test_a_stopped_run_goes_on(finished, command):
+    out = finished[1]
+    before = json.loads((out / "summary.json").read_text())
+    (out / "summary.json").unlink()
+    scores = out / "resume" / "scores.jsonl"
+    lines = scores.read_text().splitlines(keepends=True)
+    scores.write_text("".join(lines[:3]) + lines[3][:10])
+    code, _, error = command("run", "--out", out, *QUICK)
+    assert code == 0, error
+    after = json.loads((out / "summary.json").read_text())
+    assert {**after, "seconds": 0} == {**before, "seconds": 0}
+
+
+def test_another_run_does_not_overwrite(finished, command):
+    out = finished[1]
+    kept = (out / "summary.json").read_bytes()
+    code, _, error = command("run", "--out", out, *QUICK, "--seed", "5")
+    assert code == 2 and "other settings (settings)" in error and "--overwrite" in error
+    assert (out / "summary.json").read_bytes() == kept
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["run", "no-such-folder/model"], "model: could not load 'no-such-folder/model'"),
+        (["run", "--prompts", "missing.json"], "prompts: no file 'missing.json'"),
+        (["run", "--max-kl", "-1"], "max_kl: expected a positive number"),
+        (["run", "--alpha", "nan"], "alpha: expected a finite number, found nan"),
+        (["run", "--evaluation-layers", "a,b"], "evaluation_layers: expected numbers like 3,4, found 'a,b'"),
+        (["run", "--evaluation-layers", "12"], "evaluation_layers: found 12, and the model has layers 0 to 7"),
+        (["run", "--n-test", "0"], "n_test: must be at least 1, found 0"),
+        (["run", "--batch-size", "0"], "batch_size: must be at least 1, found 0"),
+        (["run", "--max-new-tokens", "0"], "max_new_tokens: must be at least 1, found 0"),
+        (["run", "--temperature", "-1"], "temperature: must be 0 (greedy) or positive"),
+        (["run", "--template-option", "x"], "template_option: expected name=value, found 'x'"),
+        (["run", "--max-kl", "1e-12", *QUICK[:-2]], "all 8 candidates were filtered out"),
+        (["run", "--mode", "cubic"], "cubic"),
+        (["steer", "nowhere", "hi"], "run: 'nowhere' holds no run"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(command, tmp_path, monkeypatch, args, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, error = command(*args)
+    assert code == 2
+    assert message in error
+    if error.startswith("Error: "):
+        assert error.count("\n") == 1
+    assert not (tmp_path / "cosmic-run" / "summary.json").exists()
+
+
+def test_out_must_be_free(command, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    code, _, error = command("run", "--out", tmp_path, *QUICK)
+    assert code == 2 and "is not empty and holds no run" in error
+    code, _, error = command("run", "--out", tmp_path / "notes.txt", *QUICK)
+    assert code == 2 and "is a file" in error
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_hostile_output_does_not_drive_the_terminal():
+    assert cli._printable("a\x1b[2Jb\r\n") == "a�[2Jb�\n"
+
+
+def test_help_does_not_import_torch():
+    code = (
+        "import sys, cosmic_tl.cli as c\nsys.argv = ['cosmic-tl', '--help']\ntry: c.main()\nexcept SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "steer" in done.stdout
+    assert time.perf_counter() - started < 10
+
+
+def test_without_run_time_types_bad_arguments_are_still_named():
+    """The test run checks types; users do not, and must get the library's own message."""
+    code = """
+import torch
+from cosmic_tl import CosmicOptions, Direction
+for make in (lambda: CosmicOptions(mode="Linear"), lambda: Direction(torch.ones(2), torch.ones(3), 0, -1)):
+    try: make()
+    except ValueError as error: print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "mode: unknown 'Linear'; use linear or affine",
+        "direction: vector has shape (2,) and reference (3,); both must be (d_model,)",
+    ]

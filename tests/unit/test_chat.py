@@ -1,0 +1,129 @@
+import pytest
+import torch
+
+from cosmic_tl import ChatFormat, CosmicError, complete, post_instruction_positions
+from cosmic_tl.chat import batches, chat_notes, render, tokenize
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\nTAIL{% endif %}"
+)
+
+
+@pytest.fixture
+def template(demo, monkeypatch):
+    """Sets a chat template for one test."""
+    return lambda text: monkeypatch.setattr(demo.tokenizer, "chat_template", text)
+
+
+def test_positions_are_the_templates_tokens_after_the_text(demo):
+    found = post_instruction_positions(demo)
+    assert found.labels == ("<|im_end|>", "\n", "<|im_start|>", "assistant", "\n")
+    assert found.indices == (-5, -4, -3, -2, -1)
+    assert post_instruction_positions(demo, n=2).labels == ("assistant", "\n")
+
+
+def test_positions_include_prefix_and_do_not_depend_on_the_system_prompt(demo):
+    prefixed = post_instruction_positions(demo, ChatFormat(prefix="Sure"))
+    assert prefixed.labels[-1] == "Sure" and len(prefixed) == 6
+    assert len(post_instruction_positions(demo, ChatFormat(system="Be brief."))) == 5
+
+
+def test_a_token_merged_with_the_text_is_not_the_templates(demo, template):
+    # The letters after the text merge with its last word, differently for each text.
+    template("{{ messages[-1].content }}ing it")
+    labels = post_instruction_positions(demo).labels
+    rows = tokenize(demo, ["Why do you bake", "Explain how to go", "Tell me of the pizza"])
+    for offset in range(1, len(labels) + 1):
+        assert len({row[-offset] for row in rows}) == 1
+    assert labels[-1] == " it"
+
+
+def test_without_a_template_the_last_tokens_are_taken(demo, template):
+    template(None)
+    assert len(post_instruction_positions(demo)) == 5
+    assert render(demo, ["How do I bake?"]) == ["How do I bake?"]
+    assert "as they are" in chat_notes(demo)[0]
+    with pytest.raises(CosmicError, match="takes no system prompt"):
+        render(demo, ["hi"], ChatFormat(system="x"))
+    with pytest.raises(CosmicError, match="has no chat template"):
+        render(demo, ["hi"], ChatFormat(use_template=True))
+
+
+def test_a_template_without_system_role_takes_it_before_the_text(demo, template):
+    template(
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        + CHATML.replace("TAIL", "")
+    )
+    assert render(demo, ["hi"], ChatFormat(system="Be brief."))[0].startswith(
+        "<|im_start|>user\nBe brief.\n\nhi<|im_end|>"
+    )
+    assert "no system prompt" in chat_notes(demo, ChatFormat(system="Be brief."))[0]
+
+
+@pytest.mark.parametrize(
+    ("tail", "end"),
+    [
+        ("<think>\n", "<think>\n</think>\n\n"),
+        ("<think>", "<think>\n</think>\n\n"),
+        (
+            "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}",
+            "<think>\n\n</think>\n\n",
+        ),
+        ("{# answers may hold </think> #}", "<think>\n\n</think>\n\n"),
+    ],
+)
+def test_thinking_blocks_are_closed_and_said_so(demo, template, tail, end):
+    template(CHATML.replace("TAIL", tail))
+    assert render(demo, ["hi"])[0].endswith("assistant\n" + end)
+    assert len(chat_notes(demo)) == 1 and "think" in chat_notes(demo)[0]
+    last = post_instruction_positions(demo)
+    assert "".join(last.labels).endswith("\n\n")
+    assert not render(demo, ["hi"], ChatFormat(thinking="open"))[0].endswith("</think>\n\n")
+
+
+def test_a_thinking_tag_in_the_users_text_is_left_alone(demo):
+    assert render(demo, ["What is <think>?"])[0].endswith("<|im_start|>assistant\n")
+
+
+def test_template_options_reach_the_template(demo, template):
+    template(CHATML.replace("TAIL", "{{ mood }}"))
+    assert render(demo, ["hi"], ChatFormat(template_options={"mood": "calm"}))[0].endswith("calm")
+
+
+def test_batches_pad_on_the_left_and_bucket_by_length(demo):
+    rows = tokenize(demo, ["hi", "How do I bake a small pizza?", "hello there"])
+    found = list(batches(demo, rows, 2))
+    assert [batch.rows for batch in found] == [(0, 2), (1,)]
+    for batch in found:
+        for row, ids, mask in zip(batch.rows, batch.ids, batch.mask, strict=True):
+            assert ids[mask.bool()].tolist() == rows[row]
+            assert mask.diff().min() >= 0  # once a token is real, all later ones are
+
+
+def test_bad_prompts(demo):
+    with pytest.raises(CosmicError, match="none given"):
+        tokenize(demo, [])
+    with pytest.raises(CosmicError, match="instruction 1 is blank"):
+        tokenize(demo, ["hi", " "])
+    with pytest.raises(CosmicError, match="context holds"):
+        tokenize(demo, ["hi " * 2000])
+    with pytest.raises(CosmicError, match="batch_size"):
+        list(batches(demo, [[1]], 0))
+    with pytest.raises(CosmicError, match="positions"):
+        post_instruction_positions(demo, n=0)
+
+
+def test_completions_keep_the_order_and_ignore_batching(demo):
+    texts = ["How do I bake a pizza?", "hello", "Please tell me how to kill a neighbour.", "thanks"]
+    alone = [complete(demo, [text])[0] for text in texts]
+    assert complete(demo, texts, batch_size=2) == alone
+    assert complete(demo, texts, batch_size=4) == alone
+
+
+def test_sampling_is_seeded_and_leaves_the_global_state_alone(demo):
+    before = torch.random.get_rng_state()
+    first = complete(demo, ["How do I bake a pizza?"] * 4, temperature=1.5, seed=3)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert complete(demo, ["How do I bake a pizza?"] * 4, temperature=1.5, seed=3) == first
+    assert complete(demo, ["How do I bake a pizza?"] * 4, temperature=1.5, seed=4) != first

@@ -1,0 +1,188 @@
+import copy
+
+import pytest
+import torch
+
+from cosmic_tl import Ablation, Addition, AffineEdit, CosmicError, Direction, complete, random_direction, steering
+from cosmic_tl.chat import batches, tokenize
+from cosmic_tl.forward import read
+from cosmic_tl.interventions import affine_edit
+
+
+@pytest.fixture
+def direction():
+    generator = torch.Generator().manual_seed(0)
+    return Direction(torch.randn(128, generator=generator), torch.randn(128, generator=generator), layer=3, position=-1)
+
+
+@pytest.fixture
+def batch(demo):
+    return next(batches(demo, tokenize(demo, ["How do I bake a pizza?", "hi"]), 2))
+
+
+def logits(model, batch, interventions, **options):
+    with torch.inference_mode(), steering(model, interventions, **options):
+        return model(batch.ids, attention_mask=batch.mask)
+
+
+def test_each_intervention_is_the_papers_formula(direction):
+    x = torch.randn(3, 128, dtype=torch.float64)
+    r, nu, unit = direction.vector.double(), direction.reference.double(), direction.unit.double()
+    along = (x @ unit)[:, None] * unit
+    formulas = {
+        Addition(direction, 0.7): x + 0.7 * r,
+        Ablation(direction): x - along,
+        AffineEdit(direction, 0.7): x - along + (nu @ unit) * unit + 0.7 * r,
+    }
+    for intervention, expected in formulas.items():
+        found = affine_edit(x, direction.unit, *intervention.terms)
+        assert (found - expected).abs().max() < 1e-5, intervention
+
+
+def test_addition_and_ablation_are_subsets_of_ace(direction):
+    centred = Direction(direction.vector, direction.reference * 0, 3, -1)
+    assert AffineEdit(centred, 0.0).terms == Ablation(direction).terms
+    scale, shift = AffineEdit(centred, 0.7).terms
+    assert shift == pytest.approx(Addition(direction, 0.7).terms[1]) and (scale, 0.0) == Ablation(direction).terms
+
+
+def test_ace_sets_the_component_to_the_class_means(direction, demo, batch):
+    for alpha in (0.0, 1.0):
+        with steering(demo, AffineEdit(direction, alpha)):
+            found = read(demo, batch, [(3, "hook_resid_pre")], 3)[3, "hook_resid_pre"]
+        expected = float(direction.reference @ direction.unit) + alpha * direction.norm
+        assert (found @ direction.unit - expected).abs().max() < 1e-4
+
+
+def test_the_model_is_restored_also_after_an_exception(demo, direction, batch):
+    state = copy.deepcopy(demo.original_model.state_dict())
+    clean = logits(demo, batch, ())
+    assert not torch.equal(logits(demo, batch, Ablation(direction)), clean)
+    with pytest.raises(RuntimeError, match="on purpose"), steering(demo, [Ablation(direction), Addition(direction)]):
+        raise RuntimeError("on purpose")
+    assert torch.equal(logits(demo, batch, ()), clean)
+    assert all(torch.equal(value, demo.original_model.state_dict()[key]) for key, value in state.items())
+
+
+def test_later_interventions_see_what_earlier_ones_left(demo, direction, batch):
+    both = logits(demo, batch, [AffineEdit(direction, 5.0), AffineEdit(direction, 0.0)])
+    assert (both - logits(demo, batch, AffineEdit(direction, 0.0))).abs().max() < 1e-4
+    nested = [Addition(direction, 1.0), Addition(direction, -1.0)]
+    assert (logits(demo, batch, nested) - logits(demo, batch, ())).abs().max() < 1e-4
+
+
+def test_contexts_nest(demo, direction, batch):
+    with steering(demo, Addition(direction, 1.0)):
+        inner = logits(demo, batch, Addition(direction, 1.0))
+    assert (inner - logits(demo, batch, Addition(direction, 2.0))).abs().max() < 1e-4
+
+
+def test_scopes_choose_tokens(demo, direction, batch):
+    length = batch.ids.shape[1]
+    both = logits(demo, batch, Addition(direction))
+    assert torch.equal(logits(demo, batch, Addition(direction, tokens="prompt")), both)
+    assert torch.equal(logits(demo, batch, Addition(direction, tokens="completion")), logits(demo, batch, ()))
+    head = logits(demo, batch, Addition(direction, tokens="prompt"), prompt_length=length - 3)
+    tail = logits(demo, batch, Addition(direction, tokens="completion"), prompt_length=length - 3)
+    mask = (torch.arange(length) < length - 3).expand(2, -1)
+    assert torch.equal(logits(demo, batch, Addition(direction, tokens=mask)), head)
+    assert torch.equal(logits(demo, batch, Addition(direction, tokens=~mask)), tail)
+    assert not torch.equal(head, tail) and not torch.equal(head, both)
+
+
+@pytest.mark.parametrize("tokens", ["all", "prompt", "completion"])
+def test_generation_with_a_cache_equals_passes_without_one(demo, direction, tokens):
+    intervention = Addition(direction, 0.3, tokens=tokens)
+    batch = next(batches(demo, tokenize(demo, ["How do I bake a pizza?"]), 1))
+    length = batch.ids.shape[1]
+    ids = batch.ids
+    for _ in range(8):
+        mask = {
+            "all": None,
+            "prompt": torch.arange(ids.shape[1]) < length,
+            "completion": torch.arange(ids.shape[1]) >= length,
+        }
+        scope = "all" if mask[tokens] is None else mask[tokens][None]
+        with torch.inference_mode(), steering(demo, Addition(direction, 0.3, tokens=scope)):
+            ids = torch.cat([ids, demo(ids)[:, -1].argmax(-1, keepdim=True)], dim=1)
+    for generate in (
+        lambda: demo.original_model.generate(
+            batch.ids, attention_mask=batch.mask, max_new_tokens=8, min_new_tokens=8, do_sample=False
+        ),
+        lambda: demo.generate(batch.ids, max_new_tokens=8, do_sample=False, stop_at_eos=False, verbose=False),
+    ):
+        with torch.inference_mode(), steering(demo, intervention):
+            found = generate()
+        eos = (ids[0, length:] == demo.tokenizer.eos_token_id).nonzero()
+        end = length + (int(eos[0]) if len(eos) else 8)
+        assert torch.equal(found[0, :end], ids[0, :end])
+
+
+def test_caching_sees_the_intervention(demo, direction, batch):
+    with torch.inference_mode(), steering(demo, Ablation(direction)):
+        _, cache = demo.run_with_cache(batch.ids, attention_mask=batch.mask)
+    for layer in range(demo.cfg.n_layers):
+        assert (cache[f"blocks.{layer}.hook_resid_post"] @ direction.unit).abs().max() < 1e-3
+
+
+def test_compatibility_mode_applies_an_edit_once(demo, direction, batch, monkeypatch):
+    once = logits(demo, batch, Addition(direction))
+    monkeypatch.setattr(demo, "compatibility_mode", True)
+    assert torch.equal(logits(demo, batch, Addition(direction)), once)
+
+
+def test_half_precision_models_are_edited_in_float32():
+    x = torch.full((1, 128), 100.0, dtype=torch.bfloat16)
+    unit = torch.ones(128) / 128**0.5
+    found = affine_edit(x, unit, 1.0, 0.0)
+    assert found.dtype == torch.bfloat16 and found.float().abs().max() < 0.5
+
+
+def test_bad_interventions(demo, direction, batch):
+    with pytest.raises(CosmicError, match="alpha: expected a finite number, found nan"):
+        logits(demo, batch, Addition(direction, float("nan")))
+    with pytest.raises(CosmicError, match="layers 0 to 7"):
+        logits(demo, batch, Addition(direction, layer=8))
+    with pytest.raises(CosmicError, match="mask has 3 rows and the batch 2"):
+        logits(demo, batch, Addition(direction, tokens=torch.ones(3, 4, dtype=torch.bool)))
+    with pytest.raises(CosmicError, match="width 64"):
+        logits(demo, batch, Addition(Direction(torch.ones(64), torch.ones(64), 0, -1)))
+
+
+def test_a_direction_survives_the_disk_and_is_checked(tmp_path, demo, direction):
+    path = tmp_path / "d.safetensors"
+    direction.save(path)
+    loaded = Direction.load(path, demo)
+    assert torch.equal(loaded.vector, direction.vector) and torch.equal(loaded.reference, direction.reference)
+    assert (loaded.layer, loaded.position, loaded.hook, loaded.versions) == (
+        3,
+        -1,
+        "blocks.3.hook_resid_pre",
+        direction.versions,
+    )
+    other = Direction(direction.vector, direction.reference, 3, -1, fingerprint="0" * 16, model="other")
+    other.save(path)
+    with pytest.raises(CosmicError, match="it was found in other"):
+        Direction.load(path, demo)
+    for vector, message in ((torch.full((128,), float("nan")), "NaN"), (torch.zeros(128), "zero")):
+        with pytest.raises(CosmicError, match=message):
+            Direction(vector, direction.reference, 3, -1)
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(CosmicError, match="is not a saved direction"):
+        Direction.load(path)
+    with pytest.raises(CosmicError, match="no file"):
+        Direction.load(tmp_path / "nothing")
+
+
+def test_a_random_direction_has_the_same_norm_and_another_way(direction):
+    placebo = random_direction(direction, 1)
+    assert placebo.norm == pytest.approx(direction.norm)
+    assert abs(float(placebo.unit @ direction.unit)) < 0.5
+    assert torch.equal(placebo.vector, random_direction(direction, 1).vector)
+    assert not torch.equal(placebo.vector, random_direction(direction, 2).vector)
+
+
+def test_completions_are_steered_from_the_first_token(demo, direction):
+    # A huge push at the prompt alone changes the first token already.
+    clean = complete(demo, ["How do I bake a pizza?"], max_new_tokens=1)
+    assert complete(demo, ["How do I bake a pizza?"], Addition(direction, 50.0), max_new_tokens=1) != clean
