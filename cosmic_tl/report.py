@@ -126,8 +126,21 @@ def write_report(
         command: How to repeat the run.
 
     Example:
-        >>> write_report.__annotations__["return"]
-        <class 'str'>
+        >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, measure_effects, select_cosmic
+        >>> from cosmic_tl.evaluation.effects import standard_conditions
+        >>> from cosmic_tl.similarity import layer_similarities
+        >>> model, prompts = load_model("demo", device="cpu"), load_prompts("demo")
+        >>> options = CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=10.0)
+        >>> selection = select_cosmic(model, prompts, options)
+        >>> asked = prompts.side("positive", "test", 2), prompts.side("negative", "test", 2)
+        >>> conditions = standard_conditions(selection.direction)
+        >>> effects = measure_effects(model, *asked, conditions, max_new_tokens=4)
+        >>> similarity = layer_similarities(model, *asked, selection.direction)
+        >>> scores = dict(s_comply=0.9, s_refuse=0.9, share_comply=0.8, share_refuse=0.8)
+        >>> n = {"harmful": 2, "harmless": 2}
+        >>> summary = dict(model="demo", prompts="demo", n=n, seconds=1.0, notes=[], scores=scores)
+        >>> write_report(selection, effects, similarity, summary, {}).startswith("<!doctype html>")
+        True
     """
     figures = [
         (

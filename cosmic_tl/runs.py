@@ -18,6 +18,7 @@ from cosmic_tl.chat import ChatFormat, chat_notes, post_instruction_positions
 from cosmic_tl.directions.artifact import versions
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.evaluation.effects import Effects, Row, measure_effects, standard_conditions
+from cosmic_tl.evaluation.judges import strip_thinking
 from cosmic_tl.models import is_demo, model_fingerprint
 from cosmic_tl.prompts import ContrastSet
 from cosmic_tl.report import write_report
@@ -352,6 +353,8 @@ def run(
         options.n_positions,
         settings.batch_size,
     )
+    if thinking := [text for text in effects.completions.completion if strip_thinking(text) != text]:
+        notes.append(f"{len(thinking)} completions hold a thinking block; they are judged by what comes after it.")
     summary = _summary(identity, selection, effects, notes, time.perf_counter() - started)
     result = RunResult(selection, effects, similarity, summary, out)
     selection.direction.save(out / "direction.safetensors")

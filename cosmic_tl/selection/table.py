@@ -61,8 +61,11 @@ class Selection:
         """The chosen row of the table.
 
         Example:
-            >>> Selection.winner.fget is not None
-            True
+            >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, select_cosmic
+            >>> options = CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=10.0)
+            >>> selection = select_cosmic(load_model("demo", device="cpu"), load_prompts("demo"), options)
+            >>> bool(selection.winner.kept), int(selection.winner.position)
+            (True, -1)
         """
         d = self.direction
         return self.table[(self.table.layer == d.layer) & (self.table.position == d.position)].iloc[0]
@@ -71,8 +74,11 @@ class Selection:
         """The `n` best candidates by score, filtered ones included.
 
         Example:
-            >>> Selection.top.__defaults__
-            (10,)
+            >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, select_cosmic
+            >>> options = CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=10.0)
+            >>> selection = select_cosmic(load_model("demo", device="cpu"), load_prompts("demo"), options)
+            >>> selection.top(3).score.is_monotonic_decreasing
+            True
         """
         return self.table.sort_values("score", ascending=False).head(n).reset_index(drop=True)
 
@@ -84,6 +90,11 @@ class Selection:
             f"KL {row.kl:.3g}",
             f"  {int(self.table.kept.sum())} of {len(self.table)} candidates kept; evaluation layers "
             f"{', '.join(map(str, self.evaluation_layers))}",
+        ]
+        lines += [
+            f"  {f['filter']} took {f.taken}"
+            + (f" (best score {f.best_score:.3f})" if f.best_score == f.best_score else "")
+            for _, f in self.filters[self.filters.taken > 0].iterrows()
         ]
         return "\n".join(lines + [f"  Warning: {warning}" for warning in self.warnings])
 
