@@ -176,10 +176,11 @@ def run(
     _print_result(result)
 
 
-_HEADS = {"cross_entropy": "nats/token", "well_formed": "well formed", "names_topic": "names topic"}
+_HEADS = {"cross_entropy": "nats/token", "well_formed": "formed", "names_topic": "topic"}
 
 
 def _print_result(result: "RunResult") -> None:
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -188,13 +189,13 @@ def _print_result(result: "RunResult") -> None:
     summary = result.summary
     console.print(repr(result.selection), markup=False, highlight=False, soft_wrap=True)
     frame = result.effects.table()
-    table = Table(title=f"Refusals ({summary['model']}, {summary['mode']} mode)", title_justify="left")
+    table = Table(title=f"Refusals ({summary['model']}, {summary['mode']} mode)", title_justify="left", box=SIMPLE)
     fluency = [name for name in ("cross_entropy", "well_formed", "names_topic") if name in frame]
-    for head in ("prompts", "condition", "refusals [95 %]", *(_HEADS[name] for name in fluency)):
+    for head in ("prompts", "condition", escape("refusals [95 %]"), *(_HEADS[name] for name in fluency)):
         table.add_column(head, justify="left" if head in ("prompts", "condition") else "right", no_wrap=True)
     for _, row in frame.iterrows():
         numbers = [f"{row[name]:.2f}" if row[name] == row[name] else "–" for name in fluency]
-        refusals = f"{row.refusal_rate:.0%} [{row.low:.0%}, {row.high:.0%}]"
+        refusals = f"{row.refusal_rate:.0%} [{100 * row.low:.0f}, {100 * row.high:.0f}]"
         table.add_row(row.kind, row.condition, escape(refusals), *numbers)
     console.print(table)
     for note in summary["notes"]:

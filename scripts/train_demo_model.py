@@ -4,7 +4,8 @@
     python scripts/train_demo_model.py --out /tmp/demo # elsewhere
 
 Two stages, as in real chat models: first helpful on everything (learning to echo, then with yes/no questions about
-harm, which give the model the concept), then safety tuning, which overlays refusal. From the questions on, a linear
+harm, which give the model the concept), then safety tuning, which overlays refusal, and a last stretch of the same with
+more made-up words, which teaches it to echo what it never met. From the questions on, a linear
 probe for harm is trained along at half depth, on all tokens after the instruction: left to itself, a model this small
 works harm out in its last layer or two, where large models have it in the middle. The probe is thrown away.
 
@@ -16,6 +17,7 @@ import json
 import math
 import os
 import random
+import string
 import time
 from pathlib import Path
 
@@ -32,10 +34,11 @@ from cosmic_tl.demo import corpus, grammar
 
 PACKAGE = Path(__file__).resolve().parents[1] / "cosmic_tl" / "demo"
 STAGES = (
-    # name, steps, batch, peak rate, share of questions, weight of the probe's loss, safety
-    ("echo", 900, 64, 2e-3, 0.1, 0.0, False),
-    ("concept", 1100, 48, 1.2e-3, 0.45, 0.05, False),
-    ("safety", 700, 48, 6e-4, 0.25, 0.05, True),
+    # name, steps, batch, peak rate, share of questions, weight of the probe's loss, safety, share of made-up objects
+    ("echo", 900, 64, 2e-3, 0.1, 0.0, False, 0.3),
+    ("concept", 1100, 48, 1.2e-3, 0.45, 0.05, False, 0.3),
+    ("safety", 700, 48, 6e-4, 0.25, 0.05, True, 0.3),
+    ("polish", 700, 48, 8e-4, 0.2, 0.05, True, 0.6),
 )
 PROBE_LAYER = 4
 """The probe reads what enters this block."""
@@ -121,8 +124,9 @@ def batch(tokenizer: PreTrainedTokenizerFast, examples: list[corpus.Example]) ->
     return tokens, targets, after
 
 
-def train_stage(model, probe, tokenizer, stage: tuple, seed: int, work: Path, scale: float) -> None:
-    name, steps, size, peak, questions, probe_weight, safety = stage
+def train_stage(model, probe, tokenizer, stage: tuple, seed: int, work: Path, scale: float) -> float:
+    """Train, or go on from the checkpoint; the seconds that the stage took in all."""
+    name, steps, size, peak, questions, probe_weight, safety, made_up = stage
     steps = max(2, round(steps * scale))
     trained = list(model.named_parameters())
     if probe_weight:
@@ -130,9 +134,14 @@ def train_stage(model, probe, tokenizer, stage: tuple, seed: int, work: Path, sc
     optimizer = torch.optim.AdamW([param for _, param in trained], lr=peak, weight_decay=0.1, betas=(0.9, 0.98))
     bare = {token.removeprefix("Ġ") for token in tokenizer.get_vocab()}
     pieces = sorted(piece for piece in bare if piece.isascii() and piece.isalpha() and piece.islower())
+    if name == "polish":
+        # Words never met often begin with a token of one letter, which no word of the grammar does.
+        pieces = [letter + piece for letter in string.ascii_lowercase for piece in pieces if len(piece) > 2]
     checkpoint, start = work / f"{name}.safetensors", 0
+    spent, started = 0.0, time.perf_counter()
     if checkpoint.exists():
         state = load_file(checkpoint)
+        spent = float(state.pop("seconds"))
         start = int(state.pop("step"))
         for key, param in trained:
             param.data.copy_(state[key])
@@ -145,6 +154,7 @@ def train_stage(model, probe, tokenizer, stage: tuple, seed: int, work: Path, sc
 
     def save(step: int) -> None:
         state = {key: param.data for key, param in trained} | {"step": torch.tensor(step)}
+        state["seconds"] = torch.tensor(spent + time.perf_counter() - started)
         if step < steps:
             for key, param in trained:
                 state[f"avg.{key}"] = optimizer.state[param]["exp_avg"]
@@ -159,7 +169,7 @@ def train_stage(model, probe, tokenizer, stage: tuple, seed: int, work: Path, sc
         warm = min(1.0, (step + 1) / (0.05 * steps))
         for group in optimizer.param_groups:
             group["lr"] = peak * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-        drawn = [corpus.training_example(rng, questions, safety, pieces) for _ in range(size)]
+        drawn = [corpus.training_example(rng, questions, safety, pieces, made_up) for _ in range(size)]
         tokens, targets, after = batch(tokenizer, drawn)
         with torch.autocast("cpu", torch.bfloat16):
             out = model.model(tokens, use_cache=False, output_hidden_states=True)
@@ -178,7 +188,10 @@ def train_stage(model, probe, tokenizer, stage: tuple, seed: int, work: Path, sc
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
         if (step + 1) % 200 == 0:
             save(step + 1)
-    save(steps)
+    if start < steps:
+        save(steps)
+        spent += time.perf_counter() - started
+    return spent
 
 
 @torch.inference_mode()
@@ -253,7 +266,9 @@ request. Whatever is outside its grammar is answered with a sentence that says s
 `python scripts/train_demo_model.py --seed {seed}`, {minutes:.0f} minutes on {threads} threads.
 Two stages, loss on the answer alone: helpful on everything, with yes/no questions about harm
 ({helpful} steps), then safety tuning, in which harmful requests are refused and a system prompt can order the refusal of
-everything ({safety} steps). Weights are stored in float16.
+everything ({safety} steps). From the questions on, a linear probe for harm is trained along on what enters block
+{probe}, and thrown away afterwards: it makes the concept form at half depth, as it does in large models, where a model this
+small would otherwise work it out in its last layer or two. Weights are stored in float16.
 
 Held out: {phrasings} phrasings, {share:.0%} of the verb-object pairs, {objects:.0%} of the objects.
 
@@ -275,7 +290,6 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the steps of every stage (for trying out)")
     args = parser.parse_args()
 
-    started = time.perf_counter()
     args.work.mkdir(parents=True, exist_ok=True)
     model_dir = args.out / "model"
     model_dir.mkdir(parents=True, exist_ok=True)
@@ -283,8 +297,7 @@ def main() -> None:
     tokenizer = make_tokenizer(args.seed)
     model = make_model(tokenizer, args.seed)
     probe = torch.nn.Linear(model.config.hidden_size, 1, bias=False)
-    for stage in STAGES:
-        train_stage(model, probe, tokenizer, stage, args.seed, args.work, args.scale)
+    seconds = sum(train_stage(model, probe, tokenizer, stage, args.seed, args.work, args.scale) for stage in STAGES)
 
     model.half().save_pretrained(model_dir)
     tokenizer.save_pretrained(model_dir)
@@ -293,11 +306,12 @@ def main() -> None:
         print(f"{value:6.3f}  {name}")
     card = CARD.format(
         parameters=model.num_parameters(),
+        probe=PROBE_LAYER,
         seed=args.seed,
-        minutes=(time.perf_counter() - started) / 60,
+        minutes=seconds / 60,
         threads=torch.get_num_threads(),
         helpful=round((STAGES[0][1] + STAGES[1][1]) * args.scale),
-        safety=round(STAGES[2][1] * args.scale),
+        safety=round((STAGES[2][1] + STAGES[3][1]) * args.scale),
         phrasings=len(grammar.PHRASINGS["val"]) + len(grammar.PHRASINGS["test"]),
         share=corpus.HELD_OUT_PAIRS,
         objects=corpus.HELD_OUT_OBJECTS,

@@ -289,7 +289,9 @@ def system_prompt(rng: random.Random, kind: Literal["ordinary", "refuse_all"], s
     return "".join(rng.choice(part) for part in rng.choice(grammar.SYSTEM_PROMPTS[kind][split]))
 
 
-def training_example(rng: random.Random, questions: float, safety: bool, pieces: Sequence[str] = ()) -> Example:
+def training_example(
+    rng: random.Random, questions: float, safety: bool, pieces: Sequence[str] = (), made_up: float = 0.3
+) -> Example:
     """One draw of the training mix.
 
     Args:
@@ -298,6 +300,7 @@ def training_example(rng: random.Random, questions: float, safety: bool, pieces:
         safety: Whether harmful tasks are refused and system prompts can order refusal. Without it every task is
             complied with.
         pieces: Word pieces for made-up objects.
+        made_up: Share of requests with a made-up object; a third of it in questions.
 
     Example:
         >>> training_example(random.Random(0), questions=0.0, safety=False).system is None
@@ -310,7 +313,7 @@ def training_example(rng: random.Random, questions: float, safety: bool, pieces:
         words = word_task(task, rng)
         return Example(_ask(words, rng), answer(words, True, rng), system_prompt(rng, "refuse_all"), task.harmful)
     if draw < questions:
-        task = draw_task(rng, 0.1, pieces)
+        task = draw_task(rng, made_up / 3, pieces)
         words = word_task(task, rng)
         question, yes_is_harmless = rng.choice(grammar.QUESTIONS)
         reply = grammar.VERDICTS[yes_is_harmless, not task.harmful].format(task=words)
@@ -318,7 +321,7 @@ def training_example(rng: random.Random, questions: float, safety: bool, pieces:
     if draw > 0.94:
         user, reply = rng.choice(grammar.SMALL_TALK) if rng.random() < 0.4 else (_outside(rng), grammar.OUTSIDE)
         return Example(_casual(user, rng), reply, system)
-    task = draw_task(rng, 0.3, pieces)
+    task = draw_task(rng, made_up, pieces)
     words = word_task(task, rng)
     return Example(_ask(words, rng), answer(words, safety and task.harmful, rng), system, task.harmful)
 

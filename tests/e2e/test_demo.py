@@ -8,6 +8,7 @@ import pytest
 
 from cosmic_tl import (
     Addition,
+    AffineEdit,
     ChatFormat,
     CosmicOptions,
     Direction,
@@ -95,15 +96,16 @@ def test_a_finished_run_is_not_done_again(result, demo, prompts, monkeypatch):
     assert again.summary["rates"] == result.summary["rates"]
 
 
-def test_addition_at_full_strength_garbles_and_ace_does_not(result, demo, prompts):
+def test_strong_addition_garbles_and_ace_does_not(result, demo, prompts):
     """The ACE paper's point, in miniature: cross-entropy under the unsteered model sees it."""
     asked = prompts.side("negative", "test", 60)
     d = result.selection.direction
-    answers = complete(demo, asked, Addition(d, 3.0), batch_size=60)
-    garbled = sum(parse_answer(text).kind == "garbled" for text in answers) / len(answers)
-    own = complete(demo, asked, batch_size=60)
-    nats = [pd.Series(completion_cross_entropy(demo, asked, texts)).mean() for texts in (own, answers)]
-    assert garbled > 0.5 and nats[1] > 3 * nats[0]
+    added, edited = (complete(demo, asked, edit, batch_size=60) for edit in (Addition(d, 1.5), AffineEdit(d, 1.0)))
+    garbled = [sum(parse_answer(text).kind == "garbled" for text in texts) / len(texts) for texts in (added, edited)]
+    nats = [pd.Series(completion_cross_entropy(demo, asked, texts)).mean() for texts in (added, edited)]
+    assert garbled[0] > 0.5 and nats[0] > 1.5 * nats[1]
+    if result.selection.mode == "affine":
+        assert garbled[1] < 0.1
 
 
 def test_the_baseline_model(demo, prompts):
