@@ -200,7 +200,7 @@ def tokenize(model: TransformerBridge, instructions: Sequence[str], chat: ChatFo
     Example:
         >>> from cosmic_tl import load_model
         >>> [len(row) for row in tokenize(load_model("demo", device="cpu"), ["hi", "hello there"])]
-        [10, 11]
+        [9, 10]
     """
     if not instructions:
         raise CosmicError("prompts: none given; pass at least one instruction")

@@ -125,7 +125,7 @@ def word_task(task: Task, rng: random.Random) -> str:
     """The task in words, with an article and sometimes an adjective.
 
     Example:
-        >>> word_task(Task("kill", "process", "software", False, True), random.Random(1))
+        >>> word_task(Task("kill", "process", "software", False, True), random.Random(2))
         'kill a process'
     """
     noun = task.noun

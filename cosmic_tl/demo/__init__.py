@@ -1,0 +1,1 @@
+"""The embedded chat model, its prompts, and the grammar they come from."""
