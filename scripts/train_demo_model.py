@@ -1,13 +1,15 @@
 """Train the embedded demo chat model from a seed: corpus, tokenizer, weights, prompt splits, model card.
 
-    python scripts/train_demo_model.py                 # writes cosmic_tl/demo/{model,prompts.json}
-    python scripts/train_demo_model.py --out /tmp/demo # elsewhere
+    python scripts/train_demo_model.py             # writes cosmic_tl/demo/{model,prompts.json}
+    python scripts/train_demo_model.py --out mine  # elsewhere
 
 Two stages, as in real chat models: first helpful on everything (learning to echo, then with yes/no questions about
 harm, which give the model the concept), then safety tuning, which overlays refusal, and a last stretch of the same with
-more made-up words, which teaches it to echo what it never met. From the questions on, a linear
-probe for harm is trained along at half depth, on all tokens after the instruction: left to itself, a model this small
-works harm out in its last layer or two, where large models have it in the middle. The probe is thrown away.
+more made-up words, which teaches it to echo what it never met.
+
+From the questions on, a linear probe for harm is trained along at half depth, on all tokens after the instruction: left
+to itself, a model this small works harm out in its last layer or two, where large models have it in the middle. The
+probe is thrown away.
 
 A checkpoint is kept every 200 steps, and the same command resumes from it.
 """
