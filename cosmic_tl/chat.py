@@ -129,10 +129,12 @@ def _plan(model: TransformerBridge, chat: ChatFormat) -> _Rendering:
     try:
         text = _message_text(model, chat, probe)
         merge_system = chat.system is not None and chat.system.strip() not in text
-    except TemplateError:
+    except TemplateError as error:
         merge_system = chat.system is not None
         if not merge_system:
-            raise
+            raise CosmicError(
+                f"chat template: it rejects a plain user message ({error}); set template_options or use_template=False"
+            ) from error
     if merge_system:
         notes.append("The chat template takes no system prompt: it was put before the user's text.")
         text = _message_text(model, chat, probe, merge_system=True)

@@ -339,8 +339,9 @@ def run(
         settings.temperature,
         settings.seed,
         settings.batch_size,
-        read_lines(resume / _RESUME_FILES[2]),
-        lambda rows: _append(resume / _RESUME_FILES[2], rows),
+        # A condition is one line, so that a stop in mid-write leaves none of it.
+        [row for line in read_lines(resume / _RESUME_FILES[2]) for row in line["rows"]],
+        lambda rows: _append(resume / _RESUME_FILES[2], [{"rows": rows}]),
     )
     similarity = layer_similarities(
         model,

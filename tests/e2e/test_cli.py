@@ -81,10 +81,14 @@ def test_a_stopped_run_goes_on(finished, command):
     scores = out / "resume" / "scores.jsonl"
     lines = scores.read_text().splitlines(keepends=True)
     scores.write_text("".join(lines[:3]) + lines[3][:10])
+    completions = out / "resume" / "completions.jsonl"
+    kept = completions.read_text()
+    completions.write_text(kept[: int(len(kept) * 0.4)])  # in the middle of a condition
     code, _, error = command("run", "--out", out, *QUICK)
     assert code == 0, error
     after = json.loads((out / "summary.json").read_text())
     assert {**after, "seconds": 0} == {**before, "seconds": 0}
+    assert completions.read_text() == kept
 
 
 def test_another_run_does_not_overwrite(finished, command):

@@ -61,6 +61,12 @@ def test_a_template_without_system_role_takes_it_before_the_text(demo, template)
     assert "no system prompt" in chat_notes(demo, ChatFormat(system="Be brief."))[0]
 
 
+def test_a_template_that_rejects_a_plain_message_is_named(demo, template):
+    template("{{ raise_exception('no users') }}")
+    with pytest.raises(CosmicError, match=r"rejects a plain user message \(no users\)"):
+        render(demo, ["hi"])
+
+
 @pytest.mark.parametrize(
     ("tail", "end"),
     [
