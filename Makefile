@@ -31,8 +31,8 @@ format: $(VENV)/.installed
 docs: $(VENV)/.installed ## HTML documentation in docs/_build/html
 	$(BIN)/python -m sphinx -W -b html docs docs/_build/html
 
-bench: $(VENV)/.installed ## measurements; no test
-	$(BIN)/python -m benchmarks.extraction
+bench: $(VENV)/.installed ## measurements, into benchmarks/RESULTS.md; no test
+	$(BIN)/python -m benchmarks
 
 clean:
 	rm -rf $(VENV) $(OUT) docs/_build

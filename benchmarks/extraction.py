@@ -1,74 +1,54 @@
-"""Means at every layer and position against a bare Hugging Face forward pass over the same batches.
+"""Means at every layer and position, against a bare Hugging Face forward pass over the same batches.
 
 python -m benchmarks.extraction
 
-Prints the ratio of the times, and how much the peak memory grows from 100 to 10 000 prompts.
+Prints the ratio of the times, and how much the peak memory grows from 100 to 10 000 prompts (on the demo model).
 """
 
-import argparse
 import resource
 import subprocess
 import sys
-import time
 
 import torch
-from transformers import AutoModelForCausalLM
 
+from benchmarks.shapes import CHAT, Pair, alternate, prompts
 from cosmic_tl import load_model, load_prompts, mean_activations, post_instruction_positions
 from cosmic_tl.chat import batches, tokenize
-from cosmic_tl.models import demo_path
 
-
-def prompts(n: int) -> list[str]:
-    texts = [p for split in load_prompts("demo").positive.values() for p in split]
-    return (texts * (n // len(texts) + 1))[:n]
+N = 160
 
 
 def peak_memory(n: int) -> float:
     """Peak resident memory in MB of a fresh process that takes the means of `n` prompts."""
-    code = f"import benchmarks.extraction as b; b.measure_means({n}); print(b.max_rss())"
-    return float(
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()[-1]
-    )
+    code = f"import benchmarks.extraction as b; b.means_of_demo({n}); print(b.max_rss())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
 
 
 def max_rss() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def measure_means(n: int) -> float:
+def means_of_demo(n: int) -> None:
     model = load_model("demo", device="cpu")
-    positions = post_instruction_positions(model)
-    texts = prompts(n)
-    mean_activations(model, texts[:64], positions, batch_size=64)
-    started = time.perf_counter()
-    mean_activations(model, texts, positions, batch_size=64)
-    return time.perf_counter() - started
+    texts = [text for split in load_prompts("demo").positive.values() for text in split]
+    mean_activations(model, (texts * (n // len(texts) + 1))[:n], batch_size=64)
 
 
-def measure_bare(n: int) -> float:
-    bridge = load_model("demo", device="cpu")
-    model = AutoModelForCausalLM.from_pretrained(demo_path(), dtype=torch.float32, attn_implementation="eager").eval()
-    texts = prompts(n)
-    with torch.inference_mode():
-        started = time.perf_counter()
-        for batch in batches(bridge, tokenize(bridge, texts), 64):
-            model.model(batch.ids, attention_mask=batch.mask, use_cache=False)
-        return time.perf_counter() - started
+def measure(rounds: int = 5) -> dict[str, float]:
+    pair = Pair("small")
+    texts = prompts(pair.bridge, N).side("positive", "train", N)
+    positions = post_instruction_positions(pair.bridge, CHAT)
 
+    def bare() -> None:
+        with torch.inference_mode():
+            for batch in batches(pair.bridge, tokenize(pair.bridge, texts, CHAT), 32):
+                pair.plain.model(batch.ids, attention_mask=batch.mask, use_cache=False)
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    args = parser.parse_args()
-    ours, bare = [], []
-    for _ in range(args.rounds):
-        bare.append(measure_bare(2000))
-        ours.append(measure_means(2000))
-    print(f"time, means of 2000 prompts over bare forward passes: {min(ours) / min(bare):.2f}")
-    small, large = peak_memory(100), peak_memory(10_000)
-    print(f"peak memory, 10 000 prompts over 100: {large / small:.3f}")
+    ratio = alternate(lambda: mean_activations(pair.bridge, texts, positions, CHAT, batch_size=32), bare, rounds)
+    return {"time over a bare pass": ratio, "peak memory, 10 000 over 100": peak_memory(10_000) / peak_memory(100)}
 
 
 if __name__ == "__main__":
-    main()
+    for name, value in measure().items():
+        print(f"{name}: {value:.3f}")

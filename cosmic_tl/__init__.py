@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     from cosmic_tl.evaluation.rates import Rate, refusal_rate
     from cosmic_tl.interventions import Ablation, Addition, AffineEdit, steering
     from cosmic_tl.models import load_model, model_fingerprint
+    from cosmic_tl.passes import Outcome, Reading, intervened
     from cosmic_tl.prompts import ContrastSet, load_prompts
     from cosmic_tl.runs import RunResult, RunSettings, run
-    from cosmic_tl.selection.cosmic import CosmicOptions, select_cosmic
+    from cosmic_tl.selection.cosmic import plan_selection, select_cosmic
+    from cosmic_tl.selection.options import CosmicOptions
+    from cosmic_tl.selection.plan import Plan
     from cosmic_tl.selection.table import NoCandidateError, Selection
     from cosmic_tl.similarity import LayerSimilarity, layer_similarities
 
@@ -38,7 +41,10 @@ _HOMES = {
     "models": "load_model model_fingerprint",
     "prompts": "ContrastSet load_prompts",
     "runs": "RunResult RunSettings run",
-    "selection.cosmic": "CosmicOptions select_cosmic",
+    "passes": "Outcome Reading intervened",
+    "selection.cosmic": "plan_selection select_cosmic",
+    "selection.options": "CosmicOptions",
+    "selection.plan": "Plan",
     "selection.table": "NoCandidateError Selection",
     "similarity": "LayerSimilarity layer_similarities",
 }
@@ -57,8 +63,11 @@ __all__ = [
     "LayerSimilarity",
     "MeanActivations",
     "NoCandidateError",
+    "Outcome",
+    "Plan",
     "Positions",
     "Rate",
+    "Reading",
     "RunResult",
     "RunSettings",
     "Selection",
@@ -66,6 +75,7 @@ __all__ = [
     "complete",
     "completion_cross_entropy",
     "difference_in_means",
+    "intervened",
     "judge_refusal",
     "layer_similarities",
     "load_model",
@@ -73,6 +83,7 @@ __all__ = [
     "mean_activations",
     "measure_effects",
     "model_fingerprint",
+    "plan_selection",
     "post_instruction_positions",
     "random_direction",
     "refusal_rate",

@@ -65,8 +65,10 @@ def mean_activations(
     hooks = intervention_hooks(model, interventions)
     with track(len(rows), label) as advance:
         for batch in batches(model, rows, batch_size):
-            for (layer, site), found in read(model, batch, sites, len(positions), hooks).items():
-                sums[site][layer] += found.cpu().double().sum(0)
+            found = read(model, batch, sites, len(positions), hooks)
+            for site in sums:
+                layers = [found[layer, site].cpu() for layer in range(n_layers)]
+                sums[site] += torch.stack(layers).double().sum(1)
             advance(len(batch.rows))
     return MeanActivations(sums["hook_resid_pre"] / len(rows), sums["hook_resid_post"] / len(rows), len(rows))
 

@@ -221,36 +221,48 @@ def tokenize(model: TransformerBridge, instructions: Sequence[str], chat: ChatFo
     return rows
 
 
-def batches(model: TransformerBridge, rows: Sequence[Sequence[int]], size: int) -> Iterator[TokenBatch]:
+def batches(
+    model: TransformerBridge, rows: Sequence[Sequence[int]], size: int, full: int | None = None
+) -> Iterator[TokenBatch]:
     """Left-padded batches, prompts of like length together.
 
     Args:
         model: Gives the padding token and the device.
         rows: Token ids from `tokenize`.
         size: Prompts a batch, at most.
+        full: A batch of this many tokens takes no prompt that would pad its shortest by more than an eighth. Default:
+            every batch but the last has `size` prompts.
 
     Raises:
         CosmicError: If `size` is not positive.
 
     Example:
         >>> from cosmic_tl import load_model
-        >>> batch = next(batches(load_model("demo", device="cpu"), [[5, 6, 7], [8]], size=2))
+        >>> model = load_model("demo", device="cpu")
+        >>> batch = next(batches(model, [[5, 6, 7], [8]], size=2))
         >>> batch.mask.tolist(), batch.rows
         ([[0, 0, 1], [1, 1, 1]], (1, 0))
+        >>> [batch.rows for batch in batches(model, [[5, 6, 7], [8]], size=2, full=1)]
+        [(1,), (0,)]
     """
     if size < 1:
         raise CosmicError(f"batch_size: must be at least 1, found {size}")
     pad = model.tokenizer.pad_token_id if model.tokenizer is not None else None
+    device = torch.device(str(model.cfg.device))
     order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), i))
-    for start in range(0, len(order), size):
-        chosen = order[start : start + size]
+    while order:
+        n, shortest = 1, len(rows[order[0]])
+        while n < min(size, len(order)) and (
+            full is None or n * shortest < full or 8 * len(rows[order[n]]) <= 9 * shortest
+        ):
+            n += 1
+        chosen, order = order[:n], order[n:]
         width = len(rows[chosen[-1]])
-        ids = torch.full((len(chosen), width), 0 if pad is None else pad)
+        ids = torch.full((n, width), 0 if pad is None else pad)
         mask = torch.zeros_like(ids)
         for i, row in enumerate(chosen):
             ids[i, width - len(rows[row]) :] = torch.tensor(rows[row])
             mask[i, width - len(rows[row]) :] = 1
-        device = torch.device(str(model.cfg.device))
         yield TokenBatch(ids.to(device), mask.to(device), tuple(chosen))
 
 

@@ -50,8 +50,25 @@ class Dtype(str, Enum):
 
 ModelArgument = Annotated[str, typer.Argument(help="'demo', a directory in Hugging Face format, or a hub id.")]
 Device = Annotated[str | None, typer.Option(help="Where to run; chosen by TransformerLens if not given.")]
+DeviceMap = Annotated[str | None, typer.Option(help="Spread the model over devices and memory: auto, balanced, …")]
 DtypeOption = Annotated[Dtype, typer.Option(help="Number format of the weights.")]
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
+Prompts = Annotated[str | None, typer.Option(help="'demo', or a .json, .jsonl or .csv file with both sides.")]
+Positive = Annotated[str | None, typer.Option(help="Prompts that show the concept: a file or a data set.")]
+Negative = Annotated[str | None, typer.Option(help="Prompts that do not: a file or a data set.")]
+Column = Annotated[str | None, typer.Option(help="Column that holds the prompts.")]
+HfSplit = Annotated[str, typer.Option(help="Split of a Hugging Face data set to read.")]
+ModeOption = Annotated[Mode, typer.Option(help="linear: ablation and addition. affine: ACE for both.")]
+System = Annotated[str | None, typer.Option(help="System prompt.")]
+Prefix = Annotated[str, typer.Option(help="Text that the answer begins with.")]
+ThinkingOption = Annotated[Thinking, typer.Option(help="Close a thinking block that is opened, or leave it.")]
+TemplateOptions = Annotated[list[str] | None, typer.Option(help="Chat-template variable, name=value.")]
+PositionsOption = Annotated[int | None, typer.Option(help="How many of the last tokens; default: all after the text.")]
+EvaluationLayers = Annotated[str | None, typer.Option(help="Layers to compare at, as 3,4; default: ranked.")]
+MaxLayerShare = Annotated[float, typer.Option(help="Source layers from this share of the depth on are out.")]
+LastPositionRule = Annotated[bool, typer.Option(help="At position -1 drop unusually late layers.")]
+NVal = Annotated[int, typer.Option(help="Validation prompts a side.")]
+FullTable = Annotated[bool, typer.Option("--full-table", help="Also compute what the choice does not depend on.")]
 
 
 def _printable(text: str) -> str:
@@ -81,10 +98,14 @@ def _layers(text: str | None) -> tuple[int, ...] | None:
         raise CosmicError(f"evaluation_layers: expected numbers like 3,4, found {text!r}") from error
 
 
-def _load(model: str, device: str | None, dtype: Dtype, trust_remote_code: bool) -> "TransformerBridge":
+def _load(
+    model: str, device: str | None, device_map: str | None, dtype: Dtype, trust_remote_code: bool
+) -> "TransformerBridge":
     from cosmic_tl.models import load_model
 
-    options = {"trust_remote_code": True} if trust_remote_code else {}
+    options: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
+    if device_map is not None:
+        options["device_map"] = device_map
     return load_model(model, device, dtype.value, **options)
 
 
@@ -92,44 +113,42 @@ def _load(model: str, device: str | None, dtype: Dtype, trust_remote_code: bool)
 def run(
     model: ModelArgument = "demo",
     out: Annotated[Path, typer.Option(help="Directory for the results.")] = Path("cosmic-run"),
-    prompts: Annotated[
-        str | None, typer.Option(help="'demo', or a .json, .jsonl or .csv file with both sides.")
-    ] = None,
-    positive: Annotated[str | None, typer.Option(help="Prompts that show the concept: a file or a data set.")] = None,
-    negative: Annotated[str | None, typer.Option(help="Prompts that do not: a file or a data set.")] = None,
-    column: Annotated[str | None, typer.Option(help="Column that holds the prompts.")] = None,
-    hf_split: Annotated[str, typer.Option(help="Split of a Hugging Face data set to read.")] = "train",
-    mode: Annotated[Mode, typer.Option(help="linear: ablation and addition. affine: ACE for both.")] = Mode.affine,
+    prompts: Prompts = None,
+    positive: Positive = None,
+    negative: Negative = None,
+    column: Column = None,
+    hf_split: HfSplit = "train",
+    mode: ModeOption = Mode.affine,
     alpha: Annotated[float, typer.Option(help="Strength of the induction.")] = 1.0,
-    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
-    prefix: Annotated[str, typer.Option(help="Text that the answer begins with.")] = "",
-    thinking: Annotated[
-        Thinking, typer.Option(help="Close a thinking block that is opened, or leave it.")
-    ] = Thinking.close,
-    template_option: Annotated[list[str] | None, typer.Option(help="Chat-template variable, name=value.")] = None,
-    positions: Annotated[
-        int | None, typer.Option(help="How many of the last tokens; default: all after the text.")
-    ] = None,
-    evaluation_layers: Annotated[
-        str | None, typer.Option(help="Layers to compare at, as 3,4; default: ranked.")
-    ] = None,
+    system: System = None,
+    prefix: Prefix = "",
+    thinking: ThinkingOption = Thinking.close,
+    template_option: TemplateOptions = None,
+    positions: PositionsOption = None,
+    evaluation_layers: EvaluationLayers = None,
     evaluation_share: Annotated[float, typer.Option(help="Share of the layers that the ranking keeps.")] = 0.1,
     exclude_first_half: Annotated[
         bool, typer.Option("--exclude-first-half", help="Rank the second half only.")
     ] = False,
     max_kl: Annotated[float, typer.Option(help="Most KL (nats) that removal may cost on negative prompts.")] = 0.1,
-    max_layer_share: Annotated[
-        float, typer.Option(help="Source layers from this share of the depth on are out.")
-    ] = 0.8,
-    last_position_rule: Annotated[bool, typer.Option(help="At position -1 drop unusually late layers.")] = True,
+    max_layer_share: MaxLayerShare = 0.8,
+    last_position_rule: LastPositionRule = True,
     n_train: Annotated[int, typer.Option(help="Training prompts a side.")] = 180,
-    n_val: Annotated[int, typer.Option(help="Validation prompts a side.")] = 100,
+    n_val: NVal = 100,
     n_test: Annotated[int, typer.Option(help="Test prompts a side.")] = 100,
+    full_table: FullTable = False,
+    successive_halving: Annotated[
+        bool, typer.Option("--successive-halving", help="Approximate: weed out candidates on some of the prompts.")
+    ] = False,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of splits, sampling and the random control.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Prompts a forward pass; changes no result.")] = 32,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="Rows a forward pass; changes no result. Default: 32; in the selection by memory."),
+    ] = None,
     device: Device = None,
+    device_map: DeviceMap = None,
     dtype: DtypeOption = Dtype.float32,
     trust_remote_code: RemoteCode = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the directory.")] = False,
@@ -142,7 +161,7 @@ def run(
     from cosmic_tl.prompts import load_prompts
     from cosmic_tl.runs import RunSettings
     from cosmic_tl.runs import run as run_all
-    from cosmic_tl.selection.cosmic import CosmicOptions
+    from cosmic_tl.selection.options import CosmicOptions
 
     settings = RunSettings(
         CosmicOptions(
@@ -157,6 +176,8 @@ def run(
             n_positions=positions,
             n_train=n_train,
             n_val=n_val,
+            full_table=full_table,
+            successive_halving=successive_halving,
         ),
         ChatFormat(system, prefix, thinking.value, _template_options(template_option or [])),
         n_test,
@@ -167,13 +188,62 @@ def run(
     )
     contrast = load_prompts(prompts, positive=positive, negative=negative, column=column, hf_split=hf_split, seed=seed)
     command = shlex.join(["cosmic-tl", *sys.argv[1:]])
-    bridge = _load(model, device, dtype, trust_remote_code)
+    bridge = _load(model, device, device_map, dtype, trust_remote_code)
     try:
         result = run_all(bridge, contrast, out, settings, command, overwrite)
     except KeyboardInterrupt as stop:
         typer.echo("Stopped; the same command goes on from here.", err=True)
         raise typer.Exit(130) from stop
     _print_result(result)
+
+
+@app.command()
+def plan(
+    model: ModelArgument = "demo",
+    prompts: Prompts = None,
+    positive: Positive = None,
+    negative: Negative = None,
+    column: Column = None,
+    hf_split: HfSplit = "train",
+    mode: ModeOption = Mode.affine,
+    system: System = None,
+    prefix: Prefix = "",
+    thinking: ThinkingOption = Thinking.close,
+    template_option: TemplateOptions = None,
+    positions: PositionsOption = None,
+    evaluation_layers: EvaluationLayers = None,
+    max_layer_share: MaxLayerShare = 0.8,
+    last_position_rule: LastPositionRule = True,
+    n_val: NVal = 100,
+    full_table: FullTable = False,
+    seed: Annotated[int, typer.Option(help="Of splits.")] = 0,
+    device: Device = None,
+    device_map: DeviceMap = None,
+    dtype: DtypeOption = Dtype.float32,
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Print the passes that a selection would make and spare, and their cost, without making them.
+
+    Without --evaluation-layers the last layer is assumed, which is the most expensive.
+    """
+    from cosmic_tl.chat import ChatFormat
+    from cosmic_tl.prompts import load_prompts
+    from cosmic_tl.selection.cosmic import plan_selection
+    from cosmic_tl.selection.options import CosmicOptions
+
+    options = CosmicOptions(
+        mode=mode.value,
+        evaluation_layers=_layers(evaluation_layers),
+        max_layer_share=max_layer_share,
+        last_position_rule=last_position_rule,
+        n_positions=positions,
+        n_val=n_val,
+        full_table=full_table,
+    )
+    chat = ChatFormat(system, prefix, thinking.value, _template_options(template_option or []))
+    contrast = load_prompts(prompts, positive=positive, negative=negative, column=column, hf_split=hf_split, seed=seed)
+    bridge = _load(model, device, device_map, dtype, trust_remote_code)
+    typer.echo(repr(plan_selection(bridge, contrast, options, chat)))
 
 
 _HEADS = {"cross_entropy": "nats/token", "well_formed": "formed", "names_topic": "topic"}
@@ -217,6 +287,7 @@ def steer(
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(help="For sampling.")] = 0,
     device: Device = None,
+    device_map: DeviceMap = None,
     dtype: DtypeOption = Dtype.float32,
     trust_remote_code: RemoteCode = False,
 ) -> None:
@@ -225,11 +296,11 @@ def steer(
     from cosmic_tl.directions.artifact import Direction
     from cosmic_tl.evaluation.completions import complete
     from cosmic_tl.runs import read_settings
-    from cosmic_tl.selection.cosmic import induction, removal
+    from cosmic_tl.selection.modes import induction, removal
 
     settings = read_settings(directory)
     mode = settings["settings"]["selection"]["mode"]
-    bridge = _load(model or settings["model"], device, dtype, trust_remote_code)
+    bridge = _load(model or settings["model"], device, device_map, dtype, trust_remote_code)
     direction = Direction.load(directory / "direction.safetensors", bridge)
     strength = 1.0 if alpha is None else alpha
     answers: dict[str, Any] = {"without": ()}

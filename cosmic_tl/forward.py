@@ -1,18 +1,20 @@
-"""Forward passes on hook points: what to edit, what to read, where to stop.
+"""Forward passes on hook points: what to edit, what to read, where to start and to stop.
 
-The only file that knows how TransformerLens names and stops things.
+The only file that knows how TransformerLens names, starts and stops things.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any, Literal
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
+from transformers import DynamicCache
 
 from cosmic_tl.chat import TokenBatch
 from cosmic_tl.errors import CosmicError
@@ -20,7 +22,10 @@ from cosmic_tl.errors import CosmicError
 Site = Literal["hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post"]
 Hook = tuple[str, Callable[..., Tensor | None]]
 """A hook point's name and a function `(activation, hook=…)` that returns its replacement, or None."""
+KeysValues = tuple[tuple[Tensor, Tensor], ...]
+"""Keys and values of some tokens, `[row, head, token, d_head]`, one pair a layer."""
 _additive: WeakSet[TransformerBridge] = WeakSet()
+_block_returns_tuple: WeakKeyDictionary[TransformerBridge, bool] = WeakKeyDictionary()
 
 
 def hook_name(model: TransformerBridge, layer: int, site: Site) -> str:
@@ -48,14 +53,173 @@ def hook_name(model: TransformerBridge, layer: int, site: Site) -> str:
     return str(point.name)
 
 
-def _forward(model: TransformerBridge, batch: TokenBatch, hooks: Sequence[Hook], **options: Any) -> Any:
-    with torch.inference_mode(), model.hooks(fwd_hooks=list(hooks)):
-        return model(batch.ids, attention_mask=batch.mask, **options)
+class _Stop(Exception):
+    """Everything that was to be read has been read."""
 
 
-def _last_logits_only(model: TransformerBridge) -> dict[str, int]:
-    """The option that spares the unembedding of all but the last position, where the architecture has it."""
-    return {"logits_to_keep": 1} if "logits_to_keep" in signature(model.original_model.forward).parameters else {}
+@dataclass(frozen=True, eq=False)
+class Resume:
+    """Where a pass starts, when not at the first token and the first block."""
+
+    layer: int = 0
+    """The first block to run; the ones below pass their input through."""
+    stream: Float[Tensor, "batch seq d_model"] | None = None
+    """The residual stream that enters it."""
+    past: KeysValues | None = None
+    """Keys and values of the tokens before the batch's, which every row has without padding between them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reached:
+    """What a pass read."""
+
+    activations: dict[tuple[int, Site], Float[Tensor, "batch position d_model"]] = field(default_factory=dict)
+    logits: Float[Tensor, "batch vocab"] | None = None
+    """At the last position, in float32."""
+    keys_values: KeysValues | None = None
+    """From the block on where the pass started."""
+
+
+def forward(
+    model: TransformerBridge,
+    batch: TokenBatch,
+    reads: Iterable[tuple[int, Site]] = (),
+    n_positions: int | None = 1,
+    logits: bool = False,
+    hooks: Sequence[Hook] = (),
+    resume: Resume | None = None,
+    last_token_only: bool = False,
+    keep_keys_values: bool = False,
+) -> Reached:
+    """One pass: from where it has to start to where nothing more is read.
+
+    Args:
+        model: Any bridge.
+        batch: Left-padded prompts, or what follows the tokens of `resume.past`.
+        reads: (layer, site) pairs to read.
+        n_positions: How many of the last positions to read; None for all.
+        logits: Also go on to the logits of the last position.
+        hooks: Edits to make on the way; an edit at a site that is read is seen there.
+        resume: Where to start.
+        last_token_only: In the last block that runs compute the MLP and the attention's output of the last token
+            alone; other tokens of that block then hold nothing that means anything.
+        keep_keys_values: Return the keys and values too.
+
+    Raises:
+        CosmicError: If a site does not exist.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> from cosmic_tl.chat import batches, tokenize
+        >>> model = load_model("demo", device="cpu")
+        >>> batch = next(batches(model, tokenize(model, ["hi", "hello"]), 2))
+        >>> stream = forward(model, batch, [(3, "hook_resid_pre")], None).activations[3, "hook_resid_pre"]
+        >>> rest = forward(model, batch, logits=True, resume=Resume(3, stream))
+        >>> torch.allclose(rest.logits, forward(model, batch, logits=True).logits, atol=1e-5)
+        True
+    """
+    resume = resume or Resume()
+    wanted = list(reads)
+    reached: dict[tuple[int, Site], Tensor] = {}
+    first = 0 if n_positions is None else -n_positions
+
+    def keep(key: tuple[int, Site]) -> Callable[..., None]:
+        def hook(activation: Tensor, hook: Any) -> None:
+            reached[key] = activation[:, first:].clone()
+            if len(reached) == len(wanted) and not logits:
+                raise _Stop
+
+        return hook
+
+    # The stream comes in first, is then edited, and read last.
+    everything: list[Hook] = []
+    if resume.stream is not None:
+        stream = resume.stream
+        everything.append((hook_name(model, resume.layer, "hook_resid_pre"), lambda x, hook: stream.to(x.device)))
+    everything += hooks
+    if last_token_only:
+        last = int(model.cfg.n_layers) - 1 if logits else max(layer for layer, _ in wanted)
+        everything += _last_token_hooks(model, last)
+    everything += [(hook_name(model, *key), keep(key)) for key in wanted]
+
+    inner = model.original_model
+    options: dict[str, Any] = {}
+    known = signature(inner.forward).parameters
+    if "logits_to_keep" in known:
+        options["logits_to_keep"] = 1  # spares the unembedding of all other positions
+    mask = batch.mask
+    if resume.past is not None:
+        n_past = resume.past[-1][0].shape[2]
+        mask = torch.cat([mask.new_ones(mask.shape[0], n_past), mask], dim=1)
+    if "position_ids" in known:
+        options["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, mask.shape[1] - batch.ids.shape[1] :]
+    cache = DynamicCache()
+    for layer, (keys, values) in enumerate(resume.past or ()):
+        cache.update(keys, values, layer)
+    if "use_cache" in known:
+        options["use_cache"] = False
+    if resume.past is not None or keep_keys_values:
+        options |= {"use_cache": True, "past_key_values": cache}
+    found = None
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        stack.enter_context(_passing_through(model, resume.layer))
+        stack.enter_context(model.hooks(fwd_hooks=everything))
+        with suppress(_Stop):
+            found = inner(batch.ids, attention_mask=mask, **options).logits[:, -1].float()
+    return Reached(
+        reached,
+        found if logits else None,
+        tuple((layer.keys, layer.values) for layer in cache.layers[resume.layer :]) if keep_keys_values else None,
+    )
+
+
+def _last_token_hooks(model: TransformerBridge, layer: int) -> list[Hook]:
+    """Cut all tokens but the last from what enters a block's MLP and attention output.
+
+    Both are added to a stream that still has all tokens, so the shapes fit, and its last token is right.
+    """
+    points = (f"blocks.{layer}.attn.o.hook_in", f"blocks.{layer}.mlp.hook_in")
+    return [(name, lambda x, hook: x[:, -1:]) for name in points if name in model.hook_dict]
+
+
+@contextmanager
+def _passing_through(model: TransformerBridge, n_blocks: int) -> Iterator[None]:
+    """Let the lowest blocks return their input at once."""
+    skipped = list(model.blocks)[:n_blocks]
+    as_tuple = _returns_tuple(model) if n_blocks else False
+
+    def same(*args: Any, hidden_states: Tensor | None = None, **kwargs: Any) -> Any:
+        x = args[0] if args else hidden_states
+        return (x,) if as_tuple else x
+
+    try:
+        for block in skipped:
+            block.__dict__["forward"] = same  # plain assignment would go to the wrapped block
+        yield
+    finally:
+        for block in skipped:
+            block.__dict__.pop("forward", None)
+
+
+def _returns_tuple(model: TransformerBridge) -> bool:
+    """Whether blocks give the model a tuple or a tensor, which is up to the architecture."""
+    if model not in _block_returns_tuple:
+
+        def look(module: torch.nn.Module, args: Any, output: Any) -> None:
+            _block_returns_tuple[model] = isinstance(output, tuple)
+
+        handle = model.blocks[0].register_forward_hook(look)
+        try:
+            forward(model, _tiny_batch(model), logits=True)
+        finally:
+            handle.remove()
+    return _block_returns_tuple[model]
+
+
+def _tiny_batch(model: TransformerBridge) -> TokenBatch:
+    ids = torch.arange(1, 5, device=torch.device(str(model.cfg.device)))[None]
+    return TokenBatch(ids, torch.ones_like(ids), (0,))
 
 
 def next_token_logits(
@@ -70,8 +234,9 @@ def next_token_logits(
         >>> next_token_logits(model, next(batches(model, tokenize(model, ["hi"]), 1))).shape
         torch.Size([1, 2048])
     """
-    logits: Tensor = _forward(model, batch, hooks, **_last_logits_only(model))
-    return logits[:, -1].float()
+    logits = forward(model, batch, logits=True, hooks=hooks).logits
+    assert logits is not None
+    return logits
 
 
 def read(
@@ -105,20 +270,7 @@ def read(
         raise CosmicError(
             f"positions: {n_positions} asked for, and a prompt has only {shortest} tokens; ask for fewer positions"
         )
-    wanted = list(sites)
-    found: dict[tuple[int, Site], Tensor] = {}
-
-    def keep(key: tuple[int, Site]) -> Callable[..., None]:
-        def hook(activation: Tensor, hook: Any) -> None:
-            found[key] = activation[:, -n_positions:].clone()
-
-        return hook
-
-    reads: list[Hook] = [(hook_name(model, *key), keep(key)) for key in wanted]
-    last = max(layer for layer, _ in wanted) + 1
-    stop: dict[str, int] = {"stop_at_layer": last} if last < int(model.cfg.n_layers) else _last_logits_only(model)
-    _forward(model, batch, [*hooks, *reads], **stop)
-    return found
+    return forward(model, batch, sites, n_positions, hooks=hooks).activations
 
 
 def check_additive(model: TransformerBridge) -> None:
@@ -137,9 +289,9 @@ def check_additive(model: TransformerBridge) -> None:
         return
     n_layers = int(model.cfg.n_layers)
     sites: tuple[Site, ...] = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
-    ids = torch.arange(1, 5, device=torch.device(str(model.cfg.device)))[None]
-    batch = TokenBatch(ids, torch.ones_like(ids), (0,))
-    found = read(model, batch, [(layer, site) for layer in range(n_layers) for site in sites], n_positions=4)
+    found = read(
+        model, _tiny_batch(model), [(layer, site) for layer in range(n_layers) for site in sites], n_positions=4
+    )
     for layer in range(n_layers):
         before, attn, mlp, after = (found[layer, site].float() for site in sites)
         tolerance = 1e-3 if found[layer, sites[0]].dtype == torch.float32 else 5e-2

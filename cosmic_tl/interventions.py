@@ -14,11 +14,12 @@ intervention  `s`    `β`               where
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from math import isfinite
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -46,10 +47,21 @@ def affine_edit(
         >>> affine_edit(torch.tensor([3.0, 4.0]), torch.tensor([1.0, 0.0]), scale=1.0, shift=0.5)
         tensor([0.5000, 4.0000])
     """
+    one = torch.tensor([[[scale]], [[shift]]], dtype=torch.float64, device=x.device)
+    return _affine_edits(x.reshape(1, -1, x.shape[-1]), unit[None].to(x.device), one[:1], one[1:]).view(x.shape)
+
+
+def _affine_edits(
+    x: Float[Tensor, "edit token d_model"],
+    unit: Float[Tensor, "edit d_model"],
+    scale: Float64[Tensor, "edit 1 1"],
+    shift: Float64[Tensor, "edit 1 1"],
+) -> Float[Tensor, "edit token d_model"]:
+    """As many affine edits as `x` has first entries."""
     work = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    unit = unit.to(work)
-    along = shift if scale == 0 else shift - scale * (work @ unit)[..., None]
-    return (work + along * unit).to(x.dtype)
+    unit, scale, shift = unit.to(work), scale.to(work), shift.to(work)
+    along = shift - scale * (work @ unit[..., None])
+    return torch.addcmul(work, along, unit[:, None]).to(x.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,8 +137,7 @@ def _places(model: TransformerBridge, intervention: Intervention) -> list[str]:
         check_additive(model)
         sites: tuple[Site, ...] = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out")
         return [hook_name(model, layer, site) for layer in range(int(model.cfg.n_layers)) for site in sites]
-    layer = intervention.direction.layer if intervention.layer is None else intervention.layer
-    return [hook_name(model, layer, "hook_resid_pre")]
+    return [hook_name(model, _layer(intervention), "hook_resid_pre")]
 
 
 def _edited(tokens: Scope, x: Tensor, start: int, prompt_length: int | None) -> Bool[Tensor, "#batch seq"]:
@@ -145,17 +156,88 @@ def _edited(tokens: Scope, x: Tensor, start: int, prompt_length: int | None) -> 
     return chosen
 
 
-def _hook(intervention: Intervention, clock: Mapping[str, int], prompt_length: int | None) -> Callable[..., Tensor]:
-    scale, shift = intervention.terms
-    unit, tokens = intervention.direction.unit, intervention.tokens
+def _hook(edits: Sequence[Intervention], clock: Mapping[str, int], prompt_length: int | None) -> Callable[..., Tensor]:
+    """The hook of one intervention, or of several of a kind on a batch that holds equally many rows of each."""
+    terms = torch.tensor([edit.terms for edit in edits], dtype=torch.float64)
+    scale, shift = terms[:, :1, None], terms[:, 1:, None]
+    unit, tokens = torch.stack([edit.direction.unit for edit in edits]), edits[0].tokens
+
+    @cache
+    def on(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        return unit.to(device), scale.to(device), shift.to(device)
 
     def hook(x: Tensor, hook: Any) -> Tensor:
-        edited = affine_edit(x, unit, scale, shift)
+        edited = _affine_edits(x.reshape(len(edits), -1, x.shape[-1]), *on(x.device)).view(x.shape)
         if isinstance(tokens, str) and tokens == "all":
             return edited
         return torch.where(_edited(tokens, x, clock["start"], prompt_length)[..., None], edited, x)
 
     return hook
+
+
+def _check(model: TransformerBridge, intervention: Intervention) -> None:
+    if not isfinite(alpha := getattr(intervention, "alpha", 0.0)):
+        raise CosmicError(f"alpha: expected a finite number, found {alpha}; pass a float")
+    tokens = intervention.tokens
+    if isinstance(tokens, str) and tokens not in ("all", "prompt", "completion"):
+        raise CosmicError(f"tokens: unknown scope {tokens!r}; use all, prompt, completion or a mask")
+    intervention.direction.check(model)
+
+
+def as_sequence(interventions: Interventions) -> tuple[Intervention, ...]:
+    """One intervention or several as a tuple.
+
+    Example:
+        >>> as_sequence(())
+        ()
+    """
+    return tuple(interventions) if isinstance(interventions, Sequence) else (interventions,)
+
+
+def edited_layers(interventions: Interventions) -> tuple[int | None, ...]:
+    """The layer whose input each intervention edits; None where it edits everywhere.
+
+    Example:
+        >>> direction = Direction(torch.ones(4), torch.zeros(4), layer=3, position=-1)
+        >>> edited_layers([AffineEdit(direction), Ablation(direction)])
+        (3, None)
+    """
+    return tuple(None if isinstance(one, Ablation) else _layer(one) for one in as_sequence(interventions))
+
+
+def _layer(intervention: Addition | AffineEdit) -> int:
+    return intervention.direction.layer if intervention.layer is None else intervention.layer
+
+
+def batched_hooks(model: TransformerBridge, edits: Sequence[Interventions]) -> list[Hook]:
+    """Hooks for a batch whose rows fall into equally many for each of `edits`, in their order.
+
+    Args:
+        model: The bridge to hook.
+        edits: Interventions with the same `edited_layers`, each on all tokens of a prompt.
+
+    Raises:
+        CosmicError: If the places differ, a token scope is not "all", or as `intervention_hooks`.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> direction = Direction(torch.ones(128), torch.zeros(128), layer=3, position=-1)
+        >>> edits = [AffineEdit(direction, alpha) for alpha in (0.0, 1.0)]
+        >>> [name for name, _ in batched_hooks(load_model("demo", device="cpu"), edits)]
+        ['blocks.3.hook_in']
+    """
+    slots = list(zip(*map(as_sequence, edits), strict=True))
+    if len({edited_layers(edit) for edit in edits}) > 1:
+        raise CosmicError("edits: they act at different places; batch those that act at the same ones")
+    hooks: list[Hook] = []
+    for slot in slots:
+        for one in slot:
+            _check(model, one)
+            if not isinstance(one.tokens, str) or one.tokens != "all":
+                raise CosmicError(f"tokens: found the scope {one.tokens!r}; edits in a batch act on all tokens")
+        hook = _hook(slot, {"start": 0}, None)
+        hooks += [(name, hook) for name in _places(model, slot[0])]
+    return hooks
 
 
 def intervention_hooks(
@@ -184,13 +266,9 @@ def intervention_hooks(
         ['blocks.3.hook_in']
     """
     hooks: list[Hook] = []
-    for one in interventions if isinstance(interventions, Sequence) else [interventions]:
-        if not isfinite(alpha := getattr(one, "alpha", 0.0)):
-            raise CosmicError(f"alpha: expected a finite number, found {alpha}; pass a float")
-        if isinstance(one.tokens, str) and one.tokens not in ("all", "prompt", "completion"):
-            raise CosmicError(f"tokens: unknown scope {one.tokens!r}; use all, prompt, completion or a mask")
-        one.direction.check(model)
-        hook = _hook(one, clock or {"start": 0}, prompt_length)
+    for one in as_sequence(interventions):
+        _check(model, one)
+        hook = _hook([one], clock or {"start": 0}, prompt_length)
         hooks += [(name, hook) for name in _places(model, one)]
     return hooks
 

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl.errors import CosmicError
@@ -91,10 +93,10 @@ def is_demo(model: TransformerBridge) -> bool:
 
 
 def model_fingerprint(model: TransformerBridge) -> str:
-    """Sixteen hex digits that identify architecture and weights, whatever dtype they were loaded in.
+    """Sixteen hex digits that identify architecture and weights, whatever dtype and device they were loaded in.
 
     Hashes the config and, of every parameter, name, shape and up to 64 evenly spaced values rounded to bfloat16; a
-    model of any size is read in a moment. Weights that are not in memory (offloaded) count by name and shape.
+    model of any size is read in a moment, or as fast as the disk where weights are offloaded.
 
     Example:
         >>> model = load_model("demo", device="cpu")
@@ -103,10 +105,18 @@ def model_fingerprint(model: TransformerBridge) -> str:
     """
     config = {k: v for k, v in model.original_model.config.to_dict().items() if k not in _NOT_IDENTITY}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, param in sorted(model.original_model.named_parameters()):
+    for name, param in sorted(_parameters(model.original_model)):
         digest.update(f"{name.replace('_original_component.', '')} {tuple(param.shape)}".encode())
         if param.device.type != "meta":
             flat = param.detach().reshape(-1)
             sample = flat[torch.linspace(0, flat.numel() - 1, min(64, flat.numel()), device=flat.device).long()]
             digest.update(sample.to(torch.bfloat16).float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _parameters(model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and values of parameters, each once; offloaded ones from where accelerate put them."""
+    for name, param in model.named_parameters():
+        module_name, _, own_name = name.rpartition(".")
+        offloaded = getattr(getattr(model.get_submodule(module_name), "_hf_hook", None), "weights_map", None)
+        yield name, offloaded[own_name] if param.device.type == "meta" and offloaded is not None else param

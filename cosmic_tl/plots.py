@@ -14,7 +14,7 @@ from cosmic_tl.directions.difference_in_means import Candidates
 from cosmic_tl.selection.table import Selection
 from cosmic_tl.similarity import LayerSimilarity
 
-INK, ACCENT, MUTED = "#1a1a1a", "#d55e00", "#8a8a8a"
+INK, ACCENT, MUTED, UNKNOWN = "#1a1a1a", "#d55e00", "#8a8a8a", "#e4e4e4"
 COLOURS = {"baseline": "#8a8a8a", "removal": "#0072b2", "induction": "#d55e00", "random": "#c9c9c9"}
 """Okabe-Ito colours, safe for colour-blind readers."""
 
@@ -110,6 +110,8 @@ def _heatmaps(
 def score_heatmap(selection: Selection) -> go.Figure:
     """Scores of every candidate by layer and position; the chosen cell framed, filtered cells crossed.
 
+    Grey cells were not needed for the choice (`full_table` computes them too).
+
     Example:
         >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, select_cosmic
         >>> options = CosmicOptions(n_train=8, n_val=4, max_kl=10.0)
@@ -151,8 +153,11 @@ def score_heatmap(selection: Selection) -> go.Figure:
                 row + 1,
                 column + 1,
             )
-    where = f"layer {chosen.layer}, position {chosen.position}"
-    return _finish(figure, f"Candidates by layer and position: {where} chosen (framed), × filtered out", 620)
+    title = f"Layer {chosen.layer}, position {chosen.position} chosen (framed); × filtered out"
+    if table.not_needed.any():
+        title += "; grey: not needed"
+        figure.update_layout(plot_bgcolor=UNKNOWN)
+    return _finish(figure, title, 620)
 
 
 def similarity_heatmap(similarity: LayerSimilarity) -> go.Figure:

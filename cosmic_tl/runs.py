@@ -22,7 +22,9 @@ from cosmic_tl.evaluation.judges import strip_thinking
 from cosmic_tl.models import is_demo, model_fingerprint
 from cosmic_tl.prompts import ContrastSet
 from cosmic_tl.report import write_report
-from cosmic_tl.selection.cosmic import CosmicOptions, Scores, select_cosmic
+from cosmic_tl.selection.cosmic import select_cosmic
+from cosmic_tl.selection.options import CosmicOptions
+from cosmic_tl.selection.scores import ScoreKey
 from cosmic_tl.selection.table import Selection
 from cosmic_tl.similarity import LayerSimilarity, layer_similarities
 
@@ -45,8 +47,8 @@ class RunSettings:
     """0 is greedy."""
     seed: int = 0
     """Of the random control direction and of sampling."""
-    batch_size: int = 32
-    """Prompts a forward pass; changes no result."""
+    batch_size: int | None = None
+    """Rows a forward pass; changes no result. None: 32 prompts, and in the selection as many as memory allows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,27 +105,25 @@ def _append(path: Path, rows: list[dict[str, Any]]) -> None:
         file.write("".join(json.dumps(row) + "\n" for row in rows))
 
 
-class _ScoreLog(MutableMapping[tuple[int, int], Scores]):
+class _ScoreLog(MutableMapping[ScoreKey, float]):
     """Scores that are on disk as soon as they are known."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.known = {
-            (row["layer"], row["position"]): Scores(row["s_comply"], row["s_refuse"], row["kl"])
-            for row in read_lines(path)
-        }
+        self.known = {(row["layer"], row["position"], row["measure"]): float(row["value"]) for row in read_lines(path)}
 
-    def __setitem__(self, cell: tuple[int, int], scores: Scores) -> None:
-        self.known[cell] = scores
-        _append(self.path, [{"layer": cell[0], "position": cell[1], **scores._asdict()}])
+    def __setitem__(self, key: ScoreKey, value: float) -> None:
+        self.known[key] = value
+        layer, position, measure = key
+        _append(self.path, [{"layer": layer, "position": position, "measure": measure, "value": value}])
 
-    def __getitem__(self, cell: tuple[int, int]) -> Scores:
-        return self.known[cell]
+    def __getitem__(self, key: ScoreKey) -> float:
+        return self.known[key]
 
-    def __delitem__(self, cell: tuple[int, int]) -> None:
+    def __delitem__(self, key: ScoreKey) -> None:
         raise TypeError("scores are only added")
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[ScoreKey]:
         return iter(self.known)
 
     def __len__(self) -> int:
@@ -226,7 +226,7 @@ def _means(
             prompts.side(side, "train", options.n_train),
             positions,
             settings.chat,
-            batch_size=settings.batch_size,
+            batch_size=settings.batch_size or 32,
             label=f"activations, {side}",
         )
         for side in ("positive", "negative")
@@ -338,7 +338,7 @@ def run(
         settings.max_new_tokens,
         settings.temperature,
         settings.seed,
-        settings.batch_size,
+        settings.batch_size or 32,
         # A condition is one line, so that a stop in mid-write leaves none of it.
         [row for line in read_lines(resume / _RESUME_FILES[2]) for row in line["rows"]],
         lambda rows: _append(resume / _RESUME_FILES[2], [{"rows": rows}]),
@@ -352,7 +352,7 @@ def run(
         options.alpha,
         chat,
         options.n_positions,
-        settings.batch_size,
+        settings.batch_size or 32,
     )
     if thinking := [text for text in effects.completions.completion if strip_thinking(text) != text]:
         notes.append(f"{len(thinking)} completions hold a thinking block; they are judged by what comes after it.")

@@ -11,7 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from cosmic_tl.activations import mean_activations
 from cosmic_tl.chat import ChatFormat, Positions, post_instruction_positions
 from cosmic_tl.directions.artifact import Direction
-from cosmic_tl.selection.cosmic import Mode, induction, removal
+from cosmic_tl.selection.modes import Mode, induction, removal
 
 
 @dataclass(frozen=True, eq=False)

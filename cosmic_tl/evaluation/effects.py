@@ -16,7 +16,7 @@ from cosmic_tl.evaluation.judges import judge_refusal
 from cosmic_tl.evaluation.rates import Rate, rate
 from cosmic_tl.interventions import Intervention
 from cosmic_tl.models import is_demo
-from cosmic_tl.selection.cosmic import Mode, induction, removal
+from cosmic_tl.selection.modes import Mode, induction, removal
 
 Row = dict[str, Any]
 Kind = Literal["harmful", "harmless"]

@@ -1,96 +1,28 @@
 """COSMIC: choose a direction by cosine similarity, without looking at outputs (Siu et al. 2025, section 3)."""
 
-from collections.abc import MutableMapping, Sequence
-from dataclasses import dataclass
-from math import isfinite, nan
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from math import inf, isnan, nan
 
 import pandas as pd
-import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl.activations import MeanActivations, mean_activations
-from cosmic_tl.chat import ChatFormat, TokenBatch, batches, post_instruction_positions, tokenize
-from cosmic_tl.directions.artifact import Direction
+from cosmic_tl.chat import ChatFormat, post_instruction_positions, tokenize
 from cosmic_tl.directions.difference_in_means import difference_in_means
 from cosmic_tl.errors import CosmicError
-from cosmic_tl.forward import Hook, next_token_logits, read
-from cosmic_tl.interventions import Ablation, Addition, AffineEdit, Intervention, intervention_hooks
-from cosmic_tl.progress import track
 from cosmic_tl.prompts import ContrastSet
+from cosmic_tl.selection.options import Cell, CosmicOptions
+from cosmic_tl.selection.plan import MEASURES, Plan, plan_cosmic
+from cosmic_tl.selection.scores import ScoreKey, Scorer, Scores, undefined
 from cosmic_tl.selection.table import Filter, Selection, apply_filters, choose, explain
 
-Mode = Literal["linear", "affine"]
-
-
-class Scores(NamedTuple):
-    """What one candidate scored."""
-
-    s_comply: float
-    s_refuse: float
-    kl: float
-
-
-@dataclass(frozen=True)
-class CosmicOptions:
-    """Settings of the selection; the defaults are the paper's."""
-
-    mode: Mode = "affine"
-    """"linear": remove by directional ablation, induce by addition. "affine": both by ACE at the source layer."""
-    alpha: float = 1.0
-    """Strength of the induction."""
-    evaluation_layers: tuple[int, ...] | None = None
-    """Layers whose activations are compared; None ranks them by similarity of the classes."""
-    evaluation_share: float = 0.1
-    """Share of the layers that the ranking keeps, at least one."""
-    exclude_first_half: bool = False
-    """Rank only the second half of the layers (for weakly aligned models)."""
-    max_kl: float = 0.1
-    """Most that removal may move the next-token distribution on negative prompts, in nats."""
-    max_layer_share: float = 0.8
-    """Source layers at or above this share of the depth are dropped."""
-    last_position_rule: bool = True
-    """At position −1 drop layers later than both medians of the other positions' best layers."""
-    n_positions: int | None = None
-    """How many of the last positions; None is every post-instruction token."""
-    n_train: int = 180
-    """Training prompts a side."""
-    n_val: int = 100
-    """Validation prompts a side."""
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("linear", "affine"):
-            raise CosmicError(f"mode: unknown {self.mode!r}; use linear or affine")
-        if not isfinite(self.alpha):
-            raise CosmicError(f"alpha: expected a finite number, found {self.alpha}; pass a float")
-        for name in ("evaluation_share", "max_layer_share"):
-            if not 0 < (value := getattr(self, name)) <= 1:
-                raise CosmicError(f"{name}: expected a share above 0 and at most 1, found {value}")
-        if not self.max_kl > 0:
-            raise CosmicError(f"max_kl: expected a positive number, found {self.max_kl}")
-
-
-def removal(direction: Direction, mode: Mode) -> Intervention:
-    """The intervention that takes the concept out.
-
-    Example:
-        >>> type(removal(Direction(torch.ones(2), torch.ones(2), 0, -1), "linear")).__name__
-        'Ablation'
-    """
-    return Ablation(direction) if mode == "linear" else AffineEdit(direction, alpha=0.0)
-
-
-def induction(direction: Direction, mode: Mode, alpha: float = 1.0) -> Intervention:
-    """The intervention that puts the concept in.
-
-    Example:
-        >>> type(induction(Direction(torch.ones(2), torch.ones(2), 0, -1), "affine")).__name__
-        'AffineEdit'
-    """
-    return Addition(direction, alpha) if mode == "linear" else AffineEdit(direction, alpha)
+HALVING_SHARES = (1 / 8, 1 / 4, 1 / 2)
+"""Shares of the validation prompts on which successive halving looks at what is left."""
+FINALISTS = 4
+"""Candidates that halving leaves, at least."""
 
 
 def layer_similarity(positive: MeanActivations, negative: MeanActivations) -> Float64[Tensor, " layer"]:
@@ -118,6 +50,7 @@ def evaluation_layers(
         exclude_first_half: Rank only the second half of the layers.
 
     Example:
+        >>> import torch
         >>> evaluation_layers(torch.tensor([0.9, 0.2, 0.5, 0.4]), share=0.5)
         (1, 3)
         >>> evaluation_layers(torch.tensor([0.9, 0.2, 0.5, 0.4]), exclude_first_half=True)
@@ -129,106 +62,151 @@ def evaluation_layers(
     return tuple(sorted(ranked[: max(1, int(share * n_layers + 1e-9))]))
 
 
-def _mean_last(
-    model: TransformerBridge, prompts: Sequence[TokenBatch], layers: Sequence[int], hooks: Sequence[Hook] = ()
-) -> Float64[Tensor, " d_model"]:
-    """Mean of `y[l, -1]` over prompts and layers."""
-    total = torch.zeros(int(model.cfg.d_model), dtype=torch.float64)
-    for batch in prompts:
-        found = read(model, batch, [(layer, "hook_resid_post") for layer in layers], hooks=hooks)
-        total += sum(activation.cpu().double().sum((0, 1)) for activation in found.values())
-    return total / (len(layers) * sum(len(batch.rows) for batch in prompts))
+def _position_rule(table: pd.DataFrame) -> tuple["pd.Series[bool]", "pd.Series[bool]"]:
+    """The position −1 rule: later than both medians, over the other positions, of the best layer by each score.
 
-
-def kl_divergence(
-    p: Float[Tensor, "batch vocab"], q: Float[Tensor, "batch vocab"], eps: float = 1e-6
-) -> Float64[Tensor, " batch"]:
-    """`Σ p·(log(p + ε) − log(q + ε))` between the distributions of two sets of logits, in float64.
-
-    Example:
-        >>> kl_divergence(torch.zeros(1, 4), torch.zeros(1, 4)).tolist()
-        [0.0]
+    Returns:
+        Which candidates it drops, and for which that is not decided. Scores that are not known are of late layers, and
+        would only move a median up: what the known ones keep is kept.
     """
-    p, q = p.double().softmax(-1), q.double().softmax(-1)
-    return (p * ((p + eps).log() - (q + eps).log())).sum(-1)
-
-
-def _score(
-    model: TransformerBridge,
-    direction: Direction,
-    options: CosmicOptions,
-    layers: Sequence[int],
-    data: "_Validation",
-) -> Scores:
-    """S_comply, S_refuse and KL of one candidate."""
-
-    def reached(prompts: Sequence[TokenBatch], edit: Intervention, clean: Tensor) -> Tensor:
-        if not isinstance(edit, Ablation) and direction.layer > max(layers):
-            return clean  # An edit above the last layer that is read changes nothing there.
-        return _mean_last(model, prompts, layers, intervention_hooks(model, edit))
-
-    remove = removal(direction, options.mode)
-    comply = reached(data.positive, remove, data.target_positive)
-    refuse = reached(data.negative, induction(direction, options.mode, options.alpha), data.target_negative)
-    hooks = intervention_hooks(model, remove)
-    kls = [
-        kl_divergence(clean, next_token_logits(model, batch, hooks))
-        for batch, clean in zip(data.negative, data.clean_logits, strict=True)
-    ]
-    return Scores(
-        float(cosine_similarity(comply, data.target_negative, dim=0)),
-        float(cosine_similarity(refuse, data.target_positive, dim=0)),
-        float(torch.cat(kls).mean()),
-    )
-
-
-class _Validation(NamedTuple):
-    """Validation prompts and what the clean model makes of them."""
-
-    positive: list[TokenBatch]
-    negative: list[TokenBatch]
-    target_positive: Tensor
-    target_negative: Tensor
-    clean_logits: list[Tensor]
-
-
-def _late_at_last_position(table: pd.DataFrame) -> "pd.Series[bool]":
-    """The position −1 rule: later than both medians, over the other positions, of the best layer by each score."""
     others = table[table.position != -1]
+    no = pd.Series(False, index=table.index)
     if others.empty:
-        return pd.Series(False, index=table.index)
+        return no, no
     late = table.position == -1
     for score in ("s_comply", "s_refuse"):
         valid = others[others[score].notna()]
         peaks = valid.loc[valid.groupby("position")[score].idxmax(), "layer"]
         late &= table.layer > (peaks.sort_values().iloc[(len(peaks) - 1) // 2] if len(peaks) else -1)
-    return late
+    return (no, late) if others.not_needed.str.contains("s_").any() else (late, no)
 
 
 def _table(
-    scores: dict[tuple[int, int], Scores], clean: float, n_layers: int, options: CosmicOptions
+    scores: Mapping[ScoreKey, float],
+    cells: Iterable[Cell],
+    clean: float,
+    n_layers: int,
+    options: CosmicOptions,
+    finalists: Container[Cell] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    rows = [(position, layer, *found) for (layer, position), found in scores.items()]
-    table = pd.DataFrame(rows, columns=["position", "layer", "s_comply", "s_refuse", "kl"])
+    """The score table with its filters applied as far as scores are known."""
+    rows = []
+    for layer, position in cells:
+        found = [scores.get((layer, position, measure)) for measure in MEASURES]
+        missing = ", ".join(m for m, value in zip(MEASURES, found, strict=True) if value is None)
+        rows.append((position, layer, *(nan if value is None else value for value in found), missing))
+    table = pd.DataFrame(rows, columns=["position", "layer", *MEASURES, "not_needed"])
     table = table.sort_values(["position", "layer"]).reset_index(drop=True)
     table.insert(4, "score", table.s_comply + table.s_refuse)
     for name in ("comply", "refuse"):
         table[f"share_{name}"] = (table[f"s_{name}"] - clean) / (1 - clean) if clean < 1 else nan
+    is_undefined = pd.Series(False, index=table.index)
+    for measure in MEASURES:
+        is_undefined |= table[measure].isna() & ~table.not_needed.str.contains(measure)
     filters = [
-        Filter(
-            "undefined",
-            table[["score", "kl"]].isna().any(axis=1),
-            "none: there the classes do not differ, or are not finite",
-        ),
+        Filter("undefined", is_undefined, "none: there the classes do not differ, or are not finite"),
         Filter(
             "late layer", table.layer >= options.max_layer_share * n_layers, "max_layer_share=1 (--max-layer-share 1)"
         ),
         Filter("KL", table.kl > options.max_kl, "a higher max_kl (--max-kl)"),
     ]
+    if finalists is not None:
+        out = [cell not in finalists for cell in zip(table.layer, table.position, strict=True)]
+        option = "successive_halving=False (without --successive-halving)"
+        filters.append(Filter("successive halving", pd.Series(out, index=table.index), option))
     if options.last_position_rule:
         rule = "last_position_rule=False (--no-last-position-rule)"
-        filters.append(Filter("position -1 rule", _late_at_last_position(table), rule))
+        dropped, open_ = _position_rule(table)
+        filters.append(Filter("position -1 rule", dropped, rule))
+        table.loc[open_, "not_needed"] = [
+            f"{other}, position -1 rule".removeprefix(", ") for other in table.not_needed[open_]
+        ]
     return apply_filters(table, filters)
+
+
+def _halve(cells: Sequence[Cell], scorer_on: Callable[[float, Scores], Scorer], rough: Scores) -> list[Cell]:
+    """Drop the worse half of the candidates on more and more prompts; `rough` gets each one's last scores."""
+
+    def order(cell: Cell) -> float:
+        score = rough[(*cell, "s_comply")] + rough[(*cell, "s_refuse")]
+        return inf if isnan(score) else -score
+
+    left = list(cells)
+    for share in HALVING_SHARES:
+        if len(left) > FINALISTS:
+            scorer = scorer_on(share, {})
+            for measure in ("s_comply", "s_refuse"):
+                scorer.compute(measure, left)
+            rough.update(scorer.scores)
+            left = sorted(left, key=order)[: max(FINALISTS, len(left) // 2)]
+    return left
+
+
+def _settle(
+    compute: Callable[[str, Iterable[Cell]], None],
+    plan: Plan,
+    scores: Scores,
+    table_of: Callable[[], tuple[pd.DataFrame, pd.DataFrame]],
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Compute what the choice still depends on: KL in descending order of score until one passes, then the rule."""
+    look_at = 1
+    while True:
+        table, filters = table_of()
+        best = table[table.kept].sort_values("score", ascending=False, kind="stable")
+        if best.empty:
+            return table, filters
+        if "kl" in best.not_needed.iloc[0]:
+            waiting = best[best.not_needed.str.contains("kl")].head(look_at)
+            compute("kl", zip(waiting.layer, waiting.position, strict=True))
+            look_at *= 2  # several share the clean passes
+        elif "rule" in best.not_needed.iloc[0]:
+            # Late induction first: it is cheap, and one median at the candidate's layer or above is enough to keep it.
+            measures = [
+                m for m in ("s_refuse", "s_comply") if any((*cell, m) not in scores for cell in plan.of(m, "lazy"))
+            ]
+            compute(measures[0], plan.of(measures[0], "lazy"))
+        else:
+            return table, filters
+
+
+def plan_selection(
+    model: TransformerBridge,
+    prompts: ContrastSet,
+    options: CosmicOptions | None = None,
+    chat: ChatFormat | None = None,
+) -> Plan:
+    """The passes that `select_cosmic` would make, without making them.
+
+    Which evaluation layers the ranking will choose is not known before; unless the options name them, the last layer is
+    assumed, which is the most expensive.
+
+    Args:
+        model: Any bridge.
+        prompts: The concept's contrast set.
+        options: Thresholds and numbers; default the paper's.
+        chat: Formatting; default plain.
+
+    Raises:
+        CosmicError: As `select_cosmic`.
+
+    Example:
+        >>> from cosmic_tl import load_model, load_prompts
+        >>> plan = plan_selection(load_model("demo", device="cpu"), load_prompts("demo"))
+        >>> plan.macs < plan.released_macs / 4
+        True
+    """
+    options = options or CosmicOptions()
+    _check_layers(model, options)
+    positions = post_instruction_positions(model, chat, options.n_positions)
+    rows = [tokenize(model, prompts.side(side, "val", options.n_val), chat) for side in ("positive", "negative")]
+    layers = options.evaluation_layers or (int(model.cfg.n_layers) - 1,)
+    return plan_cosmic(model, rows[0], rows[1], len(positions), layers, options)
+
+
+def _check_layers(model: TransformerBridge, options: CosmicOptions) -> None:
+    n_layers = int(model.cfg.n_layers)
+    if wrong := [layer for layer in options.evaluation_layers or () if not 0 <= layer < n_layers]:
+        raise CosmicError(f"evaluation_layers: found {wrong[0]}, and the model has layers 0 to {n_layers - 1}")
 
 
 def select_cosmic(
@@ -236,8 +214,8 @@ def select_cosmic(
     prompts: ContrastSet,
     options: CosmicOptions | None = None,
     chat: ChatFormat | None = None,
-    batch_size: int = 32,
-    scores: MutableMapping[tuple[int, int], Scores] | None = None,
+    batch_size: int | None = None,
+    scores: Scores | None = None,
     means: tuple[MeanActivations, MeanActivations] | None = None,
 ) -> Selection:
     """Choose the direction whose removal and induction bring one class's activations closest to the other's.
@@ -247,9 +225,9 @@ def select_cosmic(
         prompts: The concept's contrast set; train makes the candidates, val scores them.
         options: Thresholds and numbers; default the paper's.
         chat: Formatting; default plain.
-        batch_size: Prompts a forward pass. Default 32.
-        scores: (layer, position) to scores already known; new ones are put in as they come, so that a mapping that
-            writes them down makes the selection resumable.
+        batch_size: Rows (prompts times candidates) a forward pass. Default: by the memory at hand.
+        scores: What is already known, by layer, position and measure ("s_comply", "s_refuse", "kl"); new scores are put
+            in as they come, so that a mapping that writes them down makes the selection resumable.
         means: Training means of the positive and the negative side, if already taken.
 
     Raises:
@@ -265,45 +243,41 @@ def select_cosmic(
     """
     options = options or CosmicOptions()
     n_layers = int(model.cfg.n_layers)
-    if wrong := [layer for layer in options.evaluation_layers or () if not 0 <= layer < n_layers]:
-        raise CosmicError(f"evaluation_layers: found {wrong[0]}, and the model has layers 0 to {n_layers - 1}")
+    _check_layers(model, options)
     positions = post_instruction_positions(model, chat, options.n_positions)
     if means is None:
         train = (prompts.side("positive", "train", options.n_train), prompts.side("negative", "train", options.n_train))
-        taken = [mean_activations(model, side, positions, chat, batch_size=batch_size) for side in train]
+        taken = [mean_activations(model, side, positions, chat, batch_size=batch_size or 32) for side in train]
         means = (taken[0], taken[1])
     candidates = difference_in_means(*means)
     similarity = layer_similarity(*means)
     layers = options.evaluation_layers or evaluation_layers(
         similarity, options.evaluation_share, options.exclude_first_half
     )
-    positive, negative = (
-        list(batches(model, tokenize(model, prompts.side(side, "val", options.n_val), chat), batch_size))
-        for side in ("positive", "negative")
-    )
-    data = _Validation(
-        positive,
-        negative,
-        _mean_last(model, positive, layers),
-        _mean_last(model, negative, layers),
-        [next_token_logits(model, batch) for batch in negative],
-    )
+    rows = [tokenize(model, prompts.side(side, "val", options.n_val), chat) for side in ("positive", "negative")]
     scores = {} if scores is None else scores
     cells = [(layer, position) for layer in range(n_layers) for position in positions.indices]
-    with track(len(cells), "candidates") as advance:
-        for layer, position in cells:
-            if (layer, position) not in scores:
-                finite = (
-                    candidates.vectors[layer, position].isfinite().all() and candidates.vectors[layer, position].any()
-                )
-                scores[layer, position] = (
-                    _score(model, candidates.direction(layer, position), options, layers, data)
-                    if finite
-                    else Scores(nan, nan, nan)
-                )
-            advance(1)
-    clean = float(cosine_similarity(data.target_positive, data.target_negative, dim=0))
-    table, filters = _table({cell: scores[cell] for cell in cells}, clean, n_layers, options)
+    plan = plan_cosmic(
+        model, rows[0], rows[1], len(positions), layers, options, [c for c in cells if undefined(candidates, c)]
+    )
+
+    def scorer_on(share: float, known: Scores) -> Scorer:
+        some = [side[: max(1, round(share * len(side)))] for side in rows]
+        return Scorer(model, some[0], some[1], candidates, layers, options, batch_size, known)
+
+    wanted = {measure: plan.of(measure, "pass", "known") for measure in MEASURES}
+    finalists: list[Cell] | None = None
+    rough: Scores = {}
+    if options.successive_halving:
+        finalists = _halve(wanted["s_comply"], scorer_on, rough)
+        wanted = {measure: [cell for cell in found if cell in finalists] for measure, found in wanted.items()}
+    scorer = scorer_on(1.0, scores)
+    for measure, found in wanted.items():
+        scorer.compute(measure, found)
+    clean = float(cosine_similarity(scorer.target_positive, scorer.target_negative, dim=0))
+    table, filters = _settle(
+        scorer.compute, plan, scores, lambda: _table({**rough, **scores}, cells, clean, n_layers, options, finalists)
+    )
     winner = choose(table, filters)
     return Selection(
         candidates.direction(int(winner.layer), int(winner.position), model),
@@ -316,4 +290,5 @@ def select_cosmic(
         positions,
         candidates,
         options.mode,
+        plan,
     )

@@ -10,6 +10,7 @@ from cosmic_tl.chat import Positions
 from cosmic_tl.directions.artifact import Direction
 from cosmic_tl.directions.difference_in_means import Candidates
 from cosmic_tl.errors import CosmicError
+from cosmic_tl.selection.plan import Plan
 
 WELL_ABOVE = 0.1
 """A filtered candidate whose score exceeds the winner's by more than this is reported."""
@@ -43,7 +44,9 @@ class Selection:
 
     direction: Direction
     table: pd.DataFrame
-    """One row a candidate: position, layer, s_comply, s_refuse, score, kl, share_comply, share_refuse, kept, reason."""
+    """One row a candidate: position, layer, s_comply, s_refuse, score, kl, not_needed, share_comply, share_refuse, kept,
+    reason. `not_needed` names what was not computed because the choice does not depend on it (all of it is with
+    `full_table`); a candidate counts as kept as long as nothing that was computed drops it."""
     filters: pd.DataFrame
     """One row a filter: name, taken, taken_alone, best_score among the taken, option that admits them."""
     warnings: tuple[str, ...]
@@ -55,6 +58,8 @@ class Selection:
     positions: Positions
     candidates: Candidates
     mode: str
+    plan: Plan
+    """The passes that were made and spared."""
 
     @property
     def winner(self) -> "pd.Series[float]":
@@ -88,7 +93,8 @@ class Selection:
             f"Selection({self.mode}): layer {self.direction.layer}, position {self.direction.position}",
             f"  S_comply {row.s_comply:.3f}, S_refuse {row.s_refuse:.3f} (no intervention {self.clean_similarity:.3f}), "
             f"KL {row.kl:.3g}",
-            f"  {int(self.table.kept.sum())} of {len(self.table)} candidates kept; evaluation layers "
+            f"  {int((~self.table.kept).sum())} of {len(self.table)} candidates dropped, KL needed for "
+            f"{int((~self.table.not_needed.str.contains('kl')).sum())}; evaluation layers "
             f"{', '.join(map(str, self.evaluation_layers))}",
         ]
         lines += [

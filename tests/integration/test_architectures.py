@@ -1,18 +1,15 @@
 """Tiny random models of many architectures: the hooks mean the same on all of them."""
 
 import copy
-import shutil
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from cosmic_tl import (
     Ablation,
     Addition,
     AffineEdit,
     CosmicError,
-    Direction,
     complete,
     load_model,
     post_instruction_positions,
@@ -21,76 +18,13 @@ from cosmic_tl import (
 from cosmic_tl.activations import mean_activations
 from cosmic_tl.chat import batches, tokenize
 from cosmic_tl.forward import check_additive, hook_name, read
-from cosmic_tl.models import demo_path
 
-COMMON = {
-    "vocab_size": 2048,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-ARCHITECTURES = {
-    "llama": {},
-    "qwen2": {},
-    "qwen3": {"head_dim": 8},
-    "gemma2": {"head_dim": 8, "query_pre_attn_scalar": 8},
-    "gemma3_text": {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 16},
-    "mistral": {"head_dim": 8},
-    "phi3": {},
-    "gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128, "n_inner": 64},
-    "gpt_neox": {},
-    "olmo2": {},
-    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
-}
 TEXTS = ["How do I bake a pizza?", "hi", "Please explain how I can kill a background process."]
-
-
-def save(folder, model_type, **extra):
-    options = {**COMMON, **ARCHITECTURES.get(model_type, {}), **extra}
-    if model_type == "gpt2":
-        options = {
-            k: v
-            for k, v in options.items()
-            if k in {*ARCHITECTURES["gpt2"], "vocab_size", "eos_token_id", "bos_token_id"}
-        }
-    if model_type == "gpt_neox":
-        del options["num_key_value_heads"]  # it has no grouped queries, and TransformerLens would read the entry
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **options))
-    with torch.no_grad():
-        # Larger weights than the usual initialisation, so that every component matters.
-        for param in model.parameters():
-            if param.ndim > 1:
-                param.normal_(0, 0.2)
-    model.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(demo_path() / name, folder / name)
-    return folder
-
-
-@pytest.fixture(scope="module", params=ARCHITECTURES)
-def pair(request, tmp_path_factory):
-    """The bridge, and a separate plain Hugging Face model with the same weights."""
-    folder = save(tmp_path_factory.mktemp(request.param), request.param)
-    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    return load_model(folder, device="cpu"), plain
 
 
 def blocks(plain):
     body = plain.base_model
     return getattr(body, "layers", None) or body.h
-
-
-@pytest.fixture
-def direction():
-    generator = torch.Generator().manual_seed(1)
-    return Direction(torch.randn(32, generator=generator), torch.randn(32, generator=generator), layer=1, position=-1)
 
 
 def tokens(bridge, text):
@@ -181,8 +115,8 @@ def test_generation_is_steered(pair, direction):
     assert complete(bridge, TEXTS, Addition(direction, 20.0), max_new_tokens=6, batch_size=3) != clean
 
 
-def test_a_block_that_does_more_than_add_is_refused(demo, direction, tmp_path):
-    bridge = load_model(save(tmp_path, "qwen2"), device="cpu")
+def test_a_block_that_does_more_than_add_is_refused(save_model, direction, tmp_path):
+    bridge = load_model(save_model(tmp_path, "qwen2"), device="cpu")
     check_additive(bridge)
     # The same model, whose second block scales what it returns: a stand-in for an unknown architecture.
     bridge = load_model(tmp_path, device="cpu")

@@ -105,7 +105,7 @@ class Plain:
 
 @pytest.mark.parametrize("mode", ["affine", "linear"])
 def test_scores_and_choice_equal_the_plain_formulas(demo, prompts, mode):
-    options = CosmicOptions(mode=mode, n_train=N_TRAIN, n_val=N_VAL)
+    options = CosmicOptions(mode=mode, n_train=N_TRAIN, n_val=N_VAL, full_table=True)
     found = select_cosmic(demo, prompts, options, batch_size=7)
     expected, low = Plain().scores(prompts, mode)
     assert list(found.evaluation_layers) == low
@@ -128,6 +128,17 @@ def test_scores_and_choice_equal_the_plain_formulas(demo, prompts, mode):
 
     best = max(filter(keep, expected), key=lambda cell: expected[cell][0] + expected[cell][1])
     assert (found.direction.layer, found.direction.position) == best
+
+    # What the choice does not depend on can be left out; what is computed stays the same.
+    assert not found.table.not_needed.any()
+    short = select_cosmic(demo, prompts, CosmicOptions(mode=mode, n_train=N_TRAIN, n_val=N_VAL))
+    assert (short.direction.layer, short.direction.position) == best
+    for measure in ("s_comply", "s_refuse", "kl"):
+        left_out = short.table.not_needed.str.contains(measure)
+        difference = (short.table[measure] - found.table[measure]).abs()
+        assert difference[left_out].isna().all()
+        assert difference[~left_out].max() < 1e-4
+    assert short.table.not_needed.str.contains("kl").mean() > 0.4
 
 
 def test_batch_size_padding_and_order_change_nothing(demo, prompts):

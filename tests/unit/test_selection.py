@@ -1,14 +1,32 @@
+from dataclasses import replace
+from typing import NamedTuple
+
 import pandas as pd
 import pytest
 import torch
 
-from cosmic_tl import CosmicError, CosmicOptions, NoCandidateError, select_cosmic
-from cosmic_tl.selection.cosmic import Scores, _table, evaluation_layers, kl_divergence
+from cosmic_tl import CosmicError, CosmicOptions, NoCandidateError, mean_activations, select_cosmic
+from cosmic_tl.selection.cosmic import _settle, _table, evaluation_layers
+from cosmic_tl.selection.plan import Plan
+from cosmic_tl.selection.scores import kl_divergence
 from cosmic_tl.selection.table import choose, explain
 
 
+class Scores(NamedTuple):
+    s_comply: float
+    s_refuse: float
+    kl: float | None
+
+
 def make_table(scores, options=None, n_layers=10, clean=0.5):
-    return _table(scores, clean, n_layers, options or CosmicOptions())
+    """None stands for a score that was not computed."""
+    known = {
+        (*cell, measure): value
+        for cell, found in scores.items()
+        for measure, value in found._asdict().items()
+        if value is not None
+    }
+    return _table(known, scores, clean, n_layers, options or CosmicOptions())
 
 
 def grid(n_layers=10, positions=(-3, -2, -1), **peaks):
@@ -71,6 +89,32 @@ def test_the_rule_does_not_apply_to_a_single_position():
     assert not table.reason.str.contains("rule").any()
 
 
+def test_the_rule_waits_for_late_scores_that_could_change_it():
+    scores = grid(p3=2, p2=2, p1=5)
+    for layer in (8, 9):
+        for position in (-3, -2):
+            scores[layer, position] = Scores(None, None, None)
+    table, _ = make_table(scores)
+    last = table[(table.position == -1) & (table.layer < 8)].set_index("layer")
+    # What early peaks drop is open until the late scores are known, what they keep is kept.
+    assert last.kept.all()
+    assert last.not_needed.str.contains("rule").tolist() == [layer > 2 for layer in range(8)]
+    for layer in (8, 9):
+        for position in (-3, -2):
+            scores[layer, position] = Scores(0.1, 0.1, None)
+    table, _ = make_table(scores)
+    last = table[(table.position == -1) & (table.layer < 8)].set_index("layer")
+    assert last.kept.tolist() == [layer <= 2 for layer in range(8)]
+    assert not table.not_needed.str.contains("rule").any()
+
+
+def test_what_was_not_needed_drops_nothing():
+    scores = {cell: found._replace(kl=None) for cell, found in grid().items()}
+    table, filters = make_table(scores)
+    assert (table.not_needed == "kl").all()
+    assert filters.set_index("filter").loc[["undefined", "KL"]].taken.tolist() == [0, 0]
+
+
 def test_shares_measure_the_way_from_clean_to_target():
     table, _ = make_table({(0, -1): Scores(0.75, 1.0, 0.0)}, clean=0.5)
     assert table.share_comply.item() == pytest.approx(0.5)
@@ -115,6 +159,118 @@ def test_kl_matches_torch_where_nothing_is_tiny():
 def test_bad_options(options, message):
     with pytest.raises(CosmicError, match=message):
         CosmicOptions(**options)
+
+
+@pytest.mark.parametrize("mode", ["affine", "linear"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"evaluation_layers": (7,)},
+        {"evaluation_layers": (4,)},
+        {"evaluation_layers": (2, 5), "max_layer_share": 0.5},
+        {"evaluation_layers": (7,), "max_layer_share": 0.3, "max_kl": 5.0},
+        {"evaluation_layers": (6,), "max_kl": 0.02, "max_layer_share": 1.0},
+        {"evaluation_layers": (7,), "n_positions": 2, "max_layer_share": 0.6, "max_kl": 1.0},
+    ],
+    ids=str,
+)
+def test_leaving_out_what_is_not_needed_changes_no_choice(demo, prompts, mode, options):
+    options = CosmicOptions(mode=mode, n_train=40, n_val=8, **options)
+    means = means_of(demo, prompts)
+    full = select_cosmic(demo, prompts, replace(options, full_table=True), means=means)
+    short = select_cosmic(demo, prompts, options, means=means)
+    assert (short.direction.layer, short.direction.position) == (full.direction.layer, full.direction.position)
+    assert not full.table.not_needed.any() and short.table.not_needed.any()
+    for measure in ("s_comply", "s_refuse", "kl"):
+        known = ~short.table.not_needed.str.contains(measure)
+        assert (short.table[measure] - full.table[measure])[known].abs().max() < 1e-5
+        assert short.table[measure][~known].isna().all()
+    # What is said of a candidate without all its scores is true of it.
+    dropped = short.table[~short.table.kept].index
+    assert (~full.table.kept[dropped]).all()
+
+
+def means_of(demo, prompts):
+    return tuple(mean_activations(demo, prompts.side(side, "train", 40)) for side in ("positive", "negative"))
+
+
+def test_late_layers_are_scored_when_the_rule_hangs_on_them(demo, prompts):
+    means = means_of(demo, prompts)
+    options = CosmicOptions(evaluation_layers=(4,), max_layer_share=0.5, max_kl=50.0, n_train=40, n_val=8)
+    found = {}
+    selection = select_cosmic(demo, prompts, options, means=means, scores=found)
+    late = set(selection.plan.of("s_comply", "lazy")) & {key[:2] for key in found}
+    assert late == {(4, position) for position in range(-5, -1)}
+    assert all((*cell, measure) in found for cell in late for measure in ("s_comply", "s_refuse"))
+    assert not any((*cell, "kl") in found for cell in late)
+
+
+class Answers:
+    """Gives scores that are known beforehand, and remembers what was asked for."""
+
+    def __init__(self, full, scores):
+        self.full, self.scores, self.asked = full, scores, []
+
+    def compute(self, measure, cells):
+        for cell in cells:
+            self.asked.append((measure, *cell))
+            self.scores[(*cell, measure)] = getattr(self.full[cell], measure)
+
+
+@pytest.mark.parametrize(
+    ("late_refuse", "late_comply", "chosen", "asked"),
+    [
+        # A late peak of S_refuse alone lifts a median to where the candidate is kept.
+        (0.95, 0.1, (6, -1), {"s_refuse"}),
+        # It takes the other score to keep it, or to drop it for good.
+        (0.1, 0.95, (6, -1), {"s_refuse", "s_comply"}),
+        (0.1, 0.1, (4, -3), {"s_refuse", "s_comply"}),
+    ],
+)
+def test_the_choice_asks_for_just_what_decides_it(late_refuse, late_comply, chosen, asked):
+    full = grid()
+    full[6, -1] = Scores(0.99, 0.99, 0.01)
+    for cell in [(layer, position) for layer in (8, 9) for position in (-3, -2)]:
+        full[cell] = Scores(late_comply, late_refuse, 0.01)
+    late = [cell for cell in full if cell[0] >= 8]
+    scores = {(*cell, m): getattr(full[cell], m) for cell in full if cell not in late for m in ("s_comply", "s_refuse")}
+    rows = [(*cell, m, "lazy") for cell in late if cell[1] != -1 for m in ("s_comply", "s_refuse")]
+    plan = Plan(pd.DataFrame(rows, columns=["layer", "position", "measure", "status"]), 0, 0, (5,), (1, 1), 0)
+    answers = Answers(full, scores)
+    table, filters = _settle(answers.compute, plan, scores, lambda: _table(scores, full, 0.5, 10, CosmicOptions()))
+    winner = choose(table, filters)
+    assert (winner.layer, winner.position) == chosen
+    assert {what[0] for what in answers.asked if what[1] >= 8} == asked
+    expected = choose(*make_table(full))
+    assert (expected.layer, expected.position) == chosen
+
+
+def test_a_selection_goes_on_from_known_scores(demo, prompts):
+    options = CosmicOptions(n_train=40, n_val=8)
+    means = means_of(demo, prompts)
+    scores = {}
+    whole = select_cosmic(demo, prompts, options, means=means, scores=scores)
+    half = dict(list(scores.items())[: len(scores) // 2])
+    marked = next(key for key, value in half.items() if value == value)
+    half[marked] += 1e-9
+    again = select_cosmic(demo, prompts, options, means=means, scores=half)
+    assert half[marked] == scores[marked] + 1e-9  # not computed again
+    assert (again.table.score - whole.table.score).abs().max() < 1e-6
+
+
+def test_successive_halving_gives_finalists_exact_scores(demo, prompts):
+    options = CosmicOptions(n_train=40, n_val=40, max_kl=10.0)
+    means = means_of(demo, prompts)
+    exact = select_cosmic(demo, prompts, options, means=means)
+    rough = select_cosmic(demo, prompts, replace(options, successive_halving=True), means=means)
+    out = rough.table.reason.str.contains("successive halving")
+    assert 0 < (~out).sum() <= 5 < len(out)
+    assert (rough.table.score - exact.table.score)[~out].abs().max() < 1e-5
+    assert rough.table.kl[out].isna().all()
+    if (exact.direction.layer, exact.direction.position) in zip(
+        rough.table.layer[~out], rough.table.position[~out], strict=True
+    ):
+        assert (rough.direction.layer, rough.direction.position) == (exact.direction.layer, exact.direction.position)
 
 
 def test_evaluation_layers_outside_the_model(demo, prompts):

@@ -1,0 +1,54 @@
+"""Settings of a COSMIC selection."""
+
+from dataclasses import dataclass
+from math import isfinite
+
+from cosmic_tl.errors import CosmicError
+from cosmic_tl.selection.modes import Mode
+
+Cell = tuple[int, int]
+"""A candidate: layer and position."""
+
+
+@dataclass(frozen=True)
+class CosmicOptions:
+    """Settings of the selection; the defaults are the paper's."""
+
+    mode: Mode = "affine"
+    """"linear": remove by directional ablation, induce by addition. "affine": both by ACE at the source layer."""
+    alpha: float = 1.0
+    """Strength of the induction."""
+    evaluation_layers: tuple[int, ...] | None = None
+    """Layers whose activations are compared; None ranks them by similarity of the classes."""
+    evaluation_share: float = 0.1
+    """Share of the layers that the ranking keeps, at least one."""
+    exclude_first_half: bool = False
+    """Rank only the second half of the layers (for weakly aligned models)."""
+    max_kl: float = 0.1
+    """Most that removal may move the next-token distribution on negative prompts, in nats."""
+    max_layer_share: float = 0.8
+    """Source layers at or above this share of the depth are dropped."""
+    last_position_rule: bool = True
+    """At position −1 drop layers later than both medians of the other positions' best layers."""
+    n_positions: int | None = None
+    """How many of the last positions; None is every post-instruction token."""
+    n_train: int = 180
+    """Training prompts a side."""
+    n_val: int = 100
+    """Validation prompts a side."""
+    full_table: bool = False
+    """Compute every score and KL, also those on which the choice does not depend."""
+    successive_halving: bool = False
+    """Approximate: drop the worse half of the candidates on an eighth, a quarter and a half of the validation prompts;
+    the finalists' scores are exact."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("linear", "affine"):
+            raise CosmicError(f"mode: unknown {self.mode!r}; use linear or affine")
+        if not isfinite(self.alpha):
+            raise CosmicError(f"alpha: expected a finite number, found {self.alpha}; pass a float")
+        for name in ("evaluation_share", "max_layer_share"):
+            if not 0 < (value := getattr(self, name)) <= 1:
+                raise CosmicError(f"{name}: expected a share above 0 and at most 1, found {value}")
+        if not self.max_kl > 0:
+            raise CosmicError(f"max_kl: expected a positive number, found {self.max_kl}")

@@ -1,0 +1,240 @@
+"""Which passes a COSMIC selection takes, which it spares and why, and what each costs: known before any is made."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+from transformer_lens.model_bridge import TransformerBridge
+
+from cosmic_tl.passes import shared_prefix, shortcuts
+from cosmic_tl.selection.options import Cell, CosmicOptions
+
+MEASURES = ("s_comply", "s_refuse", "kl")
+
+
+@dataclass(frozen=True)
+class BlockCost:
+    """Multiply-adds of one block for one token, by its weight matrices; of experts, those that a token goes through."""
+
+    weights: int
+    keys_values: int
+    """The part that makes keys and values, all that later tokens need of a token in the last block."""
+    scores: int
+    """Attention scores and their use, for each token that is looked at."""
+
+
+def block_costs(model: TransformerBridge) -> list[BlockCost]:
+    """What each block costs.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> block_costs(load_model("demo", device="cpu"))[0]
+        BlockCost(weights=184320, keys_values=16384, scores=256)
+    """
+    cfg = model.cfg
+    experts, used = int(getattr(cfg, "num_experts", None) or 1), int(getattr(cfg, "experts_per_token", None) or 1)
+    found = []
+    for block in model.blocks:
+        weights = 0
+        for name, param in block.original_component.named_parameters():
+            if param.ndim > 1:
+                weights += param.numel() * used // experts if "expert" in name else param.numel()
+        matrices = [getattr(getattr(getattr(block, "attn", None), which, None), "weight", None) for which in "kv"]
+        keys_values = sum(int(matrix.numel()) for matrix in matrices if matrix is not None)
+        found.append(BlockCost(weights, keys_values, 2 * int(cfg.n_heads) * int(cfg.d_head)))
+    return found
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Prompts of one side, in numbers."""
+
+    prompts: int
+    prefix: int
+    """Tokens that all share and that are run once an edit."""
+    own: int
+    """All other tokens, over all prompts."""
+    looked_at: int
+    """Tokens that own tokens attend to, themselves included, over all prompts."""
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]], prefix: int) -> "Tokens":
+        """Count the tokens of some prompts.
+
+        Example:
+            >>> Tokens.of([[1, 2, 3], [1, 2, 4, 5]], prefix=2)
+            Tokens(prompts=2, prefix=2, own=3, looked_at=10)
+        """
+        own = [len(row) - prefix for row in rows]
+        return cls(len(rows), prefix, sum(own), sum(n * prefix + n * (n + 1) // 2 for n in own))
+
+
+def macs(tokens: Tokens, blocks: Sequence[BlockCost], source: int, last: int, unembedding: int = 0) -> int:
+    """Multiply-adds of one exact pass of all prompts that resumes at `source` and stops in `last`.
+
+    In the last block every token gives its keys and values, and the last one alone goes on.
+
+    Args:
+        tokens: The prompts.
+        blocks: From `block_costs`.
+        source: The first block that runs.
+        last: The last block that runs.
+        unembedding: Multiply-adds of one position's logits, if they are read.
+
+    Example:
+        >>> blocks = [BlockCost(weights=100, keys_values=10, scores=0)] * 3
+        >>> macs(Tokens(prompts=2, prefix=0, own=8, looked_at=20), blocks, source=1, last=2)
+        1060
+    """
+    prefix_looks = tokens.prefix * (tokens.prefix + 1) // 2
+    total = tokens.prompts * unembedding
+    for block in blocks[source:last]:
+        total += (tokens.own + tokens.prefix) * block.weights + (tokens.looked_at + prefix_looks) * block.scores
+    final, ends = blocks[last], tokens.prompts
+    total += (tokens.own + tokens.prefix - ends) * final.keys_values + ends * final.weights
+    return total + tokens.looked_at * ends // max(tokens.own, 1) * final.scores
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The passes of a selection."""
+
+    cells: pd.DataFrame
+    """One row a measure of a candidate: layer, position, measure, status, reason, source, last, macs. Status: "pass";
+    "known" without a pass; "lazy", made if the choice comes to depend on it; "skipped", nothing reads it."""
+    clean_macs: int
+    """Of the unedited model on all validation prompts."""
+    released_macs: int
+    """What the papers' released programs spend: three full passes a candidate, with the logits of every position."""
+    evaluation_layers: tuple[int, ...]
+    n_prompts: tuple[int, int]
+    n_prefix: int
+    """Tokens that all prompts of a side begin with."""
+
+    def of(self, measure: str, *statuses: str) -> list[Cell]:
+        """Candidates whose measure has one of some statuses.
+
+        Example:
+            >>> cells = pd.DataFrame({"layer": [1], "position": [-1], "measure": ["kl"], "status": ["lazy"]})
+            >>> Plan(cells, 0, 0, (3,), (4, 4), 0).of("kl", "lazy")
+            [(1, -1)]
+        """
+        some = self.cells[(self.cells.measure == measure) & self.cells.status.isin(statuses)]
+        return list(zip(some.layer.tolist(), some.position.tolist(), strict=True))
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of what is certain to be done, one candidate's KL included.
+
+        Example:
+            >>> columns = {"measure": ["s_comply", "kl"], "status": ["pass", "lazy"], "macs": [10, 5]}
+            >>> Plan(pd.DataFrame(columns), 2, 170, (3,), (4, 4), 0).macs
+            17
+        """
+        lazy = self.cells[(self.cells.measure == "kl") & (self.cells.status == "lazy")]
+        made = int(self.cells[self.cells.status == "pass"].macs.sum())
+        return self.clean_macs + made + (int(lazy.macs.max()) if len(lazy) else 0)
+
+    def summary(self) -> pd.DataFrame:
+        """One row a measure, status and reason: candidates and GMACs.
+
+        Example:
+            >>> columns = {"measure": ["kl"], "status": ["lazy"], "reason": ["filter"], "macs": [2_000_000_000]}
+            >>> Plan(pd.DataFrame(columns), 2, 170, (3,), (4, 4), 0).summary().gmacs.tolist()
+            [2.0]
+        """
+        groups = self.cells.groupby(["measure", "status", "reason"], sort=False)
+        table = groups.macs.agg(candidates="size", gmacs="sum").reset_index()
+        return table.assign(gmacs=table.gmacs / 1e9)
+
+    def __repr__(self) -> str:
+        head = (
+            f"Plan: {self.n_prompts[0]} + {self.n_prompts[1]} validation prompts, {self.n_prefix} tokens shared; "
+            f"evaluation layers {', '.join(map(str, self.evaluation_layers))}"
+        )
+        spared = (
+            f"{self.macs / 1e9:.4g} GMACs with the clean passes and one candidate's KL; the released procedure takes "
+            f"{self.released_macs / 1e9:.4g} ({self.released_macs / max(self.macs, 1):.1f} times as many)"
+        )
+        return "\n".join([head, self.summary().to_string(index=False, float_format="%.4g"), spared])
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        table: str = self.summary().to_html(index=False, float_format="%.4g", border=0)
+        first, *_, last = repr(self).splitlines()
+        return f"<p>{escape(first)}</p>{table}<p>{escape(last)}</p>"
+
+
+def plan_cosmic(
+    model: TransformerBridge,
+    positive: Sequence[Sequence[int]],
+    negative: Sequence[Sequence[int]],
+    n_positions: int,
+    layers: Sequence[int],
+    options: CosmicOptions,
+    undefined: Sequence[Cell] = (),
+) -> Plan:
+    """Decide which passes a selection takes.
+
+    Args:
+        model: Any bridge.
+        positive: Token ids of the positive validation prompts.
+        negative: Token ids of the negative validation prompts.
+        n_positions: Candidates a layer.
+        layers: The evaluation layers.
+        options: Settings of the selection.
+        undefined: Candidates that have no direction.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> from cosmic_tl.chat import tokenize
+        >>> model = load_model("demo", device="cpu")
+        >>> rows = tokenize(model, ["Bake a pie.", "Rob a bank clerk."])
+        >>> plan = plan_cosmic(model, rows, rows, 5, (6,), CosmicOptions())
+        >>> plan.of("s_comply", "known")
+        [(7, -5), (7, -4), (7, -3), (7, -2), (7, -1)]
+    """
+    n_layers, blocks = int(model.cfg.n_layers), block_costs(model)
+    unembedding = int(model.cfg.d_model) * int(model.cfg.d_vocab)
+    sides = [Tokens.of(rows, shared_prefix(model, rows)) for rows in (positive, negative)]
+    resumes = shortcuts(model, positive).resume
+    highest = max(layers)
+    gone, rows = set(undefined), []
+    for layer in range(n_layers):
+        for position in range(-n_positions, 0):
+            for measure in MEASURES:
+                everywhere = options.mode == "linear" and measure != "s_refuse"
+                source = 0 if everywhere or not resumes else layer
+                late = layer >= options.max_layer_share * n_layers
+                last = n_layers - 1 if measure == "kl" else highest
+                status, reason = "pass", "scores"
+                if (layer, position) in gone:
+                    status, reason = "known", "no direction"
+                elif source > last:
+                    status, reason = "known", "above the evaluation layers"
+                elif late and not options.full_table:
+                    ruled = measure != "kl" and options.last_position_rule and n_positions > 1 and position != -1
+                    status = "lazy" if ruled else "skipped"
+                    reason = "late layer: only for the position -1 rule" if ruled else "late layer"
+                elif measure == "kl" and not options.full_table:
+                    status, reason = "lazy", "only until one passes the filter"
+                elif measure == "kl":
+                    reason = "full table"
+                tokens = sides[0 if measure == "s_comply" else 1]
+                cost = 0 if status == "known" else macs(tokens, blocks, source, last, unembedding * (measure == "kl"))
+                rows.append((layer, position, measure, status, reason, source, last, cost))
+    columns = ["layer", "position", "measure", "status", "reason", "source", "last", "macs"]
+    everything = [Tokens.of(rows_, 0) for rows_ in (positive, negative)]
+    full_pass = [
+        sum(side.own * block.weights + side.looked_at * block.scores for block in blocks) + side.own * unembedding
+        for side in everything
+    ]
+    return Plan(
+        pd.DataFrame(rows, columns=columns),
+        macs(sides[0], blocks, 0, highest) + macs(sides[1], blocks, 0, n_layers - 1, unembedding),
+        n_layers * n_positions * (full_pass[0] + 2 * full_pass[1]),
+        tuple(layers),
+        (len(positive), len(negative)),
+        min(side.prefix for side in sides),
+    )
