@@ -12,7 +12,7 @@ N_TRAIN, N_VAL = 60, 24
 
 
 class Plain:
-    """The released procedure, one prompt at a time, so that there is no padding."""
+    """The released procedure, prompts of one length at a time, so that there is no padding."""
 
     def __init__(self):
         self.model = AutoModelForCausalLM.from_pretrained(
@@ -25,7 +25,10 @@ class Plain:
         template = lambda text: self.tokenizer.apply_chat_template(  # noqa: E731
             [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=True, return_tensors="pt"
         )["input_ids"]
-        return [template(text) for text in texts]
+        found = {}
+        for ids in map(template, texts):
+            found.setdefault(ids.shape[1], []).append(ids)
+        return [torch.cat(some) for some in found.values()]
 
     @torch.inference_mode()
     def forward(self, rows, pre=None, everywhere=None):
@@ -41,12 +44,12 @@ class Plain:
                         x = everywhere(x)
                     if pre and pre[0] == number:
                         x = pre[1](x)
-                    before[number] = x[0, -5:].double()
+                    before[number] = x[:, -5:].double()
                     return (x, *args[1:]), kwargs
 
                 def leave(module, args, output, number=number, after=after):
                     hidden = output[0] if isinstance(output, tuple) else output
-                    after[number] = hidden[0, -1].double()
+                    after[number] = hidden[:, -1].double()
 
                 handles += [
                     block.register_forward_pre_hook(enter, with_kwargs=True),
@@ -55,12 +58,13 @@ class Plain:
                 if everywhere:
                     handles.append(block.self_attn.register_forward_hook(lambda m, a, o: (everywhere(o[0]), *o[1:])))
                     handles.append(block.mlp.register_forward_hook(lambda m, a, o: everywhere(o)))
-            logits = self.model(ids).logits[0, -1].double()
+            logits = self.model(ids).logits[:, -1].double()
             for handle in handles:
                 handle.remove()
             n = len(self.layers)
-            out.append((torch.stack([before[i] for i in range(n)]), torch.stack([after[i] for i in range(n)]), logits))
-        return [torch.stack(some) for some in zip(*out, strict=True)]
+            before, after = (torch.stack([some[i] for i in range(n)], dim=1) for some in (before, after))
+            out.append((before, after, logits))
+        return [torch.cat(some) for some in zip(*out, strict=True)]
 
     def scores(self, prompts, mode):
         """{(layer, position): (S_comply, S_refuse, KL)} and the evaluation layers."""
