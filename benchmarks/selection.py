@@ -187,7 +187,7 @@ def plain_choice(scores: dict[tuple[int, int], list[float]], n_layers: int, defi
 
 
 def measure(
-    shape: str = "small", device: str = "cpu", rounds: int = 3, sample: int = 2, full: bool = False
+    shape: str = "small", device: str = "cpu", rounds: int = 2, sample: int = 2, full: bool = False
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Ratio, largest score difference and time over the floor, by evaluation layers and mode."""
     pair = Pair(shape, device)
@@ -271,7 +271,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the results here")
     parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--sample", type=int, default=2, help="candidates a round of the plain procedure")
     parser.add_argument(
         "--full", action="store_true", help="run the plain procedure on all candidates and store scores"

@@ -55,7 +55,9 @@ def _scale(values: np.ndarray) -> dict[str, object]:
         limit = float(np.abs(finite).max())
         return {"colorscale": cmocean.balance, "zmin": -limit, "zmax": limit}
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-    return {"colorscale": "Cividis", "zmin": low, "zmax": high if high > low else low + 1e-9}
+    if high == low:  # a single value: its scale starts at 0
+        low, high = 0.0, high or 1.0
+    return {"colorscale": "Cividis", "zmin": low, "zmax": high}
 
 
 def _heatmaps(

@@ -24,7 +24,9 @@ def main() -> None:
             low, high = summary["intervals"][kind][name]
             print(f"| {kind} | {name.replace('_', ' ')} | {value:.0%} | {low:.0%} – {high:.0%} |")
     if not args.no_images:
-        selection = select_cosmic(load_model("demo"), load_prompts("demo"), CosmicOptions(mode=summary["mode"]))
+        selection = select_cosmic(
+            load_model("demo"), load_prompts("demo"), CosmicOptions(mode=summary["mode"], full_table=True)
+        )
         IMAGES.mkdir(parents=True, exist_ok=True)
         plots.score_heatmap(selection).write_image(IMAGES / "scores.png", scale=2)
 

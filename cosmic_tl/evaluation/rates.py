@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy.stats import binomtest
-
 from cosmic_tl.evaluation.judges import judge_refusal
 
 
@@ -28,6 +26,8 @@ def rate(count: int, n: int) -> Rate:
         >>> str(rate(95, 100))
         '95.0% [88.8%, 97.8%]'
     """
+    from scipy.stats import binomtest  # takes half a second to import
+
     interval = binomtest(count, n).proportion_ci(method="wilson")
     return Rate(count / n, float(interval.low), float(interval.high), n)
 
