@@ -74,6 +74,15 @@ def test_steer_shows_answers_with_and_without(finished, command):
     assert code == 0 and "[removal" not in text and "[induction (affine, alpha 0)]" in text
 
 
+def test_plan_says_what_a_selection_would_do(command):
+    code, text, error = command("plan", "--mode", "linear", "--n-val", "8", "--evaluation-layers", "4")
+    assert code == 0, error
+    assert "8 + 8 validation prompts" in text and "evaluation layers 4" in text
+    assert "only until one passes the filter" in text and "the released procedure takes" in text
+    code, _, error = command("plan", "--evaluation-layers", "12")
+    assert code == 2 and "layers 0 to 7" in error
+
+
 def test_a_stopped_run_goes_on(finished, command):
     out = finished[1]
     before = json.loads((out / "summary.json").read_text())
