@@ -8,7 +8,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from cosmic_tl.chat import ChatFormat, Positions, batches, post_instruction_positions, tokenize
+from cosmic_tl.chat import BATCH_SIZE, ChatFormat, Positions, batches, post_instruction_positions, tokenize
 from cosmic_tl.forward import Hook, Site, read
 from cosmic_tl.interventions import Interventions, intervention_hooks
 from cosmic_tl.progress import track
@@ -25,6 +25,10 @@ class MeanActivations:
     n: int
     """Number of prompts."""
 
+    def __repr__(self) -> str:
+        n_layers, n_positions, d_model = self.resid_pre.shape
+        return f"MeanActivations({self.n} prompts, {n_layers} layers, {n_positions} positions, d_model {d_model})"
+
 
 def mean_activations(
     model: TransformerBridge,
@@ -32,7 +36,7 @@ def mean_activations(
     positions: Positions | None = None,
     chat: ChatFormat | None = None,
     interventions: Interventions = (),
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
     label: str = "activations",
 ) -> MeanActivations:
     """Means at every layer and post-instruction position, in memory independent of the number of prompts.
@@ -64,7 +68,7 @@ def mean_of_rows(
     rows: Sequence[Sequence[int]],
     n_positions: int = 1,
     hooks: Sequence[Hook] = (),
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
     label: str = "activations",
 ) -> MeanActivations:
     """Means at every layer and the last positions, of prompts that are tokens already.
@@ -107,7 +111,7 @@ def cache_activations(
     site: Site = "hook_resid_pre",
     positions: Positions | None = None,
     chat: ChatFormat | None = None,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
 ) -> Float[Tensor, "prompt layer position d_model"]:
     """Every prompt's activations at every layer and post-instruction position, in the order of the prompts.
 

@@ -38,6 +38,10 @@ class AffineMap:
     offset: Float[Tensor, " rank"]
     """What the read values become, where `right leftᵀ` is the identity."""
 
+    def __repr__(self) -> str:
+        rank, d_model = self.left.shape
+        return f"AffineMap(rank {rank}, d_model {d_model})"
+
     def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """The edited activations, computed in float32 or better and returned in the dtype of `x`."""
         factors = (factor.to(x.device) for factor in stack([self]))

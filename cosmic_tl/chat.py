@@ -4,6 +4,7 @@ Everything downstream reads the last positions, so prompts are padded on the lef
 """
 
 import string
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,6 +17,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl.errors import CosmicError
 
+BATCH_SIZE = 32
+"""Prompts a forward pass, where no one says otherwise and nothing depends on the memory at hand."""
 THINKING_TAGS = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("[THINK]", "[/THINK]"))
 """Markers with which models open and close a thinking block."""
 _PROBES = (
@@ -222,7 +225,7 @@ def tokenize(model: TransformerBridge, instructions: Sequence[str], chat: ChatFo
 
 
 def batches(
-    model: TransformerBridge, rows: Sequence[Sequence[int]], size: int, full: int | None = None
+    model: TransformerBridge, rows: Sequence[Sequence[int]], size: int, overhead: int | None = None
 ) -> Iterator[TokenBatch]:
     """Left-padded batches, prompts of like length together; of one length where the model would not mask the padding.
 
@@ -230,8 +233,9 @@ def batches(
         model: Gives the padding token and the device.
         rows: Token ids from `tokenize`.
         size: Prompts a batch, at most.
-        full: A batch of this many tokens takes no prompt that would pad its shortest by more than an eighth. Default:
-            every batch but the last has `size` prompts, unless the model takes no padding (`forward.masks_padding`).
+        overhead: What a pass costs besides its tokens, in tokens: prompts are split so that padding and passes together cost
+            the least. Default: every batch but the last has `size` prompts, unless the model takes no padding
+            (`forward.masks_padding`).
 
     Raises:
         CosmicError: If `size` is not positive.
@@ -242,7 +246,7 @@ def batches(
         >>> batch = next(batches(model, [[5, 6, 7], [8]], size=2))
         >>> batch.mask.tolist(), batch.rows
         ([[0, 0, 1], [1, 1, 1]], (1, 0))
-        >>> [batch.rows for batch in batches(model, [[5, 6, 7], [8]], size=2, full=1)]
+        >>> [batch.rows for batch in batches(model, [[5, 6, 7], [8]], size=2, overhead=1)]
         [(1,), (0,)]
     """
     if size < 1:
@@ -253,22 +257,39 @@ def batches(
     pad = model.tokenizer.pad_token_id if model.tokenizer is not None else None
     device = torch.device(str(model.cfg.device))
     order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), i))
-    while order:
-        n, shortest = 1, len(rows[order[0]])
-        while n < min(size, len(order)):
-            length = len(rows[order[n]])
-            filled = full is not None and n * shortest >= full
-            if (length > shortest and not paddable) or (filled and 8 * length > 9 * shortest):
-                break
-            n += 1
-        chosen, order = order[:n], order[n:]
+    for start, end in _cuts([len(rows[i]) for i in order], size, overhead, paddable):
+        chosen = order[start:end]
         width = len(rows[chosen[-1]])
-        ids = torch.full((n, width), 0 if pad is None else pad)
+        ids = torch.full((len(chosen), width), 0 if pad is None else pad)
         mask = torch.zeros_like(ids)
         for i, row in enumerate(chosen):
             ids[i, width - len(rows[row]) :] = torch.tensor(rows[row])
             mask[i, width - len(rows[row]) :] = 1
         yield TokenBatch(ids.to(device), mask.to(device), tuple(chosen))
+
+
+def _cuts(lengths: Sequence[int], size: int, overhead: int | None, paddable: bool) -> list[tuple[int, int]]:
+    """Where to split prompts, sorted by length, into batches."""
+    cuts: list[tuple[int, int]] = []
+    if overhead is None:
+        start = 0
+        while start < len(lengths):
+            end = start + size if paddable else min(start + size, bisect_right(lengths, lengths[start]))
+            cuts.append((start, min(end, len(lengths))))
+            start = end
+        return cuts
+    # The cheapest split of the first prompts, one prompt more at a time.
+    cheapest = [(0, 0)]
+    for end, longest in enumerate(lengths, 1):
+        first = max(0, end - size) if paddable else max(end - size, bisect_left(lengths, longest))
+        cheapest.append(
+            min((cheapest[start][0] + (end - start) * longest + overhead, start) for start in range(first, end))
+        )
+    end = len(lengths)
+    while end:
+        cuts.append((cheapest[end][1], end))
+        end = cuts[-1][0]
+    return cuts[::-1]
 
 
 def post_instruction_positions(

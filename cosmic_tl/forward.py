@@ -24,6 +24,7 @@ Hook = tuple[str, Callable[..., Tensor | None]]
 """A hook point's name and a function `(activation, hook=…)` that returns its replacement, or None."""
 KeysValues = tuple[tuple[Tensor, Tensor], ...]
 """Keys and values of some tokens, `[row, head, token, d_head]`, one pair a layer."""
+_names: WeakKeyDictionary[TransformerBridge, dict[str, str]] = WeakKeyDictionary()
 _additive: WeakSet[TransformerBridge] = WeakSet()
 _block_outputs: WeakKeyDictionary[TransformerBridge, int | None] = WeakKeyDictionary()
 _padding_masked: WeakKeyDictionary[TransformerBridge, bool] = WeakKeyDictionary()
@@ -45,13 +46,15 @@ def hook_name(model: TransformerBridge, layer: int, site: Site) -> str:
     n_layers = int(model.cfg.n_layers)
     if not 0 <= layer < n_layers:
         raise CosmicError(f"layer: found {layer}, and the model has layers 0 to {n_layers - 1}")
-    point = model.hook_dict.get(f"blocks.{layer}.{site}")
-    if point is None or point.name is None:
+    if model not in _names:  # going through all hook points takes milliseconds
+        _names[model] = {alias: str(point.name) for alias, point in model.hook_dict.items() if point.name is not None}
+    name = _names[model].get(f"blocks.{layer}.{site}")
+    if name is None:
         raise CosmicError(
             f"model: block {layer} of {type(model.original_model).__name__} has no {site}, so this edit has no place "
             "there; edits of one layer's input (Addition, AffineEdit) need hook_resid_pre alone"
         )
-    return str(point.name)
+    return name
 
 
 class _Stop(Exception):
@@ -144,21 +147,14 @@ def forward(
     everything += [(hook_name(model, *key), keep(key)) for key in wanted]
 
     inner = model.original_model
-    options: dict[str, Any] = {}
-    known = signature(inner.forward).parameters
-    if "logits_to_keep" in known:
-        options["logits_to_keep"] = 1  # spares the unembedding of all other positions
     mask = batch.mask
     if resume.past is not None:
         n_past = resume.past[-1][0].shape[2]
         mask = torch.cat([mask.new_ones(mask.shape[0], n_past), mask], dim=1)
-    if "position_ids" in known:
-        options["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, mask.shape[1] - batch.ids.shape[1] :]
+    options = _options(inner, mask, batch.ids.shape[1], 1)
     cache = DynamicCache()
     for layer, (keys, values) in enumerate(resume.past or ()):
         cache.update(keys, values, layer)
-    if "use_cache" in known:
-        options["use_cache"] = False
     if resume.past is not None or keep_keys_values:
         options |= {"use_cache": True, "past_key_values": cache}
     found = None
@@ -175,13 +171,41 @@ def forward(
     )
 
 
+def _options(inner: Any, mask: Tensor, length: int, n_logits: int) -> dict[str, Any]:
+    """What a model is told of its last `length` tokens, as far as it takes it."""
+    found: dict[str, Any] = {
+        "position_ids": (mask.cumsum(1) - 1).clamp(min=0)[:, mask.shape[1] - length :],
+        "use_cache": False,
+        "logits_to_keep": n_logits,  # spares the unembedding of all other positions
+    }
+    known = signature(inner.forward).parameters
+    return {name: value for name, value in found.items() if name in known}
+
+
+def last_logits(model: TransformerBridge, batch: TokenBatch, n: int) -> Float[Tensor, "batch position vocab"]:
+    """Logits at the last `n` positions, in the model's dtype; with a gradient where one is asked for.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> from cosmic_tl.chat import batches, tokenize
+        >>> model = load_model("demo", device="cpu")
+        >>> with torch.inference_mode():
+        ...     last_logits(model, next(batches(model, tokenize(model, ["hi"]), 1)), 3).shape
+        torch.Size([1, 3, 2048])
+    """
+    inner: Any = model.original_model
+    options = _options(inner, batch.mask, batch.ids.shape[1], n)
+    logits: Tensor = inner(batch.ids, attention_mask=batch.mask, **options).logits
+    return logits[:, -n:]
+
+
 def _last_token_hooks(model: TransformerBridge, layer: int) -> list[Hook]:
     """Cut all tokens but the last from what enters a block's MLP and attention output.
 
     Both are added to a stream that still has all tokens, so the shapes fit, and its last token is right.
     """
-    points = (f"blocks.{layer}.attn.o.hook_in", f"blocks.{layer}.mlp.hook_in")
-    return [(name, lambda x, hook: x[:, -1:]) for name in points if name in model.hook_dict]
+    points, known = (f"blocks.{layer}.attn.o.hook_in", f"blocks.{layer}.mlp.hook_in"), model.hook_dict
+    return [(name, lambda x, hook: x[:, -1:]) for name in points if name in known]
 
 
 @contextmanager

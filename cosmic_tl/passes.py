@@ -26,8 +26,8 @@ from cosmic_tl.errors import CosmicError
 from cosmic_tl.forward import KeysValues, Reached, Resume, Site, forward
 from cosmic_tl.interventions import Interventions, as_sequence, batched_hooks, place
 
-EFFICIENT_TOKENS = 1024
-"""Tokens from which on a pass runs at the machine's speed: batches are cut by length only above it."""
+PASS_TOKENS = {"cpu": 128, "cuda": 1024}
+"""What a pass costs besides its tokens, reading the weights and calling the modules, in tokens, roughly."""
 CPU_TOKENS = 2048
 """Tokens of a pass on a CPU, where more gains nothing."""
 WORTH_SHARING = 64
@@ -221,8 +221,8 @@ class _Clean:
         self.layer = 0
         self.read: dict[int, dict[int, Tensor]] = {layer: {} for layer in reading.layers}
         """What was read, by layer and prompt."""
-        full = -(-EFFICIENT_TOKENS // edits)
-        self.batches = [_Rows(batch) for batch in batches(model, [row[n_prefix:] for row in rows], size, full)]
+        overhead = -(-PASS_TOKENS.get(torch.device(str(model.cfg.device)).type, 1024) // edits)
+        self.batches = [_Rows(batch) for batch in batches(model, [row[n_prefix:] for row in rows], size, overhead)]
         self.prefix = _Rows(next(batches(model, [rows[0][:n_prefix]], 1))) if n_prefix else None
         self.past: KeysValues = ()
         """Of the prefix, in the layers so far."""

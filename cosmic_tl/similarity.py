@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jaxtyping import Float64
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch.nn.functional import cosine_similarity
 from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl.activations import mean_activations
-from cosmic_tl.chat import ChatFormat, Positions, post_instruction_positions
+from cosmic_tl.chat import BATCH_SIZE, ChatFormat, Positions, post_instruction_positions
 from cosmic_tl.directions.artifact import Direction
 from cosmic_tl.selection.modes import Mode, induction, removal
 
@@ -26,6 +27,18 @@ class LayerSimilarity:
     """Negative prompts with the concept induced against clean positive ones."""
     positions: Positions
 
+    def __repr__(self) -> str:
+        n_layers, n_positions = self.before.shape
+        last = ", ".join(
+            f"{name} {float(getattr(self, name)[-1, -1]):.3f}" for name in ("before", "removal", "induction")
+        )
+        return f"LayerSimilarity({n_layers} layers, {n_positions} positions; at the last of both: {last})"
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
+        from cosmic_tl.figures.selection import plot_similarity
+
+        return plot_similarity(self)._repr_mimebundle_(include, exclude)
+
 
 def layer_similarities(
     model: TransformerBridge,
@@ -36,7 +49,7 @@ def layer_similarities(
     alpha: float = 1.0,
     chat: ChatFormat | None = None,
     n_positions: int | None = None,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
 ) -> LayerSimilarity:
     """Cosine between steered and reference activations, before and after the intervention.
 

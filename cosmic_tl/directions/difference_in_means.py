@@ -21,6 +21,10 @@ class Candidates:
     references: Float64[Tensor, "layer position d_model"]
     method: str
 
+    def __repr__(self) -> str:
+        n_layers, n_positions, d_model = self.vectors.shape
+        return f"Candidates({self.method}, {n_layers} layers × {n_positions} positions, d_model {d_model})"
+
     def direction(self, layer: int, position: int, model: TransformerBridge | None = None) -> Direction:
         """One of them as an artifact.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl.affine import AffineMap
-from cosmic_tl.chat import ChatFormat, batches, tokenize
+from cosmic_tl.chat import BATCH_SIZE, ChatFormat, batches, tokenize
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.forward import Site, read
 from cosmic_tl.progress import track
@@ -44,6 +44,10 @@ class Eraser:
     """`nu`, the negative class's mean."""
     method: ErasureMethod
 
+    def __repr__(self) -> str:
+        rank, d_model = self.left.shape
+        return f"Eraser({self.method}, rank {rank}, d_model {d_model}, the classes' means {float(self.vector.norm()):.3g} apart)"
+
     def map(self, alpha: float | None = None) -> AffineMap:
         """`x' = x − leftᵀ right (x − p)`.
 
@@ -70,7 +74,7 @@ def fit_eraser(
     positions: Sequence[int] = (-1,),
     method: ErasureMethod = "leace",
     chat: ChatFormat | None = None,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
     shrinkage: bool = True,
 ) -> dict[int, Eraser]:
     """Erasers of a contrast set's concept at the inputs of some layers, fit in one pass over the prompts.
@@ -141,7 +145,7 @@ def fit_quadratic_editor(
     source: Side = "positive",
     positions: Sequence[int] = (-1,),
     chat: ChatFormat | None = None,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
     shrinkage: bool = True,
 ) -> dict[int, AffineMap]:
     """Maps that turn one class's activations into the other's: mean and covariance, by optimal transport.

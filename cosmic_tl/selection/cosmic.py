@@ -10,14 +10,24 @@ from torch.nn.functional import cosine_similarity
 from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl.activations import MeanActivations, mean_activations
-from cosmic_tl.chat import ChatFormat, post_instruction_positions, tokenize
+from cosmic_tl.chat import BATCH_SIZE, ChatFormat, post_instruction_positions, tokenize
 from cosmic_tl.directions.difference_in_means import difference_in_means
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.prompts import ContrastSet
+from cosmic_tl.selection.cosmic_scores import CosmicScorer
 from cosmic_tl.selection.options import Cell, CosmicOptions
 from cosmic_tl.selection.plan import MEASURES, Plan, plan_cosmic
-from cosmic_tl.selection.scores import ScoreKey, Scorer, Scores, undefined
-from cosmic_tl.selection.table import Filter, Selection, apply_filters, choose, explain
+from cosmic_tl.selection.scores import ScoreKey, Scores, undefined
+from cosmic_tl.selection.table import (
+    Filter,
+    Selection,
+    apply_filters,
+    choose,
+    common_filters,
+    explain,
+    score_table,
+    settle,
+)
 
 HALVING_SHARES = (1 / 8, 1 / 4, 1 / 2)
 """Shares of the validation prompts on which successive halving looks at what is left."""
@@ -90,26 +100,11 @@ def _table(
     finalists: Container[Cell] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The score table with its filters applied as far as scores are known."""
-    rows = []
-    for layer, position in cells:
-        found = [scores.get((layer, position, measure)) for measure in MEASURES]
-        missing = ", ".join(m for m, value in zip(MEASURES, found, strict=True) if value is None)
-        rows.append((position, layer, *(nan if value is None else value for value in found), missing))
-    table = pd.DataFrame(rows, columns=["position", "layer", *MEASURES, "not_needed"])
-    table = table.sort_values(["position", "layer"]).reset_index(drop=True)
+    table = score_table(scores, cells, MEASURES)
     table.insert(4, "score", table.s_comply + table.s_refuse)
     for name in ("comply", "refuse"):
         table[f"share_{name}"] = (table[f"s_{name}"] - clean) / (1 - clean) if clean < 1 else nan
-    is_undefined = pd.Series(False, index=table.index)
-    for measure in MEASURES:
-        is_undefined |= table[measure].isna() & ~table.not_needed.str.contains(measure)
-    filters = [
-        Filter("undefined", is_undefined, "none: there the classes do not differ, or are not finite"),
-        Filter(
-            "late layer", table.layer >= options.max_layer_share * n_layers, "max_layer_share=1 (--max-layer-share 1)"
-        ),
-        Filter("KL", table.kl > options.max_kl, "a higher max_kl (--max-kl)"),
-    ]
+    filters = common_filters(table, MEASURES, n_layers, options.max_layer_share, options.max_kl)
     if finalists is not None:
         out = [cell not in finalists for cell in zip(table.layer, table.position, strict=True)]
         option = "successive_halving=False (without --successive-halving)"
@@ -124,7 +119,7 @@ def _table(
     return apply_filters(table, filters)
 
 
-def _halve(cells: Sequence[Cell], scorer_on: Callable[[float, Scores], Scorer], rough: Scores) -> list[Cell]:
+def _halve(cells: Sequence[Cell], scorer_on: Callable[[float, Scores], CosmicScorer], rough: Scores) -> list[Cell]:
     """Drop the worse half of the candidates on more and more prompts; `rough` gets each one's last scores."""
 
     def order(cell: Cell) -> float:
@@ -148,25 +143,14 @@ def _settle(
     scores: Scores,
     table_of: Callable[[], tuple[pd.DataFrame, pd.DataFrame]],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Compute what the choice still depends on: KL in descending order of score until one passes, then the rule."""
-    look_at = 1
-    while True:
-        table, filters = table_of()
-        best = table[table.kept].sort_values("score", ascending=False, kind="stable")
-        if best.empty:
-            return table, filters
-        if "kl" in best.not_needed.iloc[0]:
-            waiting = best[best.not_needed.str.contains("kl")].head(look_at)
-            compute("kl", zip(waiting.layer, waiting.position, strict=True))
-            look_at *= 2  # several share the clean passes
-        elif "rule" in best.not_needed.iloc[0]:
-            # Late induction first: it is cheap, and one median at the candidate's layer or above is enough to keep it.
-            measures = [
-                m for m in ("s_refuse", "s_comply") if any((*cell, m) not in scores for cell in plan.of(m, "lazy"))
-            ]
-            compute(measures[0], plan.of(measures[0], "lazy"))
-        else:
-            return table, filters
+    """Compute what the choice still depends on: KL until one candidate passes, then what decides the rule."""
+
+    def decide_rule() -> None:
+        # Late induction first: it is cheap, and one median at the candidate's layer or above is enough to keep it.
+        open_ = [m for m in ("s_refuse", "s_comply") if any((*cell, m) not in scores for cell in plan.of(m, "lazy"))]
+        compute(open_[0], plan.of(open_[0], "lazy"))
+
+    return settle(table_of, compute, ("kl",), decide_rule)
 
 
 def plan_selection(
@@ -247,7 +231,7 @@ def select_cosmic(
     positions = post_instruction_positions(model, chat, options.n_positions)
     if means is None:
         train = (prompts.side("positive", "train", options.n_train), prompts.side("negative", "train", options.n_train))
-        taken = [mean_activations(model, side, positions, chat, batch_size=batch_size or 32) for side in train]
+        taken = [mean_activations(model, side, positions, chat, batch_size=batch_size or BATCH_SIZE) for side in train]
         means = (taken[0], taken[1])
     candidates = difference_in_means(*means)
     similarity = layer_similarity(*means)
@@ -261,9 +245,9 @@ def select_cosmic(
         model, rows[0], rows[1], len(positions), layers, options, [c for c in cells if undefined(candidates, c)]
     )
 
-    def scorer_on(share: float, known: Scores) -> Scorer:
+    def scorer_on(share: float, known: Scores) -> CosmicScorer:
         some = [side[: max(1, round(share * len(side)))] for side in rows]
-        return Scorer(model, some[0], some[1], candidates, layers, options, batch_size, known)
+        return CosmicScorer(model, some[0], some[1], candidates, layers, options, batch_size, known)
 
     wanted = {measure: plan.of(measure, "pass", "known") for measure in MEASURES}
     finalists: list[Cell] | None = None

@@ -1,30 +1,19 @@
 """Choose a direction by the probability of refusal's first tokens (Arditi et al. 2024, section 2.3 and appendix C)."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import isfinite, nan
+from math import nan
 
-import pandas as pd
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from cosmic_tl.activations import MeanActivations, mean_activations
-from cosmic_tl.chat import ChatFormat, batches, post_instruction_positions, tokenize
-from cosmic_tl.directions.difference_in_means import Candidates, difference_in_means
+from cosmic_tl.chat import BATCH_SIZE, ChatFormat, batches, tokenize
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.forward import next_token_logits
 from cosmic_tl.interventions import Interventions, intervention_hooks
-from cosmic_tl.passes import Outcome, Reading, intervened
-from cosmic_tl.progress import track
-from cosmic_tl.prompts import ContrastSet
-from cosmic_tl.selection.cosmic import layer_similarity
-from cosmic_tl.selection.modes import Mode, induction, removal
-from cosmic_tl.selection.options import Cell
-from cosmic_tl.selection.scores import Scores, kl_divergence, undefined
-from cosmic_tl.selection.table import Filter, Selection, apply_filters, choose, explain
 
 MEASURES = ("bypass", "induce", "kl")
 
@@ -45,45 +34,6 @@ class RefusalTokens:
         if self.positive_coverage != self.positive_coverage:
             return f"{shown} (given)"
         return f"{shown} (first token of {self.positive_coverage:.0%} of positive, {self.negative_coverage:.0%} of negative)"
-
-
-@dataclass(frozen=True)
-class RefusalTokenOptions:
-    """Settings of the selection; the defaults are the paper's."""
-
-    mode: Mode = "linear"
-    """"linear": remove by directional ablation, induce by addition. "affine": both by ACE at the source layer."""
-    alpha: float = 1.0
-    """Strength of the induction."""
-    tokens: tuple[str, ...] | None = None
-    """Texts whose first tokens mean refusal; None finds them from the model's own answers."""
-    filter_prompts: bool = True
-    """Keep only positive prompts with a refusal score above 0 and negative ones below 0."""
-    min_induce: float = 0.0
-    """Refusal score that induction has to exceed on negative prompts."""
-    max_kl: float = 0.1
-    """Most that removal may move the next-token distribution on negative prompts, in nats."""
-    max_layer_share: float = 0.8
-    """Source layers at or above this share of the depth are dropped."""
-    n_positions: int | None = None
-    """How many of the last positions; None is every post-instruction token."""
-    n_train: int = 128
-    """Training prompts a side."""
-    n_val: int = 32
-    """Validation prompts a side."""
-    full_table: bool = False
-    """Compute every score and KL, also those on which the choice does not depend."""
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("linear", "affine"):
-            raise CosmicError(f"mode: unknown {self.mode!r}; use linear or affine")
-        for name in ("alpha", "min_induce"):
-            if not isfinite(value := getattr(self, name)):
-                raise CosmicError(f"{name}: expected a finite number, found {value}; pass a float")
-        if not 0 < self.max_layer_share <= 1:
-            raise CosmicError(f"max_layer_share: expected a share above 0 and at most 1, found {self.max_layer_share}")
-        if not self.max_kl > 0:
-            raise CosmicError(f"max_kl: expected a positive number, found {self.max_kl}")
 
 
 def log_odds(logits: Float[Tensor, "batch vocab"], ids: Sequence[int]) -> Float64[Tensor, " batch"]:
@@ -118,7 +68,7 @@ def refusal_scores(
     tokens: RefusalTokens,
     interventions: Interventions = (),
     chat: ChatFormat | None = None,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
 ) -> Float64[Tensor, " prompt"]:
     """Each prompt's refusal score, the log-odds that its answer begins with a refusal token.
 
@@ -176,7 +126,7 @@ def find_refusal_tokens(
     chat: ChatFormat | None = None,
     min_share: float = 0.05,
     min_lift: float = 4.0,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
 ) -> RefusalTokens:
     """The first tokens of the model's greedy answers that are frequent on positive prompts and rare on negative ones.
 
@@ -227,7 +177,7 @@ def filter_by_score(
     negative: Sequence[str],
     tokens: RefusalTokens,
     chat: ChatFormat | None = None,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
 ) -> tuple[list[str], list[str]]:
     """Positive prompts with a refusal score above 0 and negative ones with a score below 0.
 
@@ -251,191 +201,3 @@ def filter_by_score(
             )
         kept.append(some)
     return kept[0], kept[1]
-
-
-class _Measured:
-    """Computes the measures that are asked for and not known yet."""
-
-    def __init__(
-        self,
-        model: TransformerBridge,
-        positive: Sequence[Sequence[int]],
-        negative: Sequence[Sequence[int]],
-        candidates: Candidates,
-        options: RefusalTokenOptions,
-        ids: Sequence[int],
-        batch_size: int | None,
-        scores: Scores,
-    ) -> None:
-        self.model, self.candidates, self.options, self.ids = model, candidates, options, ids
-        self.positive, self.negative, self.batch_size, self.scores = positive, negative, batch_size, scores
-        self.clean_logits: Tensor | None = None
-
-    def clean(self) -> dict[str, float]:
-        """Mean refusal scores with no intervention."""
-        kept: dict[int, Tensor] = {}
-
-        def both(outcome: Outcome) -> Tensor:
-            assert outcome.logits is not None
-            kept.update(zip(outcome.rows, outcome.logits.cpu(), strict=True))
-            return self._score(outcome)
-
-        reading = Reading(logits=True)
-        ((_, positive),) = intervened(self.model, self.positive, [()], reading, self._score, self.batch_size)
-        ((_, negative),) = intervened(self.model, self.negative, [()], reading, both, self.batch_size)
-        self.clean_logits = torch.stack([kept[row] for row in range(len(kept))])
-        return {"bypass": float(positive.mean()), "induce": float(negative.mean())}
-
-    def compute(self, measure: str, cells: Iterable[Cell]) -> None:
-        """Make sure that a measure of some candidates is known."""
-        missing = [cell for cell in cells if (*cell, measure) not in self.scores]
-        for cell in [cell for cell in missing if undefined(self.candidates, cell)]:
-            self.scores[(*cell, measure)] = nan
-            missing.remove(cell)
-        directions = [self.candidates.direction(*cell) for cell in missing]
-        mode, alpha = self.options.mode, self.options.alpha
-        edits = [induction(d, mode, alpha) if measure == "induce" else removal(d, mode) for d in directions]
-        if not edits:
-            return
-        rows = self.positive if measure == "bypass" else self.negative
-        reduce = self._divergence if measure == "kl" else self._score
-        with track(len(missing), measure) as advance:
-            for i, found in intervened(self.model, rows, edits, Reading(logits=True), reduce, self.batch_size):
-                self.scores[(*missing[i], measure)] = float(found.mean())
-                advance(1)
-
-    def _score(self, outcome: Outcome) -> Float64[Tensor, " prompt"]:
-        assert outcome.logits is not None
-        return log_odds(outcome.logits.cpu(), self.ids)
-
-    def _divergence(self, outcome: Outcome) -> Float64[Tensor, " prompt"]:
-        assert outcome.logits is not None
-        assert self.clean_logits is not None
-        return kl_divergence(self.clean_logits[list(outcome.rows)], outcome.logits.cpu())
-
-
-def _table(
-    scores: Mapping[tuple[int, int, str], float],
-    cells: Iterable[Cell],
-    candidates: Candidates,
-    options: RefusalTokenOptions,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The score table with its filters applied as far as scores are known."""
-    rows = []
-    for layer, position in cells:
-        found = [scores.get((layer, position, measure)) for measure in MEASURES]
-        missing = ", ".join(m for m, value in zip(MEASURES, found, strict=True) if value is None)
-        rows.append((position, layer, *(nan if value is None else value for value in found), missing))
-    table = pd.DataFrame(rows, columns=["position", "layer", *MEASURES, "not_needed"])
-    table.insert(4, "score", -table.bypass)
-    nowhere = [undefined(candidates, cell) for cell in zip(table.layer, table.position, strict=True)]
-    return apply_filters(
-        table,
-        [
-            Filter("undefined", pd.Series(nowhere), "none: there the classes do not differ, or are not finite"),
-            Filter(
-                "late layer",
-                table.layer >= options.max_layer_share * len(candidates.vectors),
-                "max_layer_share=1 (--max-layer-share 1)",
-            ),
-            Filter("induce", table.induce <= options.min_induce, "a lower min_induce (--min-induce)"),
-            Filter("KL", table.kl > options.max_kl, "a higher max_kl (--max-kl)"),
-        ],
-    )
-
-
-def select_by_refusal_tokens(
-    model: TransformerBridge,
-    prompts: ContrastSet,
-    options: RefusalTokenOptions | None = None,
-    chat: ChatFormat | None = None,
-    batch_size: int | None = None,
-    scores: Scores | None = None,
-    means: tuple[MeanActivations, MeanActivations] | None = None,
-) -> Selection:
-    """Choose the direction whose removal makes refusal's first tokens least likely on positive prompts.
-
-    Bypass scores are computed for every candidate that may be chosen; whether induction and KL let it pass, only for the
-    best ones until one does.
-
-    Args:
-        model: Any bridge.
-        prompts: The concept's contrast set; train makes the candidates, val scores them.
-        options: Thresholds and numbers; default the paper's.
-        chat: Formatting; default plain.
-        batch_size: Rows (prompts times candidates) a forward pass. Default: by the memory at hand.
-        scores: What is already known, by layer, position and measure ("bypass", "induce", "kl"); new ones are put in as
-            they come.
-        means: Training means of the positive and the negative side, if already taken; the prompts are then not filtered
-            for them.
-
-    Raises:
-        NoCandidateError: If the filters leave nothing.
-        CosmicError: If no token tells refusals, a side has no prompt left, or the architecture does not allow the
-            intervention.
-
-    Example:
-        >>> from cosmic_tl import load_model, load_prompts
-        >>> options = RefusalTokenOptions(n_train=8, n_val=4, n_positions=1, max_kl=10.0)
-        >>> selection = select_by_refusal_tokens(load_model("demo", device="cpu"), load_prompts("demo"), options)
-        >>> selection.method, selection.tokens.texts
-        ('refusal tokens', ('I',))
-    """
-    options = options or RefusalTokenOptions()
-    size = batch_size or 32
-    train, val = (
-        [prompts.side(side, split, n) for side in ("positive", "negative")]  # type: ignore[arg-type]
-        for split, n in (("train", options.n_train), ("val", options.n_val))
-    )
-    if options.tokens is not None:
-        tokens = refusal_tokens(model, options.tokens)
-    else:
-        tokens = find_refusal_tokens(model, train[0], train[1], chat, batch_size=size)
-    notes = []
-    if options.filter_prompts:
-        before = sum(map(len, (*train, *val)))
-        train, val = (list(filter_by_score(model, some[0], some[1], tokens, chat, size)) for some in (train, val))
-        if dropped := before - sum(map(len, (*train, *val))):
-            notes.append(f"{dropped} of {before} prompts were left out by their refusal score.")
-    positions = post_instruction_positions(model, chat, options.n_positions)
-    if means is None:
-        taken = [mean_activations(model, side, positions, chat, batch_size=size) for side in train]
-        means = (taken[0], taken[1])
-    candidates = difference_in_means(*means)
-    scores = {} if scores is None else scores
-    rows = [tokenize(model, side, chat) for side in val]
-    measured = _Measured(model, rows[0], rows[1], candidates, options, tokens.ids, batch_size, scores)
-    clean = measured.clean()
-    n_layers = int(model.cfg.n_layers)
-    cells = [(layer, position) for position in positions.indices for layer in range(n_layers)]
-    for measure in MEASURES if options.full_table else MEASURES[:1]:
-        early = [cell for cell in cells if cell[0] < options.max_layer_share * n_layers]
-        measured.compute(measure, cells if options.full_table else early)
-    look_at = 1
-    while True:
-        table, filters = _table(scores, cells, candidates, options)
-        best = table[table.kept].sort_values("score", ascending=False, kind="stable")
-        if best.empty or not best.not_needed.iloc[0]:
-            break
-        # Induction is the cheaper of the two, and a candidate that it takes needs no KL.
-        measure = "induce" if "induce" in best.not_needed.iloc[0] else "kl"
-        waiting = best[best.not_needed.str.contains(measure)].head(look_at)
-        measured.compute(measure, zip(waiting.layer, waiting.position, strict=True))
-        look_at *= 2
-    winner = choose(table, filters)
-    return Selection(
-        candidates.direction(int(winner.layer), int(winner.position), model),
-        table,
-        filters,
-        (*notes, *explain(table, filters, winner)),
-        (),
-        layer_similarity(*means),
-        nan,
-        positions,
-        candidates,
-        options.mode,
-        None,
-        "refusal tokens",
-        tokens,
-        clean,
-    )

@@ -1,7 +1,8 @@
 """The score table, the filters on it, and what they did."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import nan
 from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
@@ -12,7 +13,9 @@ from cosmic_tl.chat import Positions
 from cosmic_tl.directions.artifact import Direction
 from cosmic_tl.directions.difference_in_means import Candidates
 from cosmic_tl.errors import CosmicError
+from cosmic_tl.selection.options import Cell
 from cosmic_tl.selection.plan import Plan
+from cosmic_tl.selection.scores import ScoreKey
 
 if TYPE_CHECKING:
     from cosmic_tl.selection.refusal_tokens import RefusalTokens
@@ -192,6 +195,85 @@ def apply_filters(table: pd.DataFrame, filters: list[Filter]) -> tuple[pd.DataFr
         }
     )
     return table.assign(kept=~drops.any(axis=1), reason=reasons), summary
+
+
+def score_table(scores: Mapping[ScoreKey, float], cells: Iterable[Cell], measures: Sequence[str]) -> pd.DataFrame:
+    """The known measures of some candidates, one row each; `not_needed` names those that are not known.
+
+    Example:
+        >>> score_table({(3, -1, "kl"): 0.5}, [(3, -1)], ["bypass", "kl"]).to_dict("records")
+        [{'position': -1, 'layer': 3, 'bypass': nan, 'kl': 0.5, 'not_needed': 'bypass'}]
+    """
+    rows = []
+    for layer, position in cells:
+        found = {measure: scores.get((layer, position, measure)) for measure in measures}
+        unknown = ", ".join(measure for measure, value in found.items() if value is None)
+        rows.append((position, layer, *(nan if value is None else value for value in found.values()), unknown))
+    table = pd.DataFrame(rows, columns=["position", "layer", *measures, "not_needed"])
+    return table.sort_values(["position", "layer"]).reset_index(drop=True)
+
+
+def common_filters(
+    table: pd.DataFrame, measures: Sequence[str], n_layers: int, max_layer_share: float, max_kl: float
+) -> list[Filter]:
+    """Those of both selections: no direction, too late a layer, too large a divergence.
+
+    Example:
+        >>> table = score_table({(3, -1, "kl"): 0.5}, [(3, -1)], ["kl"])
+        >>> [f.name for f in common_filters(table, ["kl"], 4, 0.8, 0.1) if f.drops.any()]
+        ['KL']
+    """
+    undefined = pd.Series(False, index=table.index)
+    for measure in measures:
+        undefined |= table[measure].isna() & ~table.not_needed.str.contains(measure)
+    late = table.layer >= max_layer_share * n_layers
+    return [
+        Filter("undefined", undefined, "none: there the classes do not differ, or are not finite"),
+        Filter("late layer", late, "max_layer_share=1 (--max-layer-share 1)"),
+        Filter("KL", table.kl > max_kl, "a higher max_kl (--max-kl)"),
+    ]
+
+
+def settle(
+    table_of: Callable[[], tuple[pd.DataFrame, pd.DataFrame]],
+    compute: Callable[[str, Iterable[Cell]], None],
+    lazy: Sequence[str],
+    otherwise: Callable[[], None] | None = None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Compute what the choice still depends on: lazy measures in descending order of score, until one candidate passes.
+
+    Args:
+        table_of: The table and its filters, as far as measures are known.
+        compute: Makes a measure of some candidates known.
+        lazy: Measures to compute this way, the first one first: a candidate that it takes needs no other.
+        otherwise: Decides what else is open about the best candidate.
+
+    Returns:
+        The table and its filters.
+
+    Example:
+        >>> scores = {(0, -1, "score"): 2.0, (1, -1, "score"): 1.0}
+        >>> def table_of():
+        ...     table = score_table(scores, [(0, -1), (1, -1)], ["score", "kl"])
+        ...     return apply_filters(table, [Filter("KL", table.kl > 0.1, "max_kl")])
+        >>> settle(table_of, lambda name, cells: scores.update({(*cell, name): 0.0 for cell in cells}), ["kl"])[0].kl.tolist()
+        [0.0, nan]
+    """
+    look_at = 1
+    while True:
+        table, filters = table_of()
+        best = table[table.kept].sort_values("score", ascending=False, kind="stable")
+        if best.empty or not (needed := best.not_needed.iloc[0]):
+            return table, filters
+        measure = next((measure for measure in lazy if measure in needed), None)
+        if measure is not None:
+            waiting = best[best.not_needed.str.contains(measure)].head(look_at)
+            compute(measure, zip(waiting.layer, waiting.position, strict=True))
+            look_at *= 2  # several share the clean passes
+        elif otherwise is not None:
+            otherwise()
+        else:
+            return table, filters
 
 
 def choose(table: pd.DataFrame, filters: pd.DataFrame) -> "pd.Series[float]":

@@ -7,7 +7,7 @@ import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl.activations import MeanActivations, mean_activations
-from cosmic_tl.chat import ChatFormat, post_instruction_positions
+from cosmic_tl.chat import BATCH_SIZE, ChatFormat, post_instruction_positions
 from cosmic_tl.directions.artifact import Direction
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.prompts import ContrastSet
@@ -84,7 +84,11 @@ def compare_variants(
             positions = post_instruction_positions(model, chat, options.n_positions)
             positive, negative = (
                 mean_activations(
-                    model, prompts.side(side, "train", options.n_train), positions, chat, batch_size=batch_size or 32
+                    model,
+                    prompts.side(side, "train", options.n_train),
+                    positions,
+                    chat,
+                    batch_size=batch_size or BATCH_SIZE,
                 )
                 for side in ("positive", "negative")
             )

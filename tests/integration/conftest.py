@@ -1,13 +1,11 @@
 """Tiny random models of many architectures, as bridges and as plain Hugging Face models."""
 
-import shutil
-
 import pytest
 import torch
+from tiny import write
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cosmic_tl import Direction, load_model
-from cosmic_tl.models import demo_path
 
 COMMON = {
     "vocab_size": 2048,
@@ -48,15 +46,7 @@ def save(folder, model_type, **extra):
         del options["num_key_value_heads"]  # it has no grouped queries, and TransformerLens would read the entry
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **options))
-    with torch.no_grad():
-        # Larger weights than the usual initialisation, so that every component matters.
-        for param in model.parameters():
-            if param.ndim > 1:
-                param.normal_(0, 0.2)
-    model.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(demo_path() / name, folder / name)
-    return folder
+    return write(model, folder)
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)

@@ -1,9 +1,8 @@
 """Tiny random recurrent models: interventions mean the same where a state takes the place of attention."""
 
-import shutil
-
 import pytest
 import torch
+from tiny import write
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from cosmic_tl import (
@@ -23,7 +22,6 @@ from cosmic_tl.behaviours import AnswerPair, answer_log_odds
 from cosmic_tl.chat import TokenBatch, batches, tokenize
 from cosmic_tl.forward import masks_padding, next_token_logits, read
 from cosmic_tl.interventions import MapEdit
-from cosmic_tl.models import demo_path
 from cosmic_tl.passes import shortcuts
 
 N_LAYERS = 4
@@ -58,14 +56,7 @@ def save(folder, model_type):
     torch.manual_seed(0)
     config = AutoConfig.for_model(model_type, **COMMON, **ARCHITECTURES[model_type])
     model = AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for param in model.parameters():
-            if param.ndim > 1 and param.shape[0] > 1:
-                param.normal_(0, 0.2)
-    model.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(demo_path() / name, folder / name)
-    return folder
+    return write(model, folder, lambda param: param.ndim > 1 and param.shape[0] > 1)
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)

@@ -133,3 +133,22 @@ def test_sampling_is_seeded_and_leaves_the_global_state_alone(demo):
     assert torch.equal(torch.random.get_rng_state(), before)
     assert complete(demo, ["How do I bake a pizza?"] * 4, temperature=1.5, seed=3) == first
     assert complete(demo, ["How do I bake a pizza?"] * 4, temperature=1.5, seed=4) != first
+
+
+def test_batches_split_where_padding_costs_more_than_a_pass(demo):
+    rows = [[5] * length for length in (9, 2, 8, 2, 9, 3)]
+
+    def cost(split, overhead):
+        return sum(max(map(len, part)) * len(part) + overhead for part in split)
+
+    def splits(some, size):
+        if not some:
+            yield []
+        for n in range(1, min(size, len(some)) + 1):
+            yield from ([some[:n], *rest] for rest in splits(some[n:], size))
+
+    for size, overhead in ((6, 1), (6, 8), (6, 100), (2, 1), (4, 5)):
+        found = [[rows[i] for i in batch.rows] for batch in batches(demo, rows, size, overhead)]
+        assert sorted(len(row) for batch in found for row in batch) == sorted(map(len, rows))
+        assert max(map(len, found)) <= size
+        assert cost(found, overhead) == min(cost(split, overhead) for split in splits(sorted(rows, key=len), size))

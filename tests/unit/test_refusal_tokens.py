@@ -15,7 +15,7 @@ from cosmic_tl import (
     steering,
 )
 from cosmic_tl.chat import tokenize
-from cosmic_tl.plots import score_heatmap
+from cosmic_tl.figures.selection import plot_scores
 from cosmic_tl.selection.modes import induction, removal
 from cosmic_tl.selection.refusal_tokens import filter_by_score, log_odds
 
@@ -124,7 +124,7 @@ def test_filters_and_figure(demo, prompts):
         select_by_refusal_tokens(demo, prompts, replace(OPTIONS, min_induce=1e6))
     found = select_by_refusal_tokens(demo, prompts, OPTIONS)
     assert "refusal score of positive prompts +" in repr(found) and "tokens 'I' (first token of" in repr(found)
-    figure = score_heatmap(found)
+    figure = plot_scores(found)
     assert len([trace for trace in figure.data if trace.type == "heatmap"]) == 3
     with pytest.raises(CosmicError, match="max_kl: expected a positive number"):
         RefusalTokenOptions(max_kl=0.0)

@@ -1,0 +1,201 @@
+"""Choose a direction by the probability of refusal's first tokens (Arditi et al. 2024, section 2.3 and appendix C)."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite, nan
+
+import pandas as pd
+from jaxtyping import Float64
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from cosmic_tl.activations import MeanActivations, mean_activations
+from cosmic_tl.chat import BATCH_SIZE, ChatFormat, post_instruction_positions, tokenize
+from cosmic_tl.directions.difference_in_means import Candidates, difference_in_means
+from cosmic_tl.errors import CosmicError
+from cosmic_tl.passes import Outcome, Reading
+from cosmic_tl.prompts import ContrastSet
+from cosmic_tl.selection.cosmic import layer_similarity
+from cosmic_tl.selection.modes import Mode
+from cosmic_tl.selection.options import Cell
+from cosmic_tl.selection.refusal_tokens import filter_by_score, find_refusal_tokens, log_odds, refusal_tokens
+from cosmic_tl.selection.scores import ScoreKey, Scorer, Scores
+from cosmic_tl.selection.table import (
+    Filter,
+    Selection,
+    apply_filters,
+    choose,
+    common_filters,
+    explain,
+    score_table,
+    settle,
+)
+
+MEASURES = ("bypass", "induce", "kl")
+
+
+@dataclass(frozen=True)
+class RefusalTokenOptions:
+    """Settings of the selection; the defaults are the paper's."""
+
+    mode: Mode = "linear"
+    """"linear": remove by directional ablation, induce by addition. "affine": both by ACE at the source layer."""
+    alpha: float = 1.0
+    """Strength of the induction."""
+    tokens: tuple[str, ...] | None = None
+    """Texts whose first tokens mean refusal; None finds them from the model's own answers."""
+    filter_prompts: bool = True
+    """Keep only positive prompts with a refusal score above 0 and negative ones below 0."""
+    min_induce: float = 0.0
+    """Refusal score that induction has to exceed on negative prompts."""
+    max_kl: float = 0.1
+    """Most that removal may move the next-token distribution on negative prompts, in nats."""
+    max_layer_share: float = 0.8
+    """Source layers at or above this share of the depth are dropped."""
+    n_positions: int | None = None
+    """How many of the last positions; None is every post-instruction token."""
+    n_train: int = 128
+    """Training prompts a side."""
+    n_val: int = 32
+    """Validation prompts a side."""
+    full_table: bool = False
+    """Compute every score and KL, also those on which the choice does not depend."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("linear", "affine"):
+            raise CosmicError(f"mode: unknown {self.mode!r}; use linear or affine")
+        for name in ("alpha", "min_induce"):
+            if not isfinite(value := getattr(self, name)):
+                raise CosmicError(f"{name}: expected a finite number, found {value}; pass a float")
+        if not 0 < self.max_layer_share <= 1:
+            raise CosmicError(f"max_layer_share: expected a share above 0 and at most 1, found {self.max_layer_share}")
+        if not self.max_kl > 0:
+            raise CosmicError(f"max_kl: expected a positive number, found {self.max_kl}")
+
+
+class _Scorer(Scorer):
+    """Refusal scores: "bypass" with the direction removed from positive prompts, "induce" with it put into negative ones."""
+
+    measures = MEASURES
+
+    def __init__(
+        self,
+        model: TransformerBridge,
+        positive: Sequence[Sequence[int]],
+        negative: Sequence[Sequence[int]],
+        candidates: Candidates,
+        options: RefusalTokenOptions,
+        ids: Sequence[int],
+        batch_size: int | None,
+        scores: Scores,
+    ) -> None:
+        reading = Reading(logits=True)
+        super().__init__(
+            model, positive, negative, candidates, options.mode, options.alpha, reading, batch_size, scores
+        )
+        self.ids = ids
+
+    def reduce(self, outcome: Outcome) -> Float64[Tensor, " prompt"]:
+        assert outcome.logits is not None
+        return log_odds(outcome.logits.cpu(), self.ids)
+
+    def value(self, measure: str, reached: Tensor) -> float:
+        return float(reached.mean())
+
+
+def _table(
+    scores: Mapping[ScoreKey, float], cells: Iterable[Cell], n_layers: int, options: RefusalTokenOptions
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The score table with its filters applied as far as scores are known."""
+    table = score_table(scores, cells, MEASURES)
+    table.insert(4, "score", -table.bypass)
+    filters = common_filters(table, MEASURES, n_layers, options.max_layer_share, options.max_kl)
+    filters.append(Filter("induce", table.induce <= options.min_induce, "a lower min_induce (--min-induce)"))
+    return apply_filters(table, filters)
+
+
+def select_by_refusal_tokens(
+    model: TransformerBridge,
+    prompts: ContrastSet,
+    options: RefusalTokenOptions | None = None,
+    chat: ChatFormat | None = None,
+    batch_size: int | None = None,
+    scores: Scores | None = None,
+    means: tuple[MeanActivations, MeanActivations] | None = None,
+) -> Selection:
+    """Choose the direction whose removal makes refusal's first tokens least likely on positive prompts.
+
+    Bypass scores are computed for every candidate that may be chosen; whether induction and KL let it pass, only for the
+    best ones until one does.
+
+    Args:
+        model: Any bridge.
+        prompts: The concept's contrast set; train makes the candidates, val scores them.
+        options: Thresholds and numbers; default the paper's.
+        chat: Formatting; default plain.
+        batch_size: Rows (prompts times candidates) a forward pass. Default: by the memory at hand.
+        scores: What is already known, by layer, position and measure ("bypass", "induce", "kl"); new ones are put in as
+            they come.
+        means: Training means of the positive and the negative side, if already taken; the prompts are then not filtered
+            for them.
+
+    Raises:
+        NoCandidateError: If the filters leave nothing.
+        CosmicError: If no token tells refusals, a side has no prompt left, or the architecture does not allow the
+            intervention.
+
+    Example:
+        >>> from cosmic_tl import load_model, load_prompts
+        >>> options = RefusalTokenOptions(n_train=8, n_val=4, n_positions=1, max_kl=10.0)
+        >>> selection = select_by_refusal_tokens(load_model("demo", device="cpu"), load_prompts("demo"), options)
+        >>> selection.method, selection.tokens.texts
+        ('refusal tokens', ('I',))
+    """
+    options = options or RefusalTokenOptions()
+    size = batch_size or BATCH_SIZE
+    train, val = (
+        [prompts.side(side, split, n) for side in ("positive", "negative")]  # type: ignore[arg-type]
+        for split, n in (("train", options.n_train), ("val", options.n_val))
+    )
+    if options.tokens is not None:
+        tokens = refusal_tokens(model, options.tokens)
+    else:
+        tokens = find_refusal_tokens(model, train[0], train[1], chat, batch_size=size)
+    notes = []
+    if options.filter_prompts:
+        before = sum(map(len, (*train, *val)))
+        train, val = (list(filter_by_score(model, some[0], some[1], tokens, chat, size)) for some in (train, val))
+        if dropped := before - sum(map(len, (*train, *val))):
+            notes.append(f"{dropped} of {before} prompts were left out by their refusal score.")
+    positions = post_instruction_positions(model, chat, options.n_positions)
+    if means is None:
+        taken = [mean_activations(model, side, positions, chat, batch_size=size) for side in train]
+        means = (taken[0], taken[1])
+    candidates = difference_in_means(*means)
+    scores = {} if scores is None else scores
+    rows = [tokenize(model, side, chat) for side in val]
+    scorer = _Scorer(model, rows[0], rows[1], candidates, options, tokens.ids, batch_size, scores)
+    n_layers = int(model.cfg.n_layers)
+    cells = [(layer, position) for position in positions.indices for layer in range(n_layers)]
+    early = [cell for cell in cells if cell[0] < options.max_layer_share * n_layers]
+    for measure in MEASURES if options.full_table else MEASURES[:1]:
+        scorer.compute(measure, cells if options.full_table else early)
+    # Induction is the cheaper of the two.
+    table, filters = settle(lambda: _table(scores, cells, n_layers, options), scorer.compute, MEASURES[1:])
+    winner = choose(table, filters)
+    return Selection(
+        candidates.direction(int(winner.layer), int(winner.position), model),
+        table,
+        filters,
+        (*notes, *explain(table, filters, winner)),
+        (),
+        layer_similarity(*means),
+        nan,
+        positions,
+        candidates,
+        options.mode,
+        None,
+        "refusal tokens",
+        tokens,
+        {"bypass": float(scorer.clean_positive.mean()), "induce": float(scorer.clean_negative.mean())},
+    )

@@ -1,0 +1,76 @@
+"""COSMIC's scores: how close removal and induction bring one class's activations to the other's."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+from transformer_lens.model_bridge import TransformerBridge
+
+from cosmic_tl.directions.difference_in_means import Candidates
+from cosmic_tl.passes import Outcome, Reading
+from cosmic_tl.selection.options import CosmicOptions, Target
+from cosmic_tl.selection.plan import MEASURES
+from cosmic_tl.selection.scores import Scorer, Scores
+
+
+class CosmicScorer(Scorer):
+    """S_comply, S_refuse and KL (Siu et al. 2025, section 3).
+
+    Args:
+        model: Any bridge.
+        positive: Token ids of the positive validation prompts.
+        negative: The same of the negative ones.
+        candidates: From `difference_in_means`.
+        layers: The evaluation layers.
+        options: Mode, strength and target.
+        batch_size: Rows a forward pass; None is by the memory at hand.
+        scores: What is already known; new ones are put in as they come.
+    """
+
+    measures = MEASURES
+
+    def __init__(
+        self,
+        model: TransformerBridge,
+        positive: Sequence[Sequence[int]],
+        negative: Sequence[Sequence[int]],
+        candidates: Candidates,
+        layers: Sequence[int],
+        options: CosmicOptions,
+        batch_size: int | None,
+        scores: Scores,
+    ) -> None:
+        reading = Reading(tuple(layers))
+        super().__init__(
+            model, positive, negative, candidates, options.mode, options.alpha, reading, batch_size, scores
+        )
+        self.target = options.target
+
+    @property
+    def clean_similarity(self) -> float:
+        """Cosine between the classes with no intervention, the zero point of both scores.
+
+        Taken prompt by prompt, the two scores have zero points of their own, and this is their mean.
+        """
+        there = _similarity(self.clean_positive, self.clean_negative.mean(0), self.target)
+        back = _similarity(self.clean_negative, self.clean_positive.mean(0), self.target)
+        return (there + back) / 2
+
+    def reduce(self, outcome: Outcome) -> Float64[Tensor, "prompt feature"]:
+        """`y[l, -1]`, averaged or put side by side over the evaluation layers."""
+        layers = [outcome.resid_post[layer][:, -1].cpu().double() for layer in sorted(outcome.resid_post)]
+        return torch.cat(layers, dim=1) if self.target == "concatenated" else torch.stack(layers).mean(0)
+
+    def value(self, measure: str, reached: Tensor) -> float:
+        """Cosine to the other class with no intervention."""
+        other = self.clean_negative if measure == self.measures[0] else self.clean_positive
+        return _similarity(reached, other.mean(0), self.target)
+
+
+def _similarity(reached: Float64[Tensor, "prompt feature"], target: Float64[Tensor, " feature"], how: Target) -> float:
+    """Cosine to the target: of the mean over prompts, or the mean of each prompt's."""
+    if how == "per-prompt":
+        return float(cosine_similarity(reached, target[None], dim=1).mean())
+    return float(cosine_similarity(reached.mean(0), target, dim=0))
