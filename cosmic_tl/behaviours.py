@@ -16,16 +16,13 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl.activations import MeanActivations, mean_of_rows
-from cosmic_tl.chat import ChatFormat, TokenBatch, batches, tokenize
+from cosmic_tl.chat import BATCH_SIZE, ChatFormat, tokenize
 from cosmic_tl.errors import CosmicError
-from cosmic_tl.interventions import Interventions, intervention_hooks, steering
-from cosmic_tl.progress import track
+from cosmic_tl.evaluation.likelihood import continuation_logits
+from cosmic_tl.interventions import Interventions, intervention_hooks
 from cosmic_tl.prompts import SPLITS, Split, split_prompts
 
 KEYS = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
@@ -195,7 +192,7 @@ def answer_means(
     pairs: Sequence[AnswerPair],
     chat: ChatFormat | None = None,
     interventions: Interventions = (),
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
 ) -> tuple[MeanActivations, MeanActivations]:
     """Mean activations at the last token of the matching and of the other answers, as one position.
 
@@ -231,7 +228,7 @@ def answer_log_odds(
     pairs: Sequence[AnswerPair],
     interventions: Interventions = (),
     chat: ChatFormat | None = None,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
 ) -> pd.DataFrame:
     """How much likelier the matching answer is than the other one: `log P(matching) − log P(not matching)`.
 
@@ -272,14 +269,13 @@ def answer_log_odds(
             answers[tuple(one[:shared]), tail[:-1]].append((number, side, len(tail)))
     fed = list(answers)
     log_p = torch.zeros(len(pairs), 2, dtype=torch.float64)
-    with track(len(fed), "log-odds") as advance:
-        for batch in batches(model, [prompt for prompt, _ in fed], batch_size):
-            heads = [fed[row][1] for row in batch.rows]
-            for row, scores in zip(batch.rows, _next_token_scores(model, batch, heads, interventions), strict=True):
-                for number, side, length in answers[fed[row]]:
-                    targets = torch.tensor(tails[number][side], device=scores.device)
-                    log_p[number, side] = scores[:length].gather(1, targets[:, None]).double().sum()
-            advance(len(batch.rows))
+    # The last token is only predicted, whichever it is.
+    prompts, tokens = [prompt for prompt, _ in fed], [(*head, 0) for _, head in fed]
+    for row, logits in continuation_logits(model, prompts, tokens, interventions, batch_size, label="log-odds"):
+        scores = logits.log_softmax(-1)
+        for number, side, length in answers[fed[row]]:
+            targets = torch.tensor(tails[number][side], device=scores.device)
+            log_p[number, side] = scores[:length].gather(1, targets[:, None]).double().sum()
     table = pd.DataFrame(
         {
             "topic": [pair.topic for pair in pairs],
@@ -291,20 +287,3 @@ def answer_log_odds(
     columns = {"question": ("question", "first"), "pairs": ("question", "size")}
     means = {name: (name, "mean") for name in ("log_odds", "answered")}
     return table.groupby("topic", sort=False).agg(**columns, **means).reset_index(drop=True)
-
-
-def _next_token_scores(
-    model: TransformerBridge, batch: TokenBatch, heads: Sequence[Tokens], interventions: Interventions
-) -> Float[Tensor, "batch answer vocab"]:
-    """Log-probabilities of the tokens after a prompt and after each token of an answer's beginning.
-
-    The prompts are padded on the left and the answers on the right, where nothing that is read can see it, so that a token
-    scope finds all prompts to end at the same token.
-    """
-    width = batch.ids.shape[1]
-    tails = pad_sequence([torch.tensor(head, dtype=torch.long) for head in heads], batch_first=True)
-    real = pad_sequence([torch.ones(len(head), dtype=torch.long) for head in heads], batch_first=True)
-    ids, mask = torch.cat([batch.ids, tails.to(batch.ids)], 1), torch.cat([batch.mask, real.to(batch.mask)], 1)
-    with torch.inference_mode(), steering(model, interventions, width):
-        logits: Tensor = model(ids, attention_mask=mask)[:, width - 1 :].float()
-        return logits.log_softmax(-1)

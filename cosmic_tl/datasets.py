@@ -106,8 +106,8 @@ def load_dataset_prompts(name: str, side: Side | None = None, path: str | Path |
     return pd.concat([_load(row, path) for row in rows], ignore_index=True)
 
 
-def dataset_side(name: str, side: Side) -> list[str]:
-    """Prompts of a named set for one side of a contrast set: a set with one side serves on either.
+def dataset_side(name: str, side: Side) -> pd.DataFrame:
+    """Rows of a named set for one side of a contrast set, as `load_dataset_prompts`: a set with one side serves on either.
 
     Raises:
         CosmicError: As `load_dataset_prompts`.
@@ -117,9 +117,7 @@ def dataset_side(name: str, side: Side) -> list[str]:
         Traceback (most recent call last):
         cosmic_tl.errors.CosmicError: dataset: unknown name 'no such set'; use one of advbench, ...
     """
-    found = load_dataset_prompts(name, side if len(find_prompts(name)) > 1 else None)
-    prompts: list[str] = found.prompt.tolist()
-    return prompts
+    return load_dataset_prompts(name, side if len(find_prompts(name)) > 1 else None)
 
 
 def _load(row: NamedPrompts, path: str | Path | None) -> pd.DataFrame:

@@ -5,7 +5,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +34,8 @@ class ContrastSet:
     """Split name to (positive, negative) pairs that differ as little as possible, where the set has them."""
     notes: tuple[str, ...] = ()
     """What was found and done while reading it."""
+    categories: Mapping[str, str] = field(default_factory=dict)
+    """Prompt to category, of those that have one."""
 
     def side(self, side: Side, split: Split, n: int | None = None) -> list[str]:
         """The first `n` instructions of one side of a split (all by default, and never more than there are).
@@ -107,7 +109,8 @@ def load_prompts(
         positive: Source of the positive side: a text file (a prompt a line), a JSON list, JSONL, CSV, a named set
             ("advbench", "alpaca", …; see `NAMED_PROMPTS`), or a Hugging Face data set (hub id or local path).
         negative: Source of the negative side, likewise.
-        column: The prompts' column in CSV, JSONL and data sets. By default the first of `COLUMNS` that exists.
+        column: The prompts' column in CSV, JSONL and data sets. By default the first of `COLUMNS` that exists. A column
+            `category` is kept too.
         hf_split: Which split of a Hugging Face data set is read. Default "train".
         seed: Of the shuffle when a source has no splits of its own.
 
@@ -122,11 +125,10 @@ def load_prompts(
         raise CosmicError("prompts: give one source with both sides, or positive= and negative= together")
     if positive is not None and negative is not None:
         sources: dict[Side, str | Path] = {"positive": positive, "negative": negative}
-        sides: dict[str, Any] = {}
-        for which, place in sources.items():
-            sides[which] = _read_side(place, which, column, hf_split)
+        read = {which: _read_side(place, which, column, hf_split) for which, place in sources.items()}
         name = f"{Path(positive).stem} / {Path(negative).stem}"
-        return _assemble(name, sides, {}, seed)
+        categories = read["positive"][1] | read["negative"][1]
+        return _assemble(name, {which: prompts for which, (prompts, _) in read.items()}, {}, seed, categories)
     if source is None or str(source) == "demo":
         text = files("cosmic_tl").joinpath("demo", "prompts.json").read_text(encoding="utf-8")
         data = json.loads(text)
@@ -149,10 +151,17 @@ def load_prompts(
         if side not in found:
             raise CosmicError(f"prompts: row {number} of {str(path)!r} has side {side!r}; use 'positive' or 'negative'")
         found[side].setdefault(split, []).append(row[column])
-    return _assemble(path.stem, {side: splits.get("all", splits) for side, splits in found.items()}, {}, seed)
+    sides = {side: splits.get("all", splits) for side, splits in found.items()}
+    return _assemble(path.stem, sides, {}, seed, _texts(rows, column, str(path))[1])
 
 
-def _assemble(name: str, sides: Mapping[str, Any], contrast: Mapping[str, Any], seed: int) -> ContrastSet:
+def _assemble(
+    name: str,
+    sides: Mapping[str, Any],
+    contrast: Mapping[str, Any],
+    seed: int,
+    categories: Mapping[str, str] | None = None,
+) -> ContrastSet:
     notes: list[str] = []
     done: dict[str, dict[str, tuple[str, ...]]] = {}
     for side, content in sides.items():
@@ -168,7 +177,7 @@ def _assemble(name: str, sides: Mapping[str, Any], contrast: Mapping[str, Any], 
         done[side] = split_prompts(unique, seed)
     pairs = {split: tuple((str(p), str(n)) for p, n in some) for split, some in contrast.items()}
     found = ContrastSet(name, done["positive"], done["negative"], pairs, tuple(notes))
-    return ContrastSet(name, found.positive, found.negative, pairs, (*notes, *found.problems()))
+    return replace(found, notes=(*notes, *found.problems()), categories=dict(categories or {}))
 
 
 def split_prompts(
@@ -247,21 +256,26 @@ def _column(rows: Sequence[Mapping[str, Any]], column: str | None, where: str) -
     return column
 
 
-def _read_side(source: str | Path, side: Side, column: str | None, hf_split: str) -> Any:
+def _texts(rows: Sequence[Mapping[str, Any]], column: str | None, where: str) -> tuple[list[str], dict[str, str]]:
+    """The prompts of a table, and the categories of those that have one."""
+    column = _column(rows, column, where)
+    named = {row[column].strip(): str(row["category"]) for row in rows if row.get("category")}
+    return [row[column] for row in rows], named
+
+
+def _read_side(source: str | Path, side: Side, column: str | None, hf_split: str) -> tuple[Any, dict[str, str]]:
     from cosmic_tl.datasets import dataset_side, find_prompts, read_split
 
     path = Path(source)
     if column is None and hf_split == "train" and find_prompts(str(source)) and not path.exists():
-        return dataset_side(str(source), side)
+        return _texts(dataset_side(str(source), side).to_dict("records"), "prompt", str(source))
     if path.is_file():
         if path.suffix == ".json":
             data = _json(path)
-            return [row[_column(data, column, str(path))] for row in data] if data and _is_table(data) else data
+            return _texts(data, column, str(path)) if data and _is_table(data) else (data, {})
         if path.suffix in (".jsonl", ".csv"):
-            rows = _rows(path)
-            column = _column(rows, column, str(path))
-            return [row[column] for row in rows]
-        return path.read_text(encoding="utf-8").splitlines()
+            return _texts(_rows(path), column, str(path))
+        return path.read_text(encoding="utf-8").splitlines(), {}
     if path.suffix in (".txt", ".json", ".jsonl", ".csv"):
         raise CosmicError(f"prompts: no file {str(source)!r}; give the path of a prompt file")
     try:
@@ -273,8 +287,7 @@ def _read_side(source: str | Path, side: Side, column: str | None, hf_split: str
             "give a file, a data set's hub id, or a directory that holds one"
         ) from error
     rows = [dict(zip(data, values, strict=True)) for values in zip(*data.values(), strict=True)]
-    column = _column(rows, column, str(source))
-    return [row[column] for row in rows]
+    return _texts(rows, column, str(source))
 
 
 def _is_table(data: Any) -> bool:

@@ -5,7 +5,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, MutableMapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,18 @@ from safetensors.torch import load_file, save_file
 from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl.activations import MeanActivations, mean_activations
-from cosmic_tl.chat import ChatFormat, chat_notes, post_instruction_positions
+from cosmic_tl.chat import BATCH_SIZE, ChatFormat, chat_notes, post_instruction_positions
 from cosmic_tl.directions.artifact import versions
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.evaluation.effects import Effects, Row, measure_effects, standard_conditions
-from cosmic_tl.evaluation.judges import strip_thinking
+from cosmic_tl.evaluation.judges import SubstringJudge, strip_thinking
 from cosmic_tl.files import append_lines, read_lines, write_atomically
 from cosmic_tl.models import model_fingerprint, model_label
 from cosmic_tl.prompts import ContrastSet
-from cosmic_tl.report import write_report
+from cosmic_tl.report.page import write_report
+from cosmic_tl.selection.by_refusal_tokens import RefusalTokenOptions, select_by_refusal_tokens
 from cosmic_tl.selection.cosmic import select_cosmic
 from cosmic_tl.selection.options import CosmicOptions
-from cosmic_tl.selection.refusal_tokens import RefusalTokenOptions, select_by_refusal_tokens
 from cosmic_tl.selection.scores import ScoreKey
 from cosmic_tl.selection.table import Selection
 from cosmic_tl.similarity import LayerSimilarity, layer_similarities
@@ -35,6 +35,10 @@ _SCORES = ("s_comply", "s_refuse", "bypass", "induce", "kl", "share_comply", "sh
 RESUME = "resume"
 """Subdirectory with what a stopped run had finished."""
 _RESUME_FILES = ("activations.safetensors", "scores.jsonl", "completions.jsonl")
+_CHOICE_ONLY = frozenset(
+    ["max_kl", "max_layer_share", "last_position_rule", "min_induce", "full_table", "successive_halving"]
+)
+"""Settings of a selection that change which candidate is chosen, but no activation and no score."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,21 @@ class RunSettings:
     """Of the random control direction and of sampling."""
     batch_size: int | None = None
     """Rows a forward pass; changes no result. None: 32 prompts, and in the selection as many as memory allows."""
+    phrases: tuple[str, ...] | None = None
+    """What a completion has to contain to show the concept, in any case. None: the phrases of refusals."""
+
+    def __post_init__(self) -> None:
+        _ = self.judge  # whose phrases are checked before anything is loaded
+
+    @property
+    def judge(self) -> SubstringJudge:
+        """Finds the phrases.
+
+        Example:
+            >>> [found.verdict for found in RunSettings(phrases=("ahoy",)).judge(["hi"], ["Ahoy!"])]
+            ['refusal']
+        """
+        return SubstringJudge() if self.phrases is None else SubstringJudge(self.phrases)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,13 +128,31 @@ def _identity(model: TransformerBridge, prompts: ContrastSet, settings: RunSetti
     }
 
 
+def _scores_rest_on(identity: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same for activations and scores to be the same."""
+    settings = identity["settings"]
+    selection = {name: value for name, value in settings["selection"].items() if name not in _CHOICE_ONLY}
+    return {**identity, "settings": {"selection": selection, "chat": settings["chat"]}}
+
+
+def _outdated(out: Path, identity: dict[str, Any]) -> tuple[str, ...]:
+    """The resume files that a run with other settings cannot use; all of them, if the settings are the same."""
+    try:
+        found = read_settings(out)
+        usable = found != identity and _scores_rest_on(found) == _scores_rest_on(identity)
+    except (CosmicError, KeyError, TypeError, AttributeError):  # damaged
+        return _RESUME_FILES
+    return _RESUME_FILES[2:] if usable else _RESUME_FILES
+
+
 def prepare_directory(out: Path, identity: dict[str, Any], overwrite: bool = False) -> None:
     """Make the run's directory, or make sure that the one there belongs to the same run.
 
     Args:
         out: The directory.
         identity: What must be the same for a run to be resumed.
-        overwrite: Remove an earlier run's files first. Other files are never touched.
+        overwrite: Remove an earlier run's files first, but for activations and scores if the other settings do not change
+            them: a threshold of the selection, say. Other files are never touched.
 
     Raises:
         CosmicError: If something else is there.
@@ -134,7 +171,7 @@ def prepare_directory(out: Path, identity: dict[str, Any], overwrite: bool = Fal
     if out.is_dir() and any(out.iterdir()) and not settings.exists():
         raise CosmicError(f"out: {str(out)!r} is not empty and holds no run; choose another directory")
     if settings.exists() and overwrite:
-        for name in _RESUME_FILES:
+        for name in _outdated(out, identity):
             (out / RESUME / name).unlink(missing_ok=True)
         for name in RESULTS:
             (out / name).unlink(missing_ok=True)
@@ -190,7 +227,7 @@ def _means(
             prompts.side(side, "train", options.n_train),
             positions,
             settings.chat,
-            batch_size=settings.batch_size or 32,
+            batch_size=settings.batch_size or BATCH_SIZE,
             label=f"activations, {side}",
         )
         for side in ("positive", "negative")
@@ -240,6 +277,7 @@ def _summary(
         "intervals": intervals,
         "fluency": fluency,
         "n": {kind: int(table[table.kind == kind].n.max()) for kind in ("harmful", "harmless")},
+        "phrases": identity["settings"]["phrases"],
         "warnings": list(selection.warnings),
         "notes": notes,
         "seconds": round(seconds, 1),
@@ -265,7 +303,8 @@ def run(
         out: The directory; made if needed.
         settings: Default those of the papers.
         command: How the run was started, for the report.
-        overwrite: Replace an earlier run in the same directory.
+        overwrite: Replace an earlier run in the same directory. If only settings differ on which no activation or score
+            depends (thresholds, test prompts, phrases), those are kept.
 
     Raises:
         NoCandidateError: If the filters leave no candidate.
@@ -284,7 +323,7 @@ def run(
     started = time.perf_counter()
     settings = settings or RunSettings()
     out = Path(out)
-    options, chat = settings.selection, settings.chat
+    options, chat, judge = settings.selection, settings.chat, settings.judge
     test_positive, test_negative = (prompts.side(side, "test", settings.n_test) for side in ("positive", "negative"))
     notes = [*chat_notes(model, chat), *prompts.notes]
     identity = _identity(model, prompts, settings)
@@ -306,11 +345,15 @@ def run(
         settings.max_new_tokens,
         settings.temperature,
         settings.seed,
-        settings.batch_size or 32,
+        settings.batch_size or BATCH_SIZE,
         # A condition is one line, so that a stop in mid-write leaves none of it.
         [row for line in read_lines(resume / _RESUME_FILES[2]) for row in line["rows"]],
         lambda rows: append_lines(resume / _RESUME_FILES[2], [{"rows": rows}]),
+        judge,
     )
+    if prompts.categories:
+        named = effects.completions.prompt.map(prompts.categories)
+        effects = replace(effects, completions=effects.completions.assign(category=named.where(named.notna(), None)))
     similarity = layer_similarities(
         model,
         prompts.side("positive", "val", options.n_val),
@@ -320,7 +363,7 @@ def run(
         options.alpha,
         chat,
         options.n_positions,
-        settings.batch_size or 32,
+        settings.batch_size or BATCH_SIZE,
     )
     if thinking := [text for text in effects.completions.completion if strip_thinking(text) != text]:
         notes.append(f"{len(thinking)} completions hold a thinking block; they are judged by what comes after it.")

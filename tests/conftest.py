@@ -5,6 +5,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
+import shutil
+
 import pytest
 
 from cosmic_tl import load_model, load_prompts
@@ -18,3 +20,13 @@ def demo():
 @pytest.fixture(scope="session")
 def prompts():
     return load_prompts("demo")
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A Chromium's path. With REQUIRE_CHROMIUM set, as in CI, it is an error that there is none."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        (pytest.fail if os.environ.get("REQUIRE_CHROMIUM") else pytest.skip)("no Chromium on the PATH")
+    return found

@@ -5,7 +5,17 @@ from typing import Annotated, Any
 
 import typer
 
-from cosmic_tl.cli.options import BatchSize, MaxNewTokens, Overwrite, RunOptions, Seed, Temperature, grouped, numbers
+from cosmic_tl.cli.options import (
+    BatchSize,
+    MaxNewTokens,
+    Overwrite,
+    RunOptions,
+    Seed,
+    Temperature,
+    grouped,
+    numbers,
+    phrases_judge,
+)
 from cosmic_tl.cli.output import print_frame, printable
 from cosmic_tl.errors import CosmicError
 
@@ -84,8 +94,9 @@ def sweep(
     import json
     from hashlib import sha256
 
-    from cosmic_tl.evaluation.sweep_figure import plot_sweep
+    from cosmic_tl.chat import BATCH_SIZE
     from cosmic_tl.evaluation.sweeps import sweep as sweep_all
+    from cosmic_tl.figures.sweeps import plot_sweep
     from cosmic_tl.files import append_lines, read_lines, write_atomically
     from cosmic_tl.selection.refusal_tokens import find_refusal_tokens
 
@@ -94,11 +105,12 @@ def sweep(
     chat = run.chat()
     bridge, direction = run.load()
     try:
-        tokens = find_refusal_tokens(bridge, positive, negative, chat, batch_size=batch_size or 32)
+        tokens = find_refusal_tokens(bridge, positive, negative, chat, batch_size=batch_size or BATCH_SIZE)
     except CosmicError as error:
         typer.echo(f"Note: no refusal scores ({printable(str(error))})", err=True)
         tokens = None
-    asked = json.dumps([positive, negative, n_samples, max_new_tokens, temperature, seed])
+    judge = phrases_judge(run.directory)
+    asked = json.dumps([positive, negative, n_samples, max_new_tokens, temperature, seed, judge.phrases])
     log = run.directory / "resume" / f"sweep-{sha256(asked.encode()).hexdigest()[:8]}.jsonl"
     log.parent.mkdir(exist_ok=True)
     found = sweep_all(
@@ -116,11 +128,12 @@ def sweep(
         batch_size=batch_size,
         known=[row for line in read_lines(log) for row in line["rows"]],
         on_rows=lambda rows: append_lines(log, [{"rows": rows}]),
+        judge=judge,
     )
     table = found.table()
     write_atomically(run.directory / "sweep.csv", table.to_csv(index=False))
     write_atomically(run.directory / "sweep.html", plot_sweep(found).to_html(include_plotlyjs=True))
-    print_frame(table[["method", "alpha", "kind", "refusal_rate", "low", "high"]])
+    print_frame(table[["method", "alpha", "kind", "refusal_rate", "low", "high", "cross_entropy"]])
     typer.echo("Non-monotonic in alpha:" if len(uneven := found.non_monotonic()) else "Monotonic in alpha.")
     if len(uneven):
         print_frame(uneven)

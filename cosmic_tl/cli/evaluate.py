@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cosmic_tl.cli.options import BatchSize, RunOptions, grouped
+from cosmic_tl.cli.options import BatchSize, RunOptions, grouped, phrases_judge
 from cosmic_tl.cli.output import print_frame
 from cosmic_tl.errors import CosmicError
 
@@ -62,7 +62,10 @@ def judge(
         raise CosmicError(f"run: {str(directory)!r} holds no completions; give a directory that `cosmic-tl run` wrote")
     first = pd.DataFrame(rows)
     cache = directory / "judge-cache.jsonl"
-    chosen = _judge(judge, judge_model, template, base_url, api_key_env, concurrency, requests_per_minute, cache)
+    if judge is JudgeKind.substring:
+        chosen: Judge = phrases_judge(directory)
+    else:
+        chosen = _judge(judge, judge_model, template, base_url, api_key_env, concurrency, requests_per_minute, cache)
     frame = judged(first, chosen)
     text = "".join(json.dumps(row) + "\n" for row in frame.to_dict("records"))
     write_atomically(directory / "judgements.jsonl", text)
@@ -88,12 +91,9 @@ def _judge(
 ) -> "Judge":
     from cosmic_tl.evaluation.endpoint_judge import EndpointJudge
     from cosmic_tl.evaluation.judge_templates import LLAMA_GUARD_3, STRONGREJECT
-    from cosmic_tl.evaluation.judges import SubstringJudge
     from cosmic_tl.evaluation.model_judge import ModelJudge
     from cosmic_tl.models import load_model
 
-    if kind is JudgeKind.substring:
-        return SubstringJudge()
     if not name:
         raise CosmicError("judge_model: none given; name the judge with --judge-model")
     asked = LLAMA_GUARD_3 if template is Template.llama_guard_3 else STRONGREJECT

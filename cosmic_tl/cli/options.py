@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
     from cosmic_tl.chat import ChatFormat
     from cosmic_tl.directions.artifact import Direction
+    from cosmic_tl.evaluation.judges import SubstringJudge
     from cosmic_tl.prompts import ContrastSet
+    from cosmic_tl.selection.by_refusal_tokens import RefusalTokenOptions
     from cosmic_tl.selection.options import CosmicOptions
-    from cosmic_tl.selection.refusal_tokens import RefusalTokenOptions
 
 
 class Mode(str, Enum):
@@ -60,6 +61,10 @@ DtypeOption = Annotated[Dtype, typer.Option(help="Number format of the weights."
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Most tokens of an answer.")]
 Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
+Phrases = Annotated[
+    list[str] | None,
+    typer.Option(help="A text that shows the concept in an answer; may be repeated. Default: the phrases of refusals."),
+]
 BatchSize = Annotated[
     int | None, typer.Option(help="Rows a forward pass; changes no result. Default: 32; in the selection by memory.")
 ]
@@ -286,7 +291,7 @@ class SelectionOptions:
             >>> SelectionOptions().refusal_tokens().n_val
             100
         """
-        from cosmic_tl.selection.refusal_tokens import RefusalTokenOptions
+        from cosmic_tl.selection.by_refusal_tokens import RefusalTokenOptions
 
         return RefusalTokenOptions(
             mode=self.mode.value,
@@ -349,6 +354,14 @@ class RunOptions:
         if not all(sides):
             raise CosmicError(f"run: {str(self.directory)!r} has no completions yet; finish it with `cosmic-tl run`")
         return sides[0][:n], sides[1][:n]
+
+
+def phrases_judge(directory: Path) -> "SubstringJudge":
+    """The judge that a run's completions were judged by: its own phrases, or those of refusals."""
+    from cosmic_tl.evaluation.judges import REFUSAL_PHRASES, SubstringJudge
+    from cosmic_tl.runs import read_settings
+
+    return SubstringJudge(tuple(read_settings(directory)["settings"].get("phrases") or REFUSAL_PHRASES))
 
 
 _KINDS = ("harmful", "harmless")

@@ -31,15 +31,16 @@ def print_result(result: "RunResult") -> None:
     console = Console()
     summary = result.summary
     console.print(repr(result.selection), markup=False, highlight=False, soft_wrap=True)
-    frame = result.effects.table()
-    table = Table(title=f"Refusals ({summary['model']}, {summary['mode']} mode)", title_justify="left", box=SIMPLE)
+    frame, terms = result.effects.table(), result.effects.terms
+    title = f"{terms.outcome.capitalize()} ({summary['model']}, {summary['mode']} mode)"
+    table = Table(title=title, title_justify="left", box=SIMPLE)
     fluency = [name for name in ("cross_entropy", "well_formed", "names_topic") if name in frame]
-    for head in ("prompts", "condition", escape("refusals [95 %]"), *(_HEADS[name] for name in fluency)):
+    for head in ("prompts", "condition", escape("share [95 %]"), *(_HEADS[name] for name in fluency)):
         table.add_column(head, justify="left" if head in ("prompts", "condition") else "right", no_wrap=True)
     for _, row in frame.iterrows():
         numbers = [f"{row[name]:.2f}" if row[name] == row[name] else "–" for name in fluency]
-        refusals = f"{row.refusal_rate:.0%} [{100 * row.low:.0f}, {100 * row.high:.0f}]"
-        table.add_row(row.kind, row.condition, escape(refusals), *numbers)
+        share = f"{row.refusal_rate:.0%} [{100 * row.low:.0f}, {100 * row.high:.0f}]"
+        table.add_row(terms.sides[row.kind], row.condition, escape(share), *numbers)
     console.print(table)
     for note in summary["notes"]:
         console.print(f"Note: {note}", markup=False, highlight=False, soft_wrap=True)

@@ -15,6 +15,7 @@ from cosmic_tl.cli.options import (
     MaxNewTokens,
     ModelOptions,
     Overwrite,
+    Phrases,
     SelectionOptions,
     Temperature,
     grouped,
@@ -46,6 +47,7 @@ def run(
     n_test: NTest = 100,
     max_new_tokens: MaxNewTokens = 64,
     temperature: Temperature = 0.0,
+    phrase: Phrases = None,
     batch_size: BatchSize = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -57,7 +59,8 @@ def run(
     from cosmic_tl.runs import run as run_all
 
     options = selection.cosmic() if select is Select.cosmic else selection.refusal_tokens()
-    settings = RunSettings(options, chat.format(), n_test, max_new_tokens, temperature, data.seed, batch_size)
+    phrases = tuple(phrase) if phrase else None
+    settings = RunSettings(options, chat.format(), n_test, max_new_tokens, temperature, data.seed, batch_size, phrases)
     contrast = data.load()
     command = shlex.join(["cosmic-tl", *sys.argv[1:]])
     bridge = model.load()
@@ -136,7 +139,7 @@ def two_rounds(
     csv: Annotated[Path | None, typer.Option(help="Also write the table here.")] = None,
 ) -> None:
     """Restore refusal in a weakly aligned model: find a direction, find another under it, and sweep the strength."""
-    from cosmic_tl.two_rounds import two_rounds as both_rounds
+    from cosmic_tl.weak_alignment import two_rounds as both_rounds
 
     strengths, format_, contrast = numbers("alphas", alphas), chat.format(), data.load()
     found = both_rounds(

@@ -23,11 +23,11 @@ def suffix(
 
     Writes suffix.json, suffix-*.csv and suffix.html into the run. Ctrl-C ends the search with the best suffix so far.
     """
+    from cosmic_tl.figures.suffixes import plot_head_attention, plot_head_contributions, plot_suffix_cosines
     from cosmic_tl.files import write_atomically
     from cosmic_tl.selection.modes import removal
     from cosmic_tl.suffixes.analysis import analyse_suffix
     from cosmic_tl.suffixes.artifact import SuffixOptions
-    from cosmic_tl.suffixes.figures import plot_head_attention, plot_head_contributions, plot_suffix_cosines
     from cosmic_tl.suffixes.search import compliant_targets, find_suffix
 
     options = SuffixOptions(n_tokens=n_tokens, steps=steps, n_candidates=n_candidates, seed=seed)

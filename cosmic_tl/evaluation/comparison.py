@@ -2,19 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from html import escape
 from math import nan
 
 import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
-from cosmic_tl.chat import ChatFormat
+from cosmic_tl.chat import BATCH_SIZE, ChatFormat
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.evaluation.effects import Condition, Effects, measure_effects
 from cosmic_tl.prompts import ContrastSet
+from cosmic_tl.selection.by_refusal_tokens import RefusalTokenOptions, select_by_refusal_tokens
 from cosmic_tl.selection.cosmic import select_cosmic
 from cosmic_tl.selection.modes import induction, removal
 from cosmic_tl.selection.options import CosmicOptions
-from cosmic_tl.selection.refusal_tokens import RefusalTokenOptions, select_by_refusal_tokens
 from cosmic_tl.selection.table import Selection
 
 
@@ -32,9 +33,13 @@ class Comparison:
     """One row a method: method, layer, position, cosine (to the other's direction), and refusal rates on test prompts:
     harmful, harmful_removal, harmless, harmless_induction."""
 
+    def __repr__(self) -> str:
+        failed = [f"\n  {method}: {why}" for method, why in self.failures.items()]
+        return f"Comparison\n{self.table.to_string(index=False, float_format='%.3f')}{''.join(failed)}"
+
     def _repr_html_(self) -> str:
-        shown: str = self.table.to_html(index=False, float_format="%.3f", border=0)
-        return shown
+        failed = "".join(f"<p>{escape(method)}: {escape(why)}</p>" for method, why in self.failures.items())
+        return f"{self.table.to_html(index=False, float_format='%.3f', border=0)}{failed}"
 
 
 def compare_selections(
@@ -105,7 +110,7 @@ def compare_selections(
         chat,
         max_new_tokens,
         seed=seed,
-        batch_size=batch_size or 32,
+        batch_size=batch_size or BATCH_SIZE,
     )
     units = [selection.direction.unit for selection in selections.values()]
     rows = [

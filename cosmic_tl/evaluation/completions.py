@@ -6,7 +6,7 @@ from math import nan
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from cosmic_tl.chat import ChatFormat, TokenBatch, batches, tokenize
+from cosmic_tl.chat import BATCH_SIZE, ChatFormat, TokenBatch, batches, tokenize
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.evaluation.likelihood import continuation_nats, tokenize_pairs
 from cosmic_tl.interventions import Interventions, steering
@@ -21,7 +21,7 @@ def complete(
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     seed: int = 0,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
     label: str = "completions",
 ) -> list[str]:
     """The model's answers, in the order of the prompts.
@@ -92,7 +92,7 @@ def completion_cross_entropy(
     prompts: Sequence[str],
     completions: Sequence[str],
     chat: ChatFormat | None = None,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
     interventions: Interventions = (),
 ) -> list[float]:
     """How surprised the model is by each completion, in nats a token; by default the unsteered model.

@@ -1,18 +1,19 @@
 """The effect of a direction on completions: baseline, removal, induction, and a random direction beside them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
-from cosmic_tl.chat import ChatFormat
+from cosmic_tl.chat import BATCH_SIZE, ChatFormat
 from cosmic_tl.demo.corpus import check_completion
 from cosmic_tl.directions.artifact import Direction, random_direction
+from cosmic_tl.errors import CosmicError
 from cosmic_tl.evaluation.completions import complete, completion_cross_entropy
-from cosmic_tl.evaluation.judges import judge_refusal
+from cosmic_tl.evaluation.judges import REFUSAL_PHRASES, Judge, SubstringJudge, Verdict
 from cosmic_tl.evaluation.rates import Rate, rate
 from cosmic_tl.interventions import Intervention
 from cosmic_tl.models import is_demo
@@ -20,6 +21,56 @@ from cosmic_tl.selection.modes import Mode, induction, removal
 
 Row = dict[str, Any]
 Kind = Literal["harmful", "harmless"]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What is shown to people in place of the names in tables and files, which are those of refusal."""
+
+    outcome: str
+    """What is counted, in the plural."""
+    rate: str
+    """Its share of the completions."""
+    sides: Mapping[str, str]
+    """The prompts of each kind."""
+    verdicts: Mapping[str, str]
+
+    def of(self, table: pd.DataFrame) -> pd.DataFrame:
+        """A table of `Effects` for people.
+
+        Example:
+            >>> row = {"kind": "harmful", "condition": "baseline", "refusal_rate": 1.0}
+            >>> CONCEPT.of(pd.DataFrame([row])).to_dict("records")
+            [{'prompts': 'positive', 'condition': 'baseline', 'answers with the concept': 1.0}]
+        """
+        named = table.assign(kind=table.kind.map(dict(self.sides)))
+        named = named.rename(columns={"kind": "prompts", "refusal_rate": self.rate})
+        return named.rename(columns=lambda name: str(name).replace("_", " "))
+
+
+REFUSAL = Terms(
+    "refusals",
+    "refusal rate",
+    {"harmful": "harmful", "harmless": "harmless"},
+    {"refusal": "refusal", "compliance": "compliance", "neither": "neither"},
+)
+CONCEPT = Terms(
+    "answers with the concept",
+    "answers with the concept",
+    {"harmful": "positive", "harmless": "negative"},
+    {"refusal": "with the concept", "compliance": "without", "neither": "too short to tell"},
+)
+"""Of any concept that phrases of its own show."""
+
+
+def terms_of(phrases: Sequence[str] | None) -> Terms:
+    """Those of refusal, unless the concept has phrases of its own.
+
+    Example:
+        >>> terms_of(None).outcome, terms_of(["ahoy"]).outcome
+        ('refusals', 'answers with the concept')
+    """
+    return REFUSAL if phrases is None or tuple(phrases) == REFUSAL_PHRASES else CONCEPT
 
 
 @dataclass(frozen=True)
@@ -59,10 +110,12 @@ class Effects:
 
     completions: pd.DataFrame
     """One row a completion: kind, condition, prompt, completion, verdict, cross_entropy, and with the demo model
-    well_formed and names_topic."""
+    well_formed and names_topic. The verdict "refusal" stands for whatever the judge looked for."""
+    terms: Terms = REFUSAL
+    """What people are shown."""
 
     def rate(self, kind: Kind, condition: str) -> Rate:
-        """Refusal rate under one condition.
+        """Refusal rate under one condition; with phrases of its own, the share of completions with the concept.
 
         Example:
             >>> row = {"kind": "harmful", "condition": "baseline", "verdict": "refusal"}
@@ -73,7 +126,7 @@ class Effects:
         return rate(int((some.verdict == "refusal").sum()), len(some))
 
     def table(self) -> pd.DataFrame:
-        """One row a condition: refusal rate with interval, cross-entropy, and the demo's grammar check.
+        """One row a condition: refusal rate (`rate`) with interval, cross-entropy, and the demo's grammar check.
 
         `well_formed` is the share that the demo's grammar could have made, `names_topic` the share of compliant ones
         among them that name what was asked about.
@@ -104,7 +157,7 @@ class Effects:
         return pd.DataFrame(rows)
 
     def _repr_html_(self) -> str:
-        shown: str = self.table().to_html(index=False, float_format="%.3f", border=0)
+        shown: str = self.terms.of(self.table()).to_html(index=False, float_format="%.3f", border=0)
         return shown
 
 
@@ -117,9 +170,10 @@ def measure_effects(
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     seed: int = 0,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
     known: Sequence[Row] = (),
     on_rows: Callable[[list[Row]], object] = lambda rows: None,
+    judge: Judge | None = None,
 ) -> Effects:
     """Complete every prompt under every condition, and judge.
 
@@ -135,9 +189,11 @@ def measure_effects(
         batch_size: Prompts a batch. Default 32.
         known: Rows of conditions that are already done.
         on_rows: Called with the rows of each condition as it is done.
+        judge: Its "refusal" is what is counted. Default the phrases of refusals; `SubstringJudge(("ahoy",))` counts the
+            completions that show another concept.
 
     Raises:
-        CosmicError: As `complete`.
+        CosmicError: As `complete`, or if the judge speaks of safety and not of refusal.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -147,6 +203,7 @@ def measure_effects(
         >>> effects.completions.verdict.tolist()
         ['refusal', 'compliance']
     """
+    judge = judge or SubstringJudge()
     rows = list(known)
     done = {(row["kind"], row["condition"]) for row in rows}
     for condition in conditions:
@@ -158,18 +215,24 @@ def measure_effects(
             model, prompts, condition.interventions, chat, max_new_tokens, temperature, seed, batch_size, label
         )
         surprise = completion_cross_entropy(model, prompts, texts, chat, batch_size)
+        verdicts = [found.verdict for found in judge(prompts, texts)]
+        if unknown := set(verdicts).difference(get_args(Verdict)):
+            raise CosmicError(
+                f"judge: it says {min(unknown)!r}, and effects count refusals; judge the completions afterwards, with "
+                "`judged` and `rates_by`"
+            )
         new = [
             {
                 "kind": condition.kind,
                 "condition": condition.name,
                 "prompt": prompt,
                 "completion": text,
-                "verdict": judge_refusal(text),
+                "verdict": verdict,
                 "cross_entropy": None if isnan(nats) else nats,
                 **(check_completion(prompt, text) if is_demo(model) else {}),
             }
-            for prompt, text, nats in zip(prompts, texts, surprise, strict=True)
+            for prompt, text, verdict, nats in zip(prompts, texts, verdicts, surprise, strict=True)
         ]
         on_rows(new)
         rows += new
-    return Effects(pd.DataFrame(rows))
+    return Effects(pd.DataFrame(rows), terms_of(judge.phrases if isinstance(judge, SubstringJudge) else None))

@@ -1,7 +1,6 @@
 """How likely given continuations are: the one place that scores text instead of making it."""
 
 from collections.abc import Iterator, Sequence
-from inspect import signature
 from typing import Any
 
 import torch
@@ -11,8 +10,9 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformer_lens.model_bridge import TransformerBridge
 
-from cosmic_tl.chat import ChatFormat, batches, tokenize
+from cosmic_tl.chat import ChatFormat, TokenBatch, batches, tokenize
 from cosmic_tl.errors import CosmicError
+from cosmic_tl.forward import last_logits
 from cosmic_tl.interventions import Interventions, steering
 from cosmic_tl.progress import track
 
@@ -75,24 +75,10 @@ def continuation_logits(
             ids, mask = torch.cat([batch.ids, tail], dim=1), torch.cat([batch.mask, real], dim=1)
             prompt_length = None if plain_text else batch.ids.shape[1]
             with torch.inference_mode(), steering(model, interventions, prompt_length):
-                logits = _last_logits(model.original_model, ids, mask, tail.shape[1] + 1)
+                logits = last_logits(model, TokenBatch(ids, mask, batch.rows), tail.shape[1] + 1)
             for row, scores in zip(rows, logits, strict=True):
                 yield row, scores[: len(continuations[row])].float()
             advance(len(rows))
-
-
-def _last_logits(inner: Any, ids: Tensor, mask: Tensor, n: int) -> Float[Tensor, "batch position vocab"]:
-    """Logits of the last `n` positions."""
-    known = signature(inner.forward).parameters
-    options: dict[str, Any] = {}
-    if "position_ids" in known:
-        options["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
-    if "use_cache" in known:
-        options["use_cache"] = False
-    if "logits_to_keep" in known:
-        options["logits_to_keep"] = n  # spares the unembedding of all other positions
-    logits: Tensor = inner(ids, attention_mask=mask, **options).logits
-    return logits[:, -n:]
 
 
 def continuation_nats(

@@ -17,7 +17,7 @@ positive one, on harmful and harmless prompts alike.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
-from math import isfinite
+from math import isfinite, isnan
 from typing import Any, get_args
 
 import pandas as pd
@@ -26,12 +26,12 @@ from jaxtyping import Float64
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from cosmic_tl.chat import ChatFormat, tokenize
+from cosmic_tl.chat import BATCH_SIZE, ChatFormat, tokenize
 from cosmic_tl.directions.artifact import Direction
 from cosmic_tl.errors import CosmicError
-from cosmic_tl.evaluation.completions import complete
+from cosmic_tl.evaluation.completions import complete, completion_cross_entropy
 from cosmic_tl.evaluation.effects import Kind, Row
-from cosmic_tl.evaluation.judges import judge_refusal
+from cosmic_tl.evaluation.judges import Judge, SubstringJudge
 from cosmic_tl.evaluation.rates import rate
 from cosmic_tl.interventions import Addition, AffineEdit, Interventions
 from cosmic_tl.passes import Outcome, Reading, intervened
@@ -70,8 +70,9 @@ class Sweep:
     """Completions and refusal scores for every method and α, and what they come to."""
 
     completions: pd.DataFrame
-    """One row a completion: method, alpha, kind, prompt, sample, completion, verdict, and, if refusal tokens were given,
-    score (the prompt's, so the same for all its samples). The model without intervention is `BASELINE`."""
+    """One row a completion: method, alpha, kind, prompt, sample, completion, verdict, cross_entropy (nats a token, of the
+    unsteered model; None for an empty completion), and, if refusal tokens were given, score (the prompt's, so the same for
+    all its samples). The model without intervention is `BASELINE`."""
 
     @property
     def scores(self) -> pd.DataFrame:
@@ -91,7 +92,8 @@ class Sweep:
 
         `low` and `high` are the Wilson 95 % interval of the rate, as if completions were independent; `rate_q25` and
         `rate_q75` the quartiles of each prompt's own rate, which say something only with several completions a prompt.
-        Scores (mean and quartiles over prompts) are there if refusal tokens were given.
+        `cross_entropy` (mean over completions) tells a garbled refusal from compliance. Scores (mean and quartiles over
+        prompts) are there if refusal tokens were given.
 
         Example:
             >>> row = {"method": "affine", "alpha": 1.0, "kind": "harmful", "prompt": "hi", "sample": 0}
@@ -116,6 +118,8 @@ class Sweep:
                 "rate_q25": own.quantile(0.25),
                 "rate_q75": own.quantile(0.75),
             }
+            if "cross_entropy" in some:
+                row["cross_entropy"] = some.cross_entropy.astype(float).mean()
             if (score := scores.get((method, kind, alpha))) is not None:
                 row["score_mean"] = score.mean()
                 row["score_q25"], row["score_q75"] = score.quantile(0.25), score.quantile(0.75)
@@ -199,6 +203,7 @@ def sweep(
     batch_size: int | None = None,
     known: Sequence[Row] = (),
     on_rows: Callable[[list[Row]], object] = lambda rows: None,
+    judge: Judge | None = None,
 ) -> Sweep:
     """Refusal rate, and refusal score, against α for several methods (Marshall et al. 2025).
 
@@ -220,6 +225,7 @@ def sweep(
         known: Rows of conditions (method, α and kind) that are already done, made with the same settings. Other
             methods and α among them are kept.
         on_rows: Called with the rows of each condition as it is done.
+        judge: Says which completions are refusals, or show another concept. Default the phrases of `SubstringJudge`.
 
     Raises:
         CosmicError: If α are missing, repeated or not finite, methods or prompts are missing, several samples are asked for
@@ -258,8 +264,18 @@ def sweep(
             new: list[Row] = []
             for sample in range(n_samples):
                 texts = complete(
-                    model, prompts, edit, chat, max_new_tokens, temperature, seed + sample, batch_size or 32, label
+                    model,
+                    prompts,
+                    edit,
+                    chat,
+                    max_new_tokens,
+                    temperature,
+                    seed + sample,
+                    batch_size or BATCH_SIZE,
+                    label,
                 )
+                verdicts = (judge or SubstringJudge())(prompts, texts)
+                surprise = completion_cross_entropy(model, prompts, texts, chat, batch_size or BATCH_SIZE)
                 for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
                     row: dict[str, Any] = {
                         "method": method,
@@ -268,7 +284,8 @@ def sweep(
                         "prompt": prompt,
                         "sample": sample,
                         "completion": text,
-                        "verdict": judge_refusal(text),
+                        "verdict": verdicts[i].verdict,
+                        "cross_entropy": None if isnan(surprise[i]) else surprise[i],
                     }
                     new.append(row if score is None else {**row, "score": float(score[i])})
             on_rows(new)

@@ -16,7 +16,7 @@ from torch.nn.functional import cosine_similarity
 from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl.activations import cache_activations
-from cosmic_tl.chat import ChatFormat, TokenBatch, batches, post_instruction_positions, tokenize
+from cosmic_tl.chat import BATCH_SIZE, ChatFormat, TokenBatch, batches, post_instruction_positions, tokenize
 from cosmic_tl.directions.artifact import Direction
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.evaluation.completions import complete
@@ -85,7 +85,7 @@ def suffix_cosines(
     groups: Groups,
     direction: Direction,
     chat: ChatFormat | None = None,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
 ) -> pd.DataFrame:
     """Cosine of `x[l, -1]` with the direction, by layer and group (Arditi et al. 2024, figure 5).
 
@@ -124,7 +124,7 @@ def contributions_along(
     prompts: Sequence[str],
     direction: Direction,
     chat: ChatFormat | None = None,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
 ) -> tuple[Float64[Tensor, "prompt layer head"], Float64[Tensor, "prompt layer"]]:
     """What each head writes along `r̂` at the last position, and what the output projection's bias does.
 
@@ -178,7 +178,7 @@ def head_contributions(
     groups: Groups,
     direction: Direction,
     chat: ChatFormat | None = None,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
 ) -> pd.DataFrame:
     """Each head's contribution along `r̂` at the last position, by group (Arditi et al. 2024, figure 6a).
 
@@ -242,7 +242,7 @@ def head_attention(
     groups: Groups,
     heads: Sequence[Head],
     chat: ChatFormat | None = None,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
 ) -> pd.DataFrame:
     """Where heads look from the last token: the instruction, the suffix or the template (Arditi et al. 2024, figure 6b).
 
@@ -310,6 +310,9 @@ class SuffixAnalysis:
     attention: pd.DataFrame
     """From `head_attention`, of the strongest heads."""
 
+    def __repr__(self) -> str:
+        return f"SuffixAnalysis\n{self.rates.to_string(index=False, float_format='%.3f')}"
+
     def _repr_html_(self) -> str:
         shown: str = self.rates.to_html(index=False, float_format="%.3f", border=0)
         return shown
@@ -325,7 +328,7 @@ def analyse_suffix(
     n_heads: int = 8,
     max_new_tokens: int = 64,
     seed: int = 0,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
 ) -> SuffixAnalysis:
     """Refusals in all four groups, and the mechanism on the harmful prompts that the suffix works on.
 

@@ -7,7 +7,6 @@ prompts, their mean, which makes the suffix universal.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from inspect import signature
 from math import inf
 from typing import Any, Literal
 
@@ -16,10 +15,11 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from cosmic_tl.chat import ChatFormat, TokenBatch, batches, tokenize
+from cosmic_tl.chat import BATCH_SIZE, ChatFormat, TokenBatch, batches, tokenize
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.evaluation.completions import complete
 from cosmic_tl.evaluation.judges import Verdict, judge_refusal
+from cosmic_tl.forward import last_logits
 from cosmic_tl.interventions import Interventions
 from cosmic_tl.models import model_fingerprint
 from cosmic_tl.progress import track
@@ -36,7 +36,7 @@ def compliant_targets(
     interventions: Interventions,
     chat: ChatFormat | None = None,
     n_tokens: int = 16,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
 ) -> list[str]:
     """How the model's own answers begin when it does not refuse: targets for `find_suffix`.
 
@@ -267,15 +267,8 @@ def target_losses(
 
 def _losses(model: TransformerBridge, batch: TokenBatch, lengths: Sequence[int]) -> Float[Tensor, " batch"]:
     """Mean negative log-likelihood of each row's last tokens."""
-    inner = model.original_model
-    known = signature(inner.forward).parameters
     kept = max(lengths) + 1
-    options: dict[str, Any] = {"logits_to_keep": kept} if "logits_to_keep" in known else {}
-    if "position_ids" in known:
-        options["position_ids"] = (batch.mask.cumsum(1) - 1).clamp(min=0)
-    if "use_cache" in known:
-        options["use_cache"] = False
-    logits = inner(batch.ids, attention_mask=batch.mask, **options).logits[:, -kept:-1].float()
+    logits = last_logits(model, batch, kept)[:, :-1].float()
     nats = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch.ids[:, 1 - kept :], reduction="none")
     length = torch.tensor(lengths, device=nats.device)[:, None]
     counted = torch.arange(kept - 1, device=nats.device) >= kept - 1 - length

@@ -18,6 +18,7 @@ from cosmic_tl import (
     mean_activations,
 )
 from cosmic_tl.chat import batches, tokenize
+from cosmic_tl.figures.suffixes import plot_head_attention, plot_head_contributions, plot_suffix_cosines
 from cosmic_tl.forward import read
 from cosmic_tl.models import demo_path
 from cosmic_tl.suffixes.analysis import (
@@ -32,7 +33,6 @@ from cosmic_tl.suffixes.analysis import (
     top_heads,
 )
 from cosmic_tl.suffixes.artifact import Suffix, SuffixOptions
-from cosmic_tl.suffixes.figures import plot_head_attention, plot_head_contributions, plot_suffix_cosines
 from cosmic_tl.suffixes.search import compliant_targets, find_suffix, target_losses, token_gradient
 from cosmic_tl.suffixes.tokens import frames, random_suffixes, surviving_texts, usable_tokens
 

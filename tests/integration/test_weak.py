@@ -22,7 +22,7 @@ from cosmic_tl import (
 )
 from cosmic_tl.demo import corpus, grammar
 from cosmic_tl.models import demo_path, is_demo, model_label
-from cosmic_tl.two_rounds import amplification, two_rounds
+from cosmic_tl.weak_alignment import amplification, two_rounds
 
 OPTIONS = CosmicOptions(exclude_first_half=True, n_train=60, n_val=24)
 

@@ -100,3 +100,12 @@ def test_bad_arguments(prompts):
         load_prompts(positive="no/such", negative="no/such")
     with pytest.raises(CosmicError, match="n_val: must be at least 1, found 0"):
         prompts.side("positive", "val", 0)
+
+
+def test_categories_are_kept(tmp_path):
+    rows = "prompt,category\n" + "".join(f"harmful {i},{'theft' if i % 2 else ''}\n" for i in range(8))
+    (tmp_path / "harmful.csv").write_text(rows)
+    (tmp_path / "harmless.txt").write_text("".join(f"harmless {i}\n" for i in range(8)))
+    found = load_prompts(positive=tmp_path / "harmful.csv", negative=tmp_path / "harmless.txt")
+    assert found.categories == {f"harmful {i}": "theft" for i in (1, 3, 5, 7)}
+    assert load_prompts("demo").categories == {}

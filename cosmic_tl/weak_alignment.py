@@ -31,7 +31,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl.affine import AffineMap
-from cosmic_tl.chat import ChatFormat
+from cosmic_tl.chat import BATCH_SIZE, ChatFormat
 from cosmic_tl.directions.artifact import Direction
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.evaluation.effects import Condition, Effects, Kind, measure_effects
@@ -224,7 +224,9 @@ def two_rounds(
     sides = [_sets(prompts, side, n) for side in (0, 1)]
     conditions = [Condition(f"{which}|{alpha!r}", kind, edits) for kind in KINDS for which, alpha, edits in settings]
     asked = [[prompt for _, _, some in side for prompt in some] for side in sides]
-    effects = measure_effects(model, asked[0], asked[1], conditions, chat, max_new_tokens, batch_size=batch_size or 32)
+    effects = measure_effects(
+        model, asked[0], asked[1], conditions, chat, max_new_tokens, batch_size=batch_size or BATCH_SIZE
+    )
     completions = _labelled(effects.completions, dict(zip(KINDS, sides, strict=True)))
     rates = [
         Effects(some).table().assign(split=split, set=name)
