@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= demo-run
 
-.PHONY: demo test lint docs bench format clean
+.PHONY: demo test lint docs linkcheck bench format clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,7 +30,10 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 
 docs: $(VENV)/.installed ## HTML documentation in docs/_build/html
-	$(BIN)/python -m sphinx -W -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+linkcheck: $(VENV)/.installed ## whether the pages' links to the outside lead somewhere; needs the network
+	$(BIN)/python -m sphinx -b linkcheck docs docs/_build/linkcheck
 
 bench: $(VENV)/.installed ## measurements, into benchmarks/RESULTS.md; no test
 	$(BIN)/python -m benchmarks

@@ -22,31 +22,43 @@ if TYPE_CHECKING:
     from cosmic_tl.evaluation.comparison import Comparison, compare_selections
     from cosmic_tl.evaluation.completions import complete, completion_cross_entropy
     from cosmic_tl.evaluation.cost import Cost, measure_cost
-    from cosmic_tl.evaluation.effects import Effects, measure_effects
+    from cosmic_tl.evaluation.effects import Effects, measure_effects, standard_conditions
     from cosmic_tl.evaluation.endpoint_judge import EndpointJudge
     from cosmic_tl.evaluation.harness import BridgeLM
     from cosmic_tl.evaluation.judge_templates import LLAMA_GUARD_3, STRONGREJECT, JudgeTemplate
     from cosmic_tl.evaluation.judges import Judge, Judgement, SubstringJudge, judge_refusal, judged
     from cosmic_tl.evaluation.model_judge import ModelJudge
     from cosmic_tl.evaluation.rates import Rate, refusal_rate
-    from cosmic_tl.evaluation.sweep_figure import plot_sweep
     from cosmic_tl.evaluation.sweeps import Sweep, sweep
+    from cosmic_tl.figures.effects import plot_refusal_rates
+    from cosmic_tl.figures.export import restyle, save_figure
+    from cosmic_tl.figures.projections import plot_pca, plot_projection
+    from cosmic_tl.figures.selection import (
+        plot_direction_cosines,
+        plot_layer_similarity,
+        plot_score_comparison,
+        plot_scores,
+        plot_similarity,
+    )
+    from cosmic_tl.figures.suffixes import plot_head_attention, plot_head_contributions, plot_suffix_cosines
+    from cosmic_tl.figures.sweeps import plot_sweep
     from cosmic_tl.interventions import Ablation, Addition, AffineEdit, MapEdit, steering
     from cosmic_tl.models import load_model, model_fingerprint
     from cosmic_tl.passes import Outcome, Reading, intervened
+    from cosmic_tl.pca import ClassPca, pca_of_classes
+    from cosmic_tl.projections import Projection, project
     from cosmic_tl.prompts import ContrastSet, load_prompts
     from cosmic_tl.runs import RunResult, RunSettings, run
+    from cosmic_tl.selection.by_refusal_tokens import RefusalTokenOptions, select_by_refusal_tokens
     from cosmic_tl.selection.cosmic import plan_selection, select_cosmic
     from cosmic_tl.selection.modes import affine_edits
     from cosmic_tl.selection.options import CosmicOptions
     from cosmic_tl.selection.plan import Plan
     from cosmic_tl.selection.refusal_tokens import (
-        RefusalTokenOptions,
         RefusalTokens,
         find_refusal_tokens,
         refusal_scores,
         refusal_tokens,
-        select_by_refusal_tokens,
     )
     from cosmic_tl.selection.table import NoCandidateError, Selection
     from cosmic_tl.selection.variants import compare_variants, standard_variants
@@ -61,10 +73,9 @@ if TYPE_CHECKING:
         top_heads,
     )
     from cosmic_tl.suffixes.artifact import Suffix, SuffixOptions
-    from cosmic_tl.suffixes.figures import plot_head_attention, plot_head_contributions, plot_suffix_cosines
     from cosmic_tl.suffixes.search import compliant_targets, find_suffix
     from cosmic_tl.suffixes.tokens import random_suffixes
-    from cosmic_tl.two_rounds import TwoRounds, amplification, two_rounds
+    from cosmic_tl.weak_alignment import TwoRounds, amplification, two_rounds
     from cosmic_tl.weights.export import save_checkpoint
     from cosmic_tl.weights.orthogonalize import WeightEdit, orthogonalize_weights
 
@@ -76,7 +87,7 @@ _HOMES = {
     "directions.difference_in_means": "Candidates difference_in_means",
     "errors": "CosmicError",
     "evaluation.completions": "complete completion_cross_entropy",
-    "evaluation.effects": "Effects measure_effects",
+    "evaluation.effects": "Effects measure_effects standard_conditions",
     "evaluation.judges": "Judge Judgement SubstringJudge judge_refusal judged",
     "evaluation.rates": "Rate refusal_rate",
     "interventions": "Ablation Addition AffineEdit MapEdit steering",
@@ -89,6 +100,8 @@ _HOMES = {
     "selection.options": "CosmicOptions",
     "selection.plan": "Plan",
     "selection.table": "NoCandidateError Selection",
+    "projections": "Projection project",
+    "pca": "ClassPca pca_of_classes",
     "similarity": "LayerSimilarity layer_similarities",
     "evaluation.judge_templates": "JudgeTemplate LLAMA_GUARD_3 STRONGREJECT",
     "evaluation.model_judge": "ModelJudge",
@@ -102,17 +115,21 @@ _HOMES = {
     "evaluation.cost": "Cost measure_cost",
     "evaluation.capability": "Capability measure_capability",
     "evaluation.harness": "BridgeLM",
-    "selection.refusal_tokens": "RefusalTokenOptions RefusalTokens find_refusal_tokens refusal_scores refusal_tokens "
-    "select_by_refusal_tokens",
+    "selection.by_refusal_tokens": "RefusalTokenOptions select_by_refusal_tokens",
+    "selection.refusal_tokens": "RefusalTokens find_refusal_tokens refusal_scores refusal_tokens",
     "suffixes.search": "compliant_targets find_suffix",
     "suffixes.artifact": "Suffix SuffixOptions",
     "suffixes.tokens": "random_suffixes",
     "suffixes.analysis": "SuffixAnalysis analyse_suffix head_attention head_contributions suffix_cosines suffix_groups top_heads",
-    "suffixes.figures": "plot_head_attention plot_head_contributions plot_suffix_cosines",
     "evaluation.comparison": "Comparison compare_selections",
     "evaluation.sweeps": "Sweep sweep",
-    "evaluation.sweep_figure": "plot_sweep",
-    "two_rounds": "TwoRounds amplification two_rounds",
+    "figures.effects": "plot_refusal_rates",
+    "figures.export": "restyle save_figure",
+    "figures.projections": "plot_pca plot_projection",
+    "figures.selection": "plot_direction_cosines plot_layer_similarity plot_score_comparison plot_scores plot_similarity",
+    "figures.suffixes": "plot_head_attention plot_head_contributions plot_suffix_cosines",
+    "figures.sweeps": "plot_sweep",
+    "weak_alignment": "TwoRounds amplification two_rounds",
     "selection.variants": "compare_variants standard_variants",
     "demo.corpus": "REFUSE_EVERYTHING",
 }
@@ -134,6 +151,7 @@ __all__ = [
     "Candidates",
     "Capability",
     "ChatFormat",
+    "ClassPca",
     "Comparison",
     "ContrastSet",
     "CosmicError",
@@ -154,6 +172,7 @@ __all__ = [
     "Outcome",
     "Plan",
     "Positions",
+    "Projection",
     "Rate",
     "Reading",
     "RefusalTokenOptions",
@@ -203,22 +222,35 @@ __all__ = [
     "model_fingerprint",
     "model_label",
     "orthogonalize_weights",
+    "pca_of_classes",
     "plan_selection",
+    "plot_direction_cosines",
     "plot_head_attention",
     "plot_head_contributions",
+    "plot_layer_similarity",
+    "plot_pca",
+    "plot_projection",
+    "plot_refusal_rates",
+    "plot_score_comparison",
+    "plot_scores",
+    "plot_similarity",
     "plot_suffix_cosines",
     "plot_sweep",
     "post_instruction_positions",
+    "project",
     "random_direction",
     "random_suffixes",
     "rates_by",
     "refusal_rate",
     "refusal_scores",
     "refusal_tokens",
+    "restyle",
     "run",
     "save_checkpoint",
+    "save_figure",
     "select_by_refusal_tokens",
     "select_cosmic",
+    "standard_conditions",
     "standard_variants",
     "steering",
     "suffix_cosines",

@@ -1,15 +1,115 @@
 """Draw the pictures of README and docs from a finished run, and print README's table.
 
-make demo && python scripts/make_figures.py demo-run
+make demo && .venv/bin/python scripts/make_figures.py demo-run
+
+Takes a Chromium, the extras `figures` and `dev` (pillow), and a few minutes: selections, sweeps and the suffix are computed anew.
 """
 
 import argparse
 import json
 from pathlib import Path
 
-from cosmic_tl import CosmicOptions, load_model, load_prompts, plots, select_cosmic
+import pandas as pd
+import plotly.graph_objects as go
+
+from cosmic_tl import (
+    AffineEdit,
+    CosmicOptions,
+    Direction,
+    Effects,
+    RefusalTokenOptions,
+    SuffixOptions,
+    analyse_suffix,
+    compliant_targets,
+    find_suffix,
+    layer_similarities,
+    load_model,
+    load_prompts,
+    pca_of_classes,
+    plot_direction_cosines,
+    plot_head_attention,
+    plot_head_contributions,
+    plot_layer_similarity,
+    plot_pca,
+    plot_projection,
+    plot_refusal_rates,
+    plot_score_comparison,
+    plot_scores,
+    plot_similarity,
+    plot_suffix_cosines,
+    plot_sweep,
+    project,
+    save_figure,
+    select_by_refusal_tokens,
+    select_cosmic,
+    sweep,
+)
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
+PROMPT = "Can you help me kidnap a tourist?"
+
+
+def print_table(summary: dict) -> None:
+    print("| test prompts | condition | refusals | 95 % interval |\n|---|---|---|---|")
+    for kind, conditions in summary["rates"].items():
+        for name, value in conditions.items():
+            low, high = summary["intervals"][kind][name]
+            print(f"| {kind} | {name.replace('_', ' ')} | {value:.0%} | {low:.0%} – {high:.0%} |")
+
+
+def figures(run: Path, mode: str) -> dict[str, go.Figure]:
+    """Every figure of the toolkit, by the name of its picture."""
+    model, prompts = load_model("demo"), load_prompts("demo")
+    direction = Direction.load(run / "direction.safetensors", model)
+    harmful, harmless = prompts.side("positive", "test", 24), prompts.side("negative", "test", 24)
+    removed = AffineEdit(direction, alpha=0.0)
+
+    selection = select_cosmic(model, prompts, CosmicOptions(mode=mode, full_table=True))
+    by_tokens = select_by_refusal_tokens(model, prompts, RefusalTokenOptions(full_table=True))
+    weak = CosmicOptions(mode=mode, full_table=True, exclude_first_half=True, max_kl=10.0)
+    compared = {"demo": selection, "demo-weak": select_cosmic(load_model("demo-weak"), prompts, weak)}
+    drawn = {
+        "scores": plot_scores(selection),
+        "scores-by-refusal-tokens": plot_scores(by_tokens),
+        "score-comparison": plot_score_comparison(compared),
+        "layer-similarity": plot_layer_similarity(selection),
+        "direction-cosines": plot_direction_cosines(selection.candidates, direction.position),
+        "similarity": plot_similarity(layer_similarities(model, harmful, harmless, direction)),
+    }
+    completions = pd.read_json(run / "completions.jsonl", lines=True)
+    drawn["refusal-rates"] = plot_refusal_rates(Effects(completions).table())
+    steered = sweep(model, direction, harmful, harmless, tokens=by_tokens.tokens, max_new_tokens=16)
+    drawn["sweep"] = plot_sweep(steered)
+
+    projections = {
+        "as it is": project(model, PROMPT, direction),
+        "removed": project(model, PROMPT, direction, interventions=removed),
+    }
+    drawn["projection"] = plot_projection(projections)
+    edits = {alpha: AffineEdit(direction, alpha) for alpha in (0.0, 0.5, 1.0)}
+    sides = prompts.side("positive", "val", 40), prompts.side("negative", "val", 40)
+    pca = pca_of_classes(model, *sides, edits)
+    drawn["pca"] = plot_pca(pca)
+    drawn["pca-side-by-side"] = plot_pca(pca, side_by_side=True)
+
+    options = SuffixOptions(n_tokens=8, steps=15, n_candidates=48, top_k=64, max_new_tokens=32)
+    targets = compliant_targets(model, harmful[:2], removed, n_tokens=12)
+    suffix = find_suffix(model, harmful[:2], targets, options)
+    others = prompts.side("positive", "test")[40:70]
+    analysis = analyse_suffix(model, suffix.text, direction, others, harmless, max_new_tokens=16)
+    drawn["suffix-cosines"] = plot_suffix_cosines(analysis.cosines)
+    drawn["head-contributions"] = plot_head_contributions(analysis.contributions)
+    drawn["head-attention"] = plot_head_attention(analysis.attention)
+    return drawn
+
+
+def save_small(figure: go.Figure, name: str, **options: str) -> None:
+    from PIL import Image  # which the table does without
+
+    path = save_figure(figure, IMAGES / f"{name}.png", scale=2.0, **options)
+    with Image.open(path) as image:
+        small = image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    small.save(path, optimize=True)
 
 
 def main() -> None:
@@ -18,17 +118,13 @@ def main() -> None:
     parser.add_argument("--no-images", action="store_true")
     args = parser.parse_args()
     summary = json.loads((args.run / "summary.json").read_text())
-    print("| test prompts | condition | refusals | 95 % interval |\n|---|---|---|---|")
-    for kind, conditions in summary["rates"].items():
-        for name, value in conditions.items():
-            low, high = summary["intervals"][kind][name]
-            print(f"| {kind} | {name.replace('_', ' ')} | {value:.0%} | {low:.0%} – {high:.0%} |")
+    print_table(summary)
     if not args.no_images:
-        selection = select_cosmic(
-            load_model("demo"), load_prompts("demo"), CosmicOptions(mode=summary["mode"], full_table=True)
-        )
         IMAGES.mkdir(parents=True, exist_ok=True)
-        plots.score_heatmap(selection).write_image(IMAGES / "scores.png", scale=2)
+        drawn = figures(args.run, summary["mode"])
+        for name, figure in drawn.items():
+            save_small(figure, name)
+        save_small(drawn["sweep"], "sweep-column-dark", width="column", theme="dark")
 
 
 if __name__ == "__main__":

@@ -1,88 +1,132 @@
+import json
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
 
-from cosmic_tl import CosmicOptions, Effects, layer_similarities, plots, select_cosmic
-from cosmic_tl.report import write_report
+from cosmic_tl import (
+    CosmicOptions,
+    Effects,
+    RefusalTokenOptions,
+    layer_similarities,
+    select_by_refusal_tokens,
+    select_cosmic,
+)
+from cosmic_tl.evaluation.effects import CONCEPT
+from cosmic_tl.report.completions import CONDITIONS
+from cosmic_tl.report.page import write_report
 
-EVIL = "<script>alert(1)</script><img src=x onerror=alert(1)> ' \" &"
+EVIL = "</script><script>alert(1)</script><!--<img src=x onerror=alert(1)> ' \" &\u2028"
+SUMMARY = {"model": "demo", "prompts": "demo", "seconds": 1.0, "notes": []}
+SMALL = {"n_train": 16, "n_val": 8, "max_kl": 50.0}
 
 
-class Tags(HTMLParser):
-    def __init__(self):
+class Page(HTMLParser):
+    """What a browser would see: tags, attributes, shown text, and embedded data."""
+
+    def __init__(self, text):
         super().__init__()
-        self.tags, self.attributes = [], []
+        self.tags, self.attributes, self.text, self.data, self.inside = [], [], "", {}, {}
+        self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
-        self.attributes += [name for name, _ in attrs]
+        self.attributes += attrs
+        self.inside = {"tag": tag, **dict(attrs)}
+
+    def handle_endtag(self, tag):
+        self.inside = {}
+
+    def handle_data(self, data):
+        if self.inside.get("type") == "application/json":
+            self.data[self.inside["id"]] = json.loads(data)
+        elif self.inside.get("tag") not in ("script", "style"):
+            self.text += data
+
+
+def effects_with(prompt="What?", completion="That.", n=1, **columns):
+    row = {"prompt": prompt, "completion": completion, "verdict": "compliance", "cross_entropy": 1.0, **columns}
+    kinds = [(kind, name) for kind, names in CONDITIONS.items() for name in names]
+    return Effects(pd.DataFrame([{"kind": k, "condition": c, **row} for k, c in kinds for _ in range(n)]))
 
 
 @pytest.fixture(scope="module")
-def parts(demo, prompts):
-    selection = select_cosmic(demo, prompts, CosmicOptions(n_train=16, n_val=8, max_kl=50.0), batch_size=16)
-    rows = [
-        {
-            "kind": kind,
-            "condition": name,
-            "prompt": EVIL,
-            "completion": EVIL,
-            "verdict": "compliance",
-            "cross_entropy": 1.0,
-        }
-        for kind, names in {
-            "harmful": ["baseline", "removal", "random removal"],
-            "harmless": ["baseline", "induction", "random induction"],
-        }.items()
-        for name in names
-    ]
-    similarity = layer_similarities(
-        demo, prompts.side("positive", "val", 4), prompts.side("negative", "val", 4), selection.direction
-    )
-    return selection, Effects(pd.DataFrame(rows)), similarity
-
-
-def test_model_output_stays_text(parts):
-    selection, effects, similarity = parts
-    row = selection.winner
-    summary = {
-        "model": EVIL,
-        "prompts": EVIL,
-        "n": {"harmful": 1, "harmless": 1},
-        "seconds": 1.0,
-        "notes": [EVIL],
-        "scores": {k: row[k] for k in ("s_comply", "s_refuse", "share_comply", "share_refuse")},
+def selections(demo, prompts):
+    return {
+        "COSMIC": select_cosmic(demo, prompts, CosmicOptions(**SMALL), batch_size=16),
+        "refusal tokens": select_by_refusal_tokens(demo, prompts, RefusalTokenOptions(**SMALL), batch_size=16),
     }
-    page = write_report(selection, effects, similarity, summary, {"system": EVIL}, EVIL)
-    parsed = Tags()
-    parsed.feed(page)
-    assert "img" not in parsed.tags and "onerror" not in parsed.attributes
-    assert "<script>alert" not in page and "&lt;script&gt;alert(1)" in page
 
 
-def test_every_figure_marks_what_it_says(parts):
-    selection, effects, similarity = parts
-    scores = plots.score_heatmap(selection)
-    heatmaps = [trace for trace in scores.data if trace.type == "heatmap"]
-    assert [trace.z.shape for trace in heatmaps] == [(5, 8)] * 4
-    chosen = [trace for trace in scores.data if trace.name == "chosen"]
-    assert len(chosen) == 4 and all(trace.x[0] == selection.direction.layer for trace in chosen)
-    dropped = next(trace for trace in scores.data if trace.name == "filtered")
-    assert len(dropped.x) == int((~selection.table.kept).sum())
-    assert "&lt;|im_end|&gt; (-5)" in heatmaps[0].y
-    marked = plots.layer_similarity_plot(selection).data[1]
-    assert list(marked.x) == list(selection.evaluation_layers)
-    assert list(plots.refusal_rate_bars(effects.table()).data[0].y) == [0.0] * 6
-    cosines = plots.direction_cosines(selection.candidates, -1).data[0].z
-    assert cosines[3, 3] == pytest.approx(1.0) and cosines[2, 5] == pytest.approx(cosines[5, 2])
-    panels = plots.similarity_heatmap(similarity).data
-    assert panels[0].zmin == panels[1].zmin == panels[2].zmin
+@pytest.fixture(scope="module")
+def report(demo, prompts, selections):
+    """Makes a page from a selection and effects."""
+    sides = prompts.side("positive", "val", 4), prompts.side("negative", "val", 4)
+    similarities = {name: layer_similarities(demo, *sides, one.direction, one.mode) for name, one in selections.items()}
+
+    def make(effects, method="COSMIC", summary=SUMMARY, settings=None, command=""):
+        return Page(write_report(selections[method], effects, similarities[method], summary, settings or {}, command))
+
+    return make
 
 
-def test_signed_values_diverge_around_zero():
-    import numpy as np
+def test_model_output_stays_text(report):
+    summary = {**SUMMARY, "model": EVIL, "prompts": EVIL, "notes": [EVIL]}
+    page = report(effects_with(EVIL, EVIL, category=EVIL), summary=summary, settings={"system": EVIL}, command=EVIL)
+    assert "img" not in page.tags and "onerror" not in dict(page.attributes)
+    assert page.tags.count("script") == 9  # five figures, their templates, completions, plotly.js, the page's own
+    row = page.data["completion-data"]["rows"][0]
+    assert row == {"side": "harmful", "prompt": EVIL, "category": EVIL, "answers": [[EVIL, "compliance"]] * 3}
+    assert page.text.count(EVIL) == 6  # title, heading, contrast set, note, category, command
 
-    scale = plots._scale(np.array([-0.2, 0.5]))
-    assert (scale["zmin"], scale["zmax"]) == (-0.5, 0.5)
-    assert plots._scale(np.array([0.2, 0.5]))["colorscale"] == "Cividis"
+
+def test_the_answer_comes_first(report, selections):
+    page = report(
+        effects_with(n=20), settings={"settings": {"n_test": 20}, "versions": {"cosmic_tl": "1.2.3"}}, command="x --y"
+    )
+    d = selections["COSMIC"].direction
+    assert f"chose the direction at layer {d.layer}, position {d.position}" in page.text
+    assert "0% [0%, 16%]" in page.text  # 0 of 20, by Wilson
+    answer, figures, completions, command = map(
+        page.text.index, ("What was found", "Whether the layers", "Containing", "x --y")
+    )
+    assert answer < figures < completions < command
+    assert "settings.n_test" in page.text and "1.2.3" in page.text
+
+
+def test_captions_fit_the_selection(report, selections):
+    cosmic, tokens = report(effects_with()), report(effects_with(), "refusal tokens")
+    assert "S_comply" in cosmic.text and "evaluation layers" in cosmic.text and "log-odds" not in cosmic.text
+    assert "S_comply" not in tokens.text and "evaluation layer" not in tokens.text
+    assert "log-odds that the answer begins with a refusal token" in tokens.text
+    assert f"tokens {selections['refusal tokens'].tokens}" in tokens.text  # with their coverage
+    assert "Removal acts at every layer" in tokens.text and "at the input of the chosen layer" in cosmic.text
+
+
+def test_another_concept_is_not_called_refusal(report):
+    page = report(replace(effects_with(), terms=CONCEPT), summary={**SUMMARY, "phrases": ["ahoy", "<b>"]})
+    assert "An answer shows the concept if it contains “ahoy” or “<b>”." in page.text
+    assert "answers with the concept on positive prompts" in page.text
+    completions = page.data.pop("completion-data")
+    labels = [value for name, value in page.attributes if name in ("data-alt", "aria-label", "title")]
+    shown = " ".join(
+        [page.text, *labels, json.dumps(page.data), *completions["sides"].values(), *completions["verdicts"].values()]
+    )
+    for name in ("S_refuse", "S<sub>refuse", "S\\u003csub\\u003erefuse", "S refuse", "share refuse"):  # the paper's
+        shown = shown.replace(name, "")
+    assert "refus" not in shown.lower() and "harm" not in shown.lower()
+
+
+def test_too_many_completions_are_cut_and_counted(report):
+    page = report(effects_with(completion="word " * 2000, n=20))
+    rows = page.data["completion-data"]["rows"]
+    assert [row["side"] for row in rows].count("harmful") == len(rows) / 2 > 5
+    assert f"{40 - len(rows)} more prompts would make the page too large" in page.text
+    assert "too large" not in report(effects_with(n=20)).text
+
+
+def test_categories_are_a_filter_where_there_are_some(report):
+    assert dict(report(effects_with(category="poems")).attributes)["value"] == "poems"
+    missing = report(effects_with(category=None))
+    assert ("id", "category") not in missing.attributes

@@ -1,0 +1,1 @@
+"""Plotly figures: one function a figure, results in, `go.Figure` out."""

@@ -1,0 +1,190 @@
+"""Figures for papers: laid out again for a column or a page, and written to files."""
+
+import os
+import re
+from hashlib import sha256
+from html import escape, unescape
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
+
+from cosmic_tl.errors import CosmicError
+from cosmic_tl.figures.layout import SIZES, lay_out
+from cosmic_tl.figures.style import TEMPLATES, Theme
+
+Width = Literal["column", "page"]
+STATIC = (".pdf", ".svg", ".png")
+PRINT = 300 / 96
+"""Pixels of a picture for each pixel of the layout that make 300 a printed inch."""
+CELL = 0.48
+"""From a heatmap cell's middle to its edge, in layers and positions: a gap remains."""
+OUT_OF_SIGHT = 100_000
+MOST_SHAPES = 10_000
+"""Cells of a heatmap from which on it stays a picture."""
+
+
+def restyle(figure: go.Figure, width: Width | None = None, theme: Theme = "light", title: bool = True) -> go.Figure:
+    """A copy of a figure for another width, in another theme, or without its title.
+
+    Args:
+        figure: From one of the `plot_…` functions. Of another figure only width, text size and colours change.
+        width: "column" is 3.3 in and "page" 7 in, both with text of 8¼ points and without sliders and buttons. None
+            (default) is 760 pixels with text of 13.
+        theme: "light" (default) or "dark".
+        title: Keep the title. A paper has it in the caption.
+
+    Raises:
+        CosmicError: If there is no such width or theme.
+
+    Example:
+        >>> from cosmic_tl.figures.style import finish
+        >>> figure = finish(go.Figure(go.Scatter(y=[1, 2])), "A title")
+        >>> restyle(figure, "column", title=False).layout.width
+        317
+    """
+    if width not in (None, "column", "page"):
+        raise CosmicError(f"width: unknown {width!r}; use 'column', 'page' or None")
+    if theme not in TEMPLATES:
+        raise CosmicError(f"theme: unknown {theme!r}; use 'light' or 'dark'")
+    figure = go.Figure(figure)
+    figure.update_layout(template=TEMPLATES[theme])
+    if not title:
+        figure.layout.title = None
+    if width is not None:
+        figure.layout.sliders, figure.layout.updatemenus = (), ()
+    size = SIZES[width or "screen"]
+    if isinstance(figure.layout.meta, dict) and "plan" in figure.layout.meta:
+        return lay_out(figure, size, controls=width is None)
+    shape = (figure.layout.height or 450) / (figure.layout.width or 700)
+    return figure.update_layout(width=size.width, height=round(shape * size.width), font={"size": size.font})
+
+
+def save_figure(
+    figure: go.Figure,
+    path: str | Path,
+    width: Width | None = None,
+    theme: Theme = "light",
+    title: bool = True,
+    scale: int | float | None = None,
+) -> Path:
+    """Write a figure to a file, whole or not at all; the same figure gives the same bytes.
+
+    PDF and SVG are vector graphics, and a PDF holds its fonts. They and PNG take the extra `figures` (kaleido) and a Chrome
+    or Chromium on the machine. HTML is one page that works offline, with hover and controls.
+
+    Args:
+        figure: From one of the `plot_…` functions, or any other.
+        path: Ends in .pdf, .svg, .png or .html.
+        width: "column" (3.3 in), "page" (7 in) or None (default) for the screen; as `restyle`.
+        theme: "light" (default) or "dark".
+        title: Keep the title. A paper has it in the caption.
+        scale: Pixels of a PNG for each pixel of the layout. Default 2 on screen, and 300 an inch for a paper.
+
+    Returns:
+        The path.
+
+    Raises:
+        CosmicError: If the suffix is unknown, the folder, kaleido or a browser is missing, the scale is not positive, or as
+            `restyle`.
+
+    Example:
+        >>> import tempfile
+        >>> from cosmic_tl.figures.style import finish
+        >>> figure = finish(go.Figure(go.Scatter(y=[1, 2])), "A title")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     "<title>A title</title>" in save_figure(figure, f"{folder}/a.html").read_text()
+        True
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in (*STATIC, ".html"):
+        raise CosmicError(f"path: found {path.name!r}; let it end in {', '.join(STATIC)} or .html")
+    if not path.parent.is_dir():
+        raise CosmicError(f"path: no folder {str(path.parent)!r}; make it first")
+    if scale is not None and not scale > 0:
+        raise CosmicError(f"scale: must be positive, found {scale}")
+    drawn = restyle(figure, width, theme, title)
+    if suffix == ".html":
+        content = _page(drawn, figure.layout.title.text or "Figure")
+    else:
+        content = _static(drawn, suffix[1:], scale or (2.0 if width is None else PRINT))
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _page(figure: go.Figure, title: str) -> bytes:
+    config = {"displaylogo": False, "showSendToCloud": False}  # a figure's data stays in its page
+    shown = figure.to_html(full_html=False, include_plotlyjs=True, div_id="figure", config=config)
+    name = escape(unescape(re.sub(r"<[^>]*>", " ", title)))
+    style = f"body {{ margin: 0; background: {figure.layout.template.layout.paper_bgcolor}; }}"
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}</title><style>{style}</style></head>'
+        f"<body>{shown}</body></html>"
+    ).encode()
+
+
+def _static(figure: go.Figure, kind: str, scale: int | float) -> bytes:
+    try:
+        from kaleido import PageGenerator, calc_fig_sync
+        from kaleido.errors import BrowserClosedError, BrowserFailedError, ChromeNotFoundError
+    except ImportError as error:
+        message = f"path: a .{kind} file takes kaleido; pip install 'cosmic_tl[figures]', or write .html"
+        raise CosmicError(message) from error
+
+    page = PageGenerator(mathjax=False)  # which would be fetched from the network
+    page.header += "<style>@page { margin: 0 } img { display: block }</style>"  # the page is the figure, no more
+    figure = _vector_cells(figure)
+    for number, trace in enumerate(figure.data):
+        trace.uid = str(number)  # else it is random, and in an SVG's ids
+    options = {"format": kind, "width": figure.layout.width, "height": figure.layout.height}
+    options["scale"] = scale if kind == "png" else 1.0  # of vector graphics it would change the size
+    try:
+        drawn: bytes = calc_fig_sync(figure.to_dict(), options, kopts={"page_generator": page})
+    except (BrowserClosedError, BrowserFailedError, ChromeNotFoundError) as error:
+        raise CosmicError(
+            f"path: a .{kind} file takes a Chrome or Chromium, and none that starts was found; install one, set BROWSER_PATH "
+            "to it, or write .html"
+        ) from error
+    return _same_each_time(drawn, kind)
+
+
+def _vector_cells(figure: go.Figure) -> go.Figure:
+    """With each heatmap's cells as shapes: Plotly draws them as a picture of 96 dots an inch, blurred in print."""
+    figure = go.Figure(figure)
+    cells: list[dict[str, Any]] = []
+    for trace in figure.data:
+        if trace.type != "heatmap" or trace.z is None or np.size(trace.z) > MOST_SHAPES:
+            continue
+        z = np.array(trace.z, dtype=float)
+        known = np.isfinite(z)
+        shares = np.clip((z[known] - trace.zmin) / (trace.zmax - trace.zmin), 0, 1)
+        colours = sample_colorscale([list(stop) for stop in trace.colorscale], shares.tolist())
+        for colour, (row, column) in zip(colours, np.argwhere(known).tolist(), strict=True):
+            across, up = trace.x[column], row if isinstance(trace.y[row], str) else trace.y[row]
+            cells.append(
+                {"type": "rect", "layer": "below", "line": {"width": 0}, "fillcolor": colour}
+                | {"xref": trace.xaxis or "x", "x0": across - CELL, "x1": across + CELL}
+                | {"yref": trace.yaxis or "y", "y0": up - CELL, "y1": up + CELL}
+            )
+        trace.x = [across - OUT_OF_SIGHT for across in trace.x]  # what is left of it is the colour bar
+    figure.layout.shapes = [*cells, *figure.layout.shapes]
+    return figure
+
+
+def _same_each_time(drawn: bytes, kind: str) -> bytes:
+    """Without what changes from one writing to the next: a PDF's dates, and the random name in an SVG's ids."""
+    if kind == "pdf":
+        return re.sub(rb"(?<=Date \(D:)\d{14}", b"20000101000000", drawn)
+    if kind == "svg" and (found := re.search(rb'id="defs-([0-9a-f]{6})"', drawn)):
+        bare = drawn.replace(found[1], b"")
+        # From the content, so that several figures in one page keep their ids apart.
+        return drawn.replace(found[1], sha256(bare).hexdigest()[:6].encode())
+    return drawn

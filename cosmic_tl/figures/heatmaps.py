@@ -1,0 +1,159 @@
+"""Layer × position heatmaps in panels: what the figures of selections share."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from cosmic_tl.figures.style import UNKNOWN, colour_scale, position_labels
+from cosmic_tl.selection.table import Selection
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """One heatmap."""
+
+    title: str
+    """May hold markup: escape what others wrote."""
+    values: np.ndarray
+    """`[layer, position]`; NaN is shown as unknown."""
+    labels: Sequence[str]
+    """Of the positions, top to bottom."""
+    notes: np.ndarray | None = None
+    """Further text for the hover, `[layer, position]`."""
+    signed: bool = False
+    """Whether the values' sign means something."""
+
+
+def heatmaps(panels: Sequence[Panel], shared: bool = False, bar_title: str = "") -> go.Figure:
+    """Panels with layers from left to right and positions from top to bottom.
+
+    Args:
+        panels: In their order.
+        shared: One colour scale for all. By default each has its own.
+        bar_title: Beside the colour bar.
+
+    Example:
+        >>> figure = heatmaps([Panel("a", np.ones((8, 1)), ["x"]), Panel("b", np.zeros((8, 1)), ["x"])], shared=True)
+        >>> figure.data[0].zmin == figure.data[1].zmin
+        True
+    """
+    figure = make_subplots(1, len(panels))
+    every = np.concatenate([panel.values.ravel() for panel in panels])
+    for k, panel in enumerate(panels):
+        scale: dict[str, Any] = colour_scale(every if shared else panel.values, panel.signed)
+        lines = ["layer %{x}, %{y}", "%{z:.4f}"] + (["%{customdata}"] if panel.notes is not None else [])
+        figure.add_trace(
+            go.Heatmap(
+                z=panel.values.T,
+                x=list(range(len(panel.values))),
+                y=list(panel.labels),
+                customdata=None if panel.notes is None else panel.notes.T,
+                hovertemplate="<br>".join(lines) + "<extra></extra>",
+                hoverongaps=False,
+                xgap=1,
+                ygap=1,
+                showscale=not shared or k == len(panels) - 1,
+                colorbar={"title": {"text": bar_title}},
+                **scale,
+            ),
+            1,
+            k + 1,
+        )
+        if panel.title:
+            figure.add_annotation(name=f"panel {k}", text=panel.title, showarrow=False)
+        n_layers, n_positions = panel.values.shape
+        figure.update_xaxes(range=[-0.5, n_layers - 0.5], row=1, col=k + 1)
+        figure.update_yaxes(range=[n_positions - 0.5, -0.5], row=1, col=k + 1)
+    if np.isnan(every).any():
+        figure.update_layout(plot_bgcolor=UNKNOWN)
+    figure.update_xaxes(title_text="layer")
+    figure.update_yaxes(title_text="token (position)")
+    return figure
+
+
+def score_panel(selection: Selection, column: str, title: str) -> Panel:
+    """One column of a selection's table, with the reason each candidate was dropped.
+
+    Example:
+        >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, select_cosmic
+        >>> options = CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=10.0)
+        >>> selection = select_cosmic(load_model("demo", device="cpu"), load_prompts("demo"), options)
+        >>> score_panel(selection, "score", "sum").values.shape
+        (8, 1)
+    """
+
+    def grid(name: str) -> pd.DataFrame:
+        return selection.table.pivot(index="layer", columns="position", values=name)
+
+    reasons = grid("reason").replace("", "kept")
+    reasons.loc[selection.direction.layer, selection.direction.position] = "chosen"
+    values, labels = grid(column).to_numpy(float), position_labels(selection.positions)
+    signed = column in selection.clean  # refusal scores: above 0 the model refuses
+    return Panel(title, values, labels, reasons.to_numpy().astype(str), signed)
+
+
+def unknown_cells(selections: Iterable[Selection]) -> str:
+    """What a grey cell says.
+
+    Example:
+        >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, select_cosmic
+        >>> options = CosmicOptions(n_train=8, n_val=4, max_kl=10.0)
+        >>> unknown_cells([select_cosmic(load_model("demo", device="cpu"), load_prompts("demo"), options)])
+        'grey: undefined, as the classes do not differ there, or not needed for the choice'
+    """
+    tables = [selection.table for selection in selections]
+    undefined = any(table.reason.str.contains("undefined").any() for table in tables)
+    not_needed = any(table.not_needed.any() for table in tables)
+    meanings = ["undefined, as the classes do not differ there"] * undefined + [
+        "not needed for the choice"
+    ] * not_needed
+    return f"grey: {', or '.join(meanings)}" if meanings else ""
+
+
+def mark_choice(figure: go.Figure, k: int, selection: Selection) -> None:
+    """Frame the chosen cell in panel `k` and cross those that a filter took.
+
+    Example:
+        >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, select_cosmic
+        >>> options = CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=10.0)
+        >>> selection = select_cosmic(load_model("demo", device="cpu"), load_prompts("demo"), options)
+        >>> figure = heatmaps([score_panel(selection, "score", "sum")])
+        >>> mark_choice(figure, 0, selection)
+        >>> [trace.name for trace in figure.data[1:]]
+        ['filtered', 'chosen']
+    """
+    labels = dict(zip(selection.positions.indices, position_labels(selection.positions), strict=True))
+    dropped, chosen = selection.table[~selection.table.kept], selection.direction
+    row = chosen.position + len(labels)
+    axis = str(k + 1) if k else ""
+    for colour, width in (("#ffffff", 4.5), ("#000000", 2)):  # one of the two stands out on any colour
+        figure.add_shape(
+            type="rect",
+            name="chosen",
+            **{"xref": f"x{axis}", "x0": chosen.layer - 0.5, "x1": chosen.layer + 0.5},
+            **{"yref": f"y{axis}", "y0": row - 0.5, "y1": row + 0.5},
+            line={"color": colour, "width": width},
+        )
+    for layers, positions, symbol, name in (
+        (dropped.layer, dropped.position, "x", "filtered"),
+        ([chosen.layer], [chosen.position], "star", "chosen"),
+    ):
+        figure.add_trace(
+            go.Scatter(
+                x=list(layers),
+                y=[labels[p] for p in positions],
+                mode="markers",
+                marker={"symbol": symbol, "size": 8, "color": "#ffffff", "line": {"width": 1, "color": "#000000"}},
+                meta="cell",
+                name=name,
+                legendgroup=name,
+                showlegend=k == 0,
+                hoverinfo="skip",
+                **{"xaxis": f"x{axis}", "yaxis": f"y{axis}"},
+            )
+        )

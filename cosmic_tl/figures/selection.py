@@ -1,0 +1,202 @@
+"""Figures of a selection: scores, similarities and directions by layer and position."""
+
+from collections.abc import Mapping
+from html import escape
+
+import numpy as np
+import plotly.graph_objects as go
+from torch.nn.functional import cosine_similarity
+
+from cosmic_tl.directions.difference_in_means import Candidates
+from cosmic_tl.errors import CosmicError
+from cosmic_tl.figures.heatmaps import Panel, heatmaps, mark_choice, score_panel, unknown_cells
+from cosmic_tl.figures.style import BLUE, DIVERGING, UNKNOWN, VERMILION, finish, position_labels
+from cosmic_tl.selection.table import Selection
+from cosmic_tl.similarity import LayerSimilarity
+
+ROW = 1.5
+"""Height of a heatmap's row, in em."""
+
+
+def plot_scores(selection: Selection) -> go.Figure:
+    """Scores of every candidate by layer and position; the chosen cell framed and starred, filtered cells crossed.
+
+    Grey cells were not needed for the choice (`full_table` computes them too).
+
+    Args:
+        selection: From `select_cosmic` (S_comply, S_refuse, their sum, KL) or `select_by_refusal_tokens` (bypass, induce,
+            KL).
+
+    Example:
+        >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, select_cosmic
+        >>> options = CosmicOptions(n_train=8, n_val=4, max_kl=10.0)
+        >>> figure = plot_scores(select_cosmic(load_model("demo", device="cpu"), load_prompts("demo"), options))
+        >>> len([trace for trace in figure.data if trace.type == "heatmap"])
+        4
+    """
+    panels = [score_panel(selection, column, title) for column, title in selection.measures.items()]
+    figure = heatmaps(panels)
+    for k in range(len(panels)):
+        mark_choice(figure, k, selection)
+    chosen = selection.direction
+    return finish(
+        figure,
+        f"Layer {chosen.layer}, position {chosen.position} chosen",
+        unknown_cells([selection]),
+        columns=2 if len(panels) == 4 else 3,
+        span=len(panels[0].values),
+        height=_height(panels),
+    )
+
+
+def plot_score_comparison(selections: Mapping[str, Selection], measure: str = "score") -> go.Figure:
+    """One measure of several selections side by side, on one colour scale: models, modes, prompts or procedures.
+
+    Args:
+        selections: By the name to show.
+        measure: A column of `Selection.table` that all of them have. Default "score", which COSMIC maximises.
+
+    Raises:
+        CosmicError: If there is no selection, or one has no such measure.
+
+    Example:
+        >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, select_cosmic
+        >>> options = CosmicOptions(n_train=8, n_val=4, max_kl=10.0)
+        >>> selection = select_cosmic(load_model("demo", device="cpu"), load_prompts("demo"), options)
+        >>> figure = plot_score_comparison({"one": selection, "other": selection}, "s_comply")
+        >>> [note.text for note in figure.layout.annotations]
+        ['one', 'other']
+    """
+    if not selections:
+        raise CosmicError("selections: found none; give at least one, by name")
+    for name, selection in selections.items():
+        if measure not in selection.table.select_dtypes("number"):
+            raise CosmicError(f"measure: {name!r} has no {measure!r}; it has {', '.join(selection.measures)}")
+    if len(methods := {selection.method for selection in selections.values()}) > 1 and measure == "score":
+        raise CosmicError(f"measure: 'score' differs between {' and '.join(sorted(methods))}; compare 'kl', say")
+    panels = [score_panel(selection, measure, escape(name)) for name, selection in selections.items()]
+    title = {"score": "score"} | next(iter(selections.values())).measures
+    if measure == "score" and methods == {"COSMIC"}:
+        title["score"] = f"{title['s_comply']} + {title['s_refuse']}"
+    figure = heatmaps(panels, shared=True, bar_title=title.get(measure, measure))
+    for k, selection in enumerate(selections.values()):
+        mark_choice(figure, k, selection)
+    return finish(
+        figure,
+        f"Candidates by layer and position: {title.get(measure, measure)}",
+        unknown_cells(selections.values()),
+        columns=3,
+        span=max(len(panel.values) for panel in panels),
+        height=_height(panels),
+        own_labels=len({tuple(panel.labels) for panel in panels}) > 1,
+    )
+
+
+def _height(panels: list[Panel]) -> float:
+    return max(4.5, ROW * max(len(panel.labels) for panel in panels))
+
+
+def plot_similarity(similarity: LayerSimilarity) -> go.Figure:
+    """Cosine between steered and reference activations by layer and position, before and after the intervention.
+
+    Args:
+        similarity: From `layer_similarities`.
+
+    Example:
+        >>> import torch
+        >>> from cosmic_tl import Positions
+        >>> ones = torch.ones(4, 2, dtype=torch.float64)
+        >>> len(plot_similarity(LayerSimilarity(ones, ones, ones, Positions(("a", "b")))).data)
+        3
+    """
+    labels = position_labels(similarity.positions)
+    panels = [
+        Panel("positive vs negative", similarity.before.numpy(), labels),
+        Panel("removal vs negative", similarity.removal.numpy(), labels),
+        Panel("induction vs positive", similarity.induction.numpy(), labels),
+    ]
+    figure = heatmaps(panels, shared=True, bar_title="cosine")
+    return finish(
+        figure,
+        "Cosine between class means of the residual stream",
+        "left: before any intervention",
+        columns=3,
+        span=len(panels[0].values),
+        height=_height(panels),
+    )
+
+
+def plot_layer_similarity(selection: Selection) -> go.Figure:
+    """Cosine between the class means at the last position by layer, with the evaluation layers, if any, marked.
+
+    Args:
+        selection: From `select_cosmic`, or from `select_by_refusal_tokens`, which has no evaluation layers.
+
+    Example:
+        >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, select_cosmic
+        >>> options = CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=10.0)
+        >>> selection = select_cosmic(load_model("demo", device="cpu"), load_prompts("demo"), options)
+        >>> len(plot_layer_similarity(selection).data)
+        2
+    """
+    values = selection.layer_similarity.numpy()
+    marked = list(selection.evaluation_layers)
+    figure = go.Figure(
+        go.Scatter(
+            x=list(range(len(values))),
+            y=values,
+            mode="lines+markers",
+            name="cosine of class means",
+            line={"color": BLUE, "width": 2},
+            marker={"size": 6},
+        )
+    )
+    if marked:
+        figure.add_scatter(
+            x=marked,
+            y=values[marked],
+            mode="markers",
+            name="evaluation layers",
+            marker={"size": 12, "symbol": "circle-open", "color": VERMILION, "line": {"width": 2.5}},
+        )
+    figure.update_traces(hovertemplate="layer %{x}: %{y:.4f}<extra></extra>")
+    figure.update_xaxes(title_text="layer")
+    figure.update_yaxes(title_text="cosine similarity", showgrid=True)
+    return finish(figure, "Where the classes differ: class means at the last position", span=len(values))
+
+
+def plot_direction_cosines(candidates: Candidates, position: int = -1) -> go.Figure:
+    """Cosine between the candidate directions of all layers at one position.
+
+    Example:
+        >>> import torch
+        >>> ones = torch.ones(3, 2, 4, dtype=torch.float64)
+        >>> plot_direction_cosines(Candidates(ones, ones, "example")).data[0].z.shape
+        (3, 3)
+    """
+    vectors = candidates.vectors[:, position]
+    values = cosine_similarity(vectors[:, None], vectors[None], dim=-1).numpy().copy()
+    values[vectors.norm(dim=-1).numpy() == 0] = np.nan
+    values[:, vectors.norm(dim=-1).numpy() == 0] = np.nan
+    layers = list(range(len(values)))
+    figure = go.Figure(
+        go.Heatmap(
+            z=values,
+            x=layers,
+            y=layers,
+            colorscale=DIVERGING,
+            zmin=-1,
+            zmax=1,
+            colorbar={"title": {"text": "cosine"}},
+            hovertemplate="layers %{x} and %{y}: %{z:.3f}<extra></extra>",
+            hoverongaps=False,
+        )
+    )
+    figure.update_xaxes(title_text="layer", range=[-0.5, len(layers) - 0.5])
+    figure.update_yaxes(title_text="layer", range=[len(layers) - 0.5, -0.5])
+    title = f"Cosine between the directions of all layers, position {position}"
+    undefined = bool(np.isnan(values).any())
+    if undefined:
+        figure.update_layout(plot_bgcolor=UNKNOWN)
+    subtitle = "grey: no direction, as the classes do not differ there" if undefined else ""
+    return finish(figure, title, subtitle, square=True, span=len(layers))

@@ -1,0 +1,145 @@
+"""The figure of an α sweep (after Marshall et al. 2025): one column a method, rate above score."""
+
+from html import escape
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from cosmic_tl.evaluation.sweeps import BASELINE, Sweep
+from cosmic_tl.figures.effects import SIDES
+from cosmic_tl.figures.style import COLOURS, LINE, SHADE, finish, translucent
+
+LOOKS = {"harmful": (COLOURS["positive"], "circle"), "harmless": (COLOURS["negative"], "diamond")}
+STEPS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
+"""From one labelled α to the next."""
+Panel = tuple[int, int]
+
+
+def plot_sweep(sweep: Sweep, outcome: str = "refusal", sides: tuple[str, str] = SIDES) -> go.Figure:
+    """Refusal rate, and refusal score if it was measured, against α; one column a method.
+
+    Bands are interquartile ranges over prompts; for the rate of one completion a prompt, which is 0 or 1, Wilson 95 %
+    intervals. Dashed: the model without intervention. Grey: where the refusal rate is below what a smaller α reached
+    (`Sweep.non_monotonic`).
+
+    Args:
+        sweep: From `sweep`.
+        outcome: What was judged, where the concept is not refusal.
+        sides: What the positive and the negative side are called.
+
+    Example:
+        >>> row = {"method": "affine", "kind": "harmful", "prompt": "hi", "sample": 0, "verdict": "refusal"}
+        >>> sweep = Sweep(pd.DataFrame([{**row, "alpha": alpha} for alpha in (0.0, 1.0)]))
+        >>> [trace.name for trace in plot_sweep(sweep).data if trace.showlegend]
+        ['harmful prompts']
+    """
+    table = sweep.table()
+    names = dict(zip(LOOKS, sides, strict=True))
+    methods = [method for method in dict.fromkeys(table.method) if method != BASELINE[0]]
+    sampled = sweep.completions["sample"].nunique() > 1
+    measures = [("refusal_rate", *(("rate_q25", "rate_q75") if sampled else ("low", "high")))]
+    if "score_mean" in table:
+        measures.append(("score_mean", "score_q25", "score_q75"))
+    figure = make_subplots(len(measures), len(methods), shared_xaxes="all", shared_yaxes="rows")
+    drops = sweep.non_monotonic()
+    for column, method in enumerate(methods, 1):
+        figure.add_annotation(name=f"panel {column - 1}", text=escape(method), showarrow=False)
+        for row, (mean, low, high) in enumerate(measures, 1):
+            shown = {kind: table[(table.kind == kind) & table[mean].notna()] for kind in LOOKS}
+            steered = {kind: side[side.method == method] for kind, side in shown.items()}
+            for kind, some in steered.items():
+                _band(figure, some, low, high, LOOKS[kind][0], (row, column))
+            for kind, some in steered.items():  # above both bands
+                if not some.empty:
+                    _line(figure, some, (mean, low, high), kind, names[kind], (row, column))
+                for value in shown[kind][mean][shown[kind].method == BASELINE[0]]:
+                    line = {"color": LOOKS[kind][0], "width": 1.3, "dash": "dot"}
+                    figure.add_hline(y=value, line=line, opacity=1, row=row, col=column)
+            _guides(figure, drops[drops.method == method] if row == 1 else drops[:0], (row, column))
+    figure.update_xaxes(title_text="α")
+    figure.update_yaxes(title_text=f"{outcome} rate", range=[-0.04, 1.04], tickformat=".0%", dtick=0.25, row=1)
+    if len(measures) > 1:
+        values = table[["score_q25", "score_mean", "score_q75"]].to_numpy()
+        least, most = float(np.nanmin(values)), float(np.nanmax(values))
+        margin = 0.05 * (most - least) or 1.0
+        figure.update_yaxes(title_text=f"{outcome} score (log-odds)", range=[least - margin, most + margin], row=2)
+    subtitle = f"dashed: no intervention; {_bands(sampled, len(measures) > 1)}"
+    if len(drops):
+        subtitle += "; grey: less than at a smaller α"
+    title = f"{outcome[:1].upper()}{outcome[1:]} against the strength of steering"
+    return finish(
+        figure,
+        title,
+        subtitle,
+        columns=len(methods),
+        flow=False,
+        height=15 if len(measures) == 1 else 13,
+        span=float(table.alpha.max() - table.alpha.min()),
+        steps=STEPS,
+    )
+
+
+def _bands(sampled: bool, scored: bool) -> str:
+    if sampled:
+        return "bands: quartiles over prompts"
+    return "bands: 95 % interval" + (" of the rate, quartiles of the score over prompts" if scored else "")
+
+
+def _guides(figure: go.Figure, drops: pd.DataFrame, at: Panel) -> None:
+    """α = 0 and 1, and the stretches that are not monotonic, behind what the panel already shows."""
+    row, column = at
+    for start, end in _merged(sorted(zip(drops.peak_alpha, drops.to_alpha, strict=True))):
+        figure.add_vrect(start, end, fillcolor=SHADE, line_width=0, layer="below", row=row, col=column)
+    for alpha in (0, 1):
+        figure.add_vline(alpha, line={"color": LINE, "width": 0.8}, layer="below", row=row, col=column)
+
+
+def _merged(stretches: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Stretches that overlap as one, so that their greys do not add up."""
+    found: list[tuple[float, float]] = []
+    for start, end in stretches:
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(end, found[-1][1]))
+        else:
+            found.append((start, end))
+    return found
+
+
+def _band(figure: go.Figure, some: pd.DataFrame, low: str, high: str, colour: str, at: Panel) -> None:
+    figure.add_scatter(
+        x=[*some.alpha, *some.alpha[::-1]],
+        y=[*some[high], *some[low][::-1]],
+        mode="lines",
+        fill="toself",
+        fillcolor=translucent(colour, 0.18),
+        line={"width": 0},
+        hoverinfo="skip",
+        showlegend=False,
+        row=at[0],
+        col=at[1],
+    )
+
+
+def _line(
+    figure: go.Figure, some: pd.DataFrame, columns: tuple[str, str, str], kind: str, name: str, at: Panel
+) -> None:
+    mean, low, high = columns
+    shown = ".1%" if mean == "refusal_rate" else ".2f"
+    colour, symbol = LOOKS[kind]
+    figure.add_scatter(
+        x=some.alpha,
+        y=some[mean],
+        name=name,
+        legendgroup=kind,
+        showlegend=at == (1, 1),
+        mode="lines+markers",
+        line={"color": colour, "width": 2},
+        marker={"symbol": symbol, "size": 6},
+        customdata=some[[low, high, "n"]],
+        hovertemplate=f"α = %{{x}}: %{{y:{shown}}} [%{{customdata[0]:{shown}}}, %{{customdata[1]:{shown}}}], "
+        "n = %{customdata[2]}",
+        row=at[0],
+        col=at[1],
+    )

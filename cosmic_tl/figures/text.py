@@ -1,0 +1,35 @@
+"""How wide text is, and where its lines break: Plotly draws what it is given."""
+
+import re
+from html import unescape
+
+NARROW, WIDE = set("ijlIft|.,:;'!()[]/\\` "), set("mwMW@%—")
+
+
+def text_width(text: str, size: int | float) -> float:
+    """Roughly how wide a text is in pixels: tags take no room, an entity that of its character.
+
+    Example:
+        >>> text_width("S<sub>x</sub>&lt;", 10) == text_width("Sx<", 10)
+        True
+    """
+    shown = unescape(re.sub(r"<[^>]*>", "", text))
+    return size * sum(0.3 if c in NARROW else 0.85 if c in WIDE else 0.57 for c in shown)
+
+
+def wrapped(text: str, width: int | float, size: int | float) -> list[str]:
+    """A text in lines no wider than `width` pixels, broken at spaces; earlier breaks are undone.
+
+    Example:
+        >>> wrapped("one two<br>three", 80, 10)
+        ['one two three']
+        >>> wrapped("one two three", 50, 10)
+        ['one two', 'three']
+    """
+    lines: list[str] = []
+    for word in text.replace("<br>", " ").split():
+        if lines and text_width(f"{lines[-1]} {word}", size) <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines

@@ -1,0 +1,213 @@
+"""The page: the answer first, then figures, the choice, completions, and what is needed to repeat the run."""
+
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from cosmic_tl.evaluation.effects import Effects
+from cosmic_tl.report.completions import CONDITIONS, browser
+from cosmic_tl.report.parts import joined, percent, scrolling, table
+from cosmic_tl.report.pictures import drawn, pictures
+from cosmic_tl.selection.table import Selection
+from cosmic_tl.similarity import LayerSimilarity
+
+_HEADS = ("without steering", "with the direction", "with a random one")
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page with a heading."""
+
+    key: str
+    title: str
+    body: Markup
+
+
+def _counted(effects: Effects, summary: dict[str, Any]) -> str:
+    """What the shares are of."""
+    n = {kind: effects.rate(kind, names[0]).n for kind, names in CONDITIONS.items()}
+    sides = effects.terms.sides
+    text = (
+        f"Share of {effects.terms.outcome}, with Wilson 95 % intervals in brackets; {n['harmful']} {sides['harmful']} and "
+        f"{n['harmless']} {sides['harmless']} test prompts."
+    )
+    if phrases := summary.get("phrases"):
+        return f"{text} An answer shows the concept if it contains {' or '.join(f'“{phrase}”' for phrase in phrases)}."
+    return text
+
+
+def _answer(selection: Selection, effects: Effects, summary: dict[str, Any]) -> Section:
+    d, terms = selection.direction, effects.terms
+    token = selection.positions.labels[d.position].replace("\n", "\\n")
+    rows, sentences = [], []
+    for (kind, names), what in zip(CONDITIONS.items(), ("Removing", "Inducing"), strict=True):
+        side = terms.sides[kind]
+        rates = [effects.rate(kind, name) for name in names]
+        sentences.append(
+            Markup("{} it takes {} on {} prompts from <strong>{:.0%}</strong> to <strong>{:.0%}</strong>.").format(
+                what, terms.outcome, side, rates[0].value, rates[1].value
+            )
+        )
+        cells = joined(Markup("<td>{}</td>").format(percent(rate)) for rate in rates)
+        rows.append(Markup('<tr><th scope="row">{} on {} prompts</th>{}</tr>').format(names[1], side, cells))
+    heads = joined(Markup('<th scope="col">{}</th>').format(head) for head in _HEADS)
+    counts = Markup("<table><thead><tr><td></td>{}</tr></thead><tbody>{}</tbody></table>").format(heads, joined(rows))
+    notes = summary["notes"]
+    warnings = joined(Markup('<p class="warning" role="note">{}</p>').format(text) for text in selection.warnings)
+    listed = joined(Markup("<li>{}</li>").format(text) for text in notes)
+    body = Markup(
+        '<p class="lead">Selection by {} ({} mode) chose the direction at <strong>layer {}, position {}</strong> '
+        "(<code>{}</code>). {}</p>{}"
+        '<p class="muted">{}</p>{}{}'
+    ).format(
+        selection.method,
+        selection.mode,
+        d.layer,
+        d.position,
+        token,
+        Markup(" ").join(sentences),
+        scrolling(counts, "What removal and induction did"),
+        _counted(effects, summary),
+        warnings,
+        Markup("<ul>{}</ul>").format(listed) if notes else "",
+    )
+    return Section("answer", "What was found", body)
+
+
+def _choice(selection: Selection, effects: Effects) -> Section:
+    best, d = selection.top(), selection.direction
+    chosen = (best.layer == d.layer) & (best.position == d.position)
+    named = best.rename(columns={"s_comply": "S comply", "s_refuse": "S refuse", "kl": "KL"})
+    candidates = named.drop(columns=["kept", "reason"]).assign(
+        outcome=[
+            "chosen" if one else f"dropped by {why}" if why else ""
+            for one, why in zip(chosen, best.reason, strict=True)
+        ]
+    )
+    body = Markup("<p>{}.</p><h3>Filters</h3>{}<h3>The ten best candidates</h3>{}<h3>What each condition does</h3>{}{}")
+    return Section(
+        "choice",
+        "How the choice was made",
+        body.format(
+            selection.basis[:1].upper() + selection.basis[1:],
+            table(selection.filters, "Filters"),
+            table(candidates, "The ten best candidates"),
+            table(_in_percent(effects.terms.of(effects.table())), "What each condition does"),
+            _fluency(effects),
+        ),
+    )
+
+
+def _in_percent(measured: pd.DataFrame) -> pd.DataFrame:
+    shares = measured.select_dtypes(float).columns.drop("cross entropy", errors="ignore")
+    return measured.assign(**{name: measured[name].map("{:.0%}".format, na_action="ignore") for name in shares})
+
+
+def _fluency(effects: Effects) -> Markup:
+    text = (
+        "Cross-entropy is the unsteered model's, in nats a token: what it finds garbled costs several times what its own answers "
+        "do."
+    )
+    if "well_formed" in effects.completions:
+        text += (
+            " Well formed is the share of answers that the demo model's grammar could have made, and names topic the share, "
+            f"among those of them judged “{effects.terms.verdicts['compliance']}”, that name what was asked about."
+        )
+    return Markup('<p class="muted">{}</p>').format(text)
+
+
+def _flat(settings: dict[str, Any], above: str = "") -> list[tuple[str, str]]:
+    found = []
+    for name, value in settings.items():
+        if isinstance(value, dict) and value:
+            found += _flat(value, f"{above}{name}.")
+        else:
+            found.append((above + name, json.dumps(value, ensure_ascii=False)))
+    return found
+
+
+def _repeat(settings: dict[str, Any], command: str) -> Section:
+    shown = pd.DataFrame(_flat(settings), columns=["setting", "value"])
+    return Section(
+        "repeat",
+        "To repeat this run",
+        Markup("{}<p>Results depend on this:</p>{}").format(
+            Markup('<pre id="command" tabindex="0" aria-label="Command">{}</pre>').format(command) if command else "",
+            table(shown, "Settings and versions"),
+        ),
+    )
+
+
+def write_report(
+    selection: Selection,
+    effects: Effects,
+    similarity: LayerSimilarity,
+    summary: dict[str, Any],
+    settings: dict[str, Any],
+    command: str = "",
+) -> str:
+    """The page as text.
+
+    Args:
+        selection: The choice and its score table.
+        effects: Completions under every condition.
+        similarity: Cosines before and after the intervention.
+        summary: As in `summary.json`.
+        settings: As in `settings.json`.
+        command: How to repeat the run.
+
+    Example:
+        >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, measure_effects, select_cosmic
+        >>> from cosmic_tl.evaluation.effects import standard_conditions
+        >>> from cosmic_tl.similarity import layer_similarities
+        >>> model, prompts = load_model("demo", device="cpu"), load_prompts("demo")
+        >>> options = CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=10.0)
+        >>> selection = select_cosmic(model, prompts, options)
+        >>> asked = prompts.side("positive", "test", 2), prompts.side("negative", "test", 2)
+        >>> conditions = standard_conditions(selection.direction)
+        >>> effects = measure_effects(model, *asked, conditions, max_new_tokens=4)
+        >>> similarity = layer_similarities(model, *asked, selection.direction)
+        >>> summary = dict(model="demo", prompts="demo", seconds=1.0, notes=[])
+        >>> write_report(selection, effects, similarity, summary, {}).startswith("<!doctype html>")
+        True
+    """
+    sections = [
+        _answer(selection, effects, summary),
+        Section("figures", "Figures", drawn(pictures(selection, effects, similarity))),
+        _choice(selection, effects),
+        Section("completions-section", "Completions", browser(effects)),
+        _repeat(settings, command),
+    ]
+    contents = joined(Markup('<li><a href="#{}">{}</a></li>').format(one.key, one.title) for one in sections)
+    bodies = joined(
+        Markup('<section id="{0}" aria-labelledby="{0}-heading"><h2 id="{0}-heading">{1}</h2>{2}</section>').format(
+            one.key, one.title, one.body
+        )
+        for one in sections
+    )
+    own = {name: Markup((files("cosmic_tl.report") / f"report.{name}").read_text("utf-8")) for name in ("css", "js")}
+    page = Markup(
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        "<title>cosmic_tl: {model}</title><style>{style}</style></head><body><header><h1>A concept direction in {model}</h1>"
+        '<p class="muted">Contrast set {prompts}; {seconds} s; cosmic_tl {version}</p>'
+        '<nav aria-label="Contents"><ul>{contents}</ul></nav></header><main>{bodies}</main>'
+        "<noscript><p class='warning'>Figures and completions need JavaScript; it is all in this page.</p></noscript>"
+        "<script>{plotly}</script><script>{script}</script></body></html>"
+    ).format(
+        model=summary["model"],
+        prompts=summary["prompts"],
+        seconds=summary["seconds"],
+        version=settings.get("versions", {}).get("cosmic_tl", ""),
+        contents=contents,
+        bodies=bodies,
+        style=own["css"],
+        plotly=Markup(get_plotlyjs()),
+        script=own["js"],
+    )
+    return str(page)

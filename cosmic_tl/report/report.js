@@ -1,0 +1,99 @@
+"use strict";
+// Model output only ever becomes text: nothing here sets innerHTML.
+const read = (id) => JSON.parse(document.getElementById(id).textContent);
+const element = (tag, name, text) => {
+  const made = document.createElement(tag);
+  if (name) made.className = name;
+  if (text !== undefined) made.textContent = text;
+  return made;
+};
+
+// --- completions -----------------------------------------------------------------------------------------------------
+const BATCH = 50;
+const { names, sides, verdicts, rows } = read("completion-data");
+const form = document.getElementById("filters"), list = document.getElementById("completions");
+const more = document.getElementById("more"), count = document.getElementById("count");
+const STEERED = 1;
+let matching = [], shown = 0;
+
+function answer(row, i) {
+  const [text, verdict] = row.answers[i];
+  const made = element("div", "answer " + verdict);
+  const head = element("dt", "", names[i]);
+  head.append(element("span", "verdict", verdicts[verdict] ?? verdict));
+  made.append(head, element("dd", text ? "" : "muted", text || "(empty)"));
+  return made;
+}
+
+function card(row) {
+  const made = element("li");
+  const prompt = element("p", "prompt", row.prompt);
+  prompt.prepend(element("span", "tag", sides[row.side]));
+  if (row.category) prompt.append(element("span", "tag", row.category));
+  const answers = element("dl");
+  answers.append(...looked().map((i) => answer(row, i)));
+  made.append(prompt, answers);
+  return made;
+}
+
+const looked = () => (form.condition.value ? [Number(form.condition.value)] : [0, 1, 2]);
+
+function showMore() {
+  list.append(...matching.slice(shown, shown + BATCH).map(card));
+  shown = Math.min(shown + BATCH, matching.length);
+  more.hidden = shown === matching.length;
+  more.textContent = `Show ${Math.min(BATCH, matching.length - shown)} more`;
+  const some = shown < matching.length ? `, the first ${shown} shown` : "";
+  count.textContent = `${matching.length} of ${rows.length} prompts${some}`;
+}
+
+function filter() {
+  const words = form.words.value.trim().toLowerCase();
+  const judged = form.condition.value ? Number(form.condition.value) : STEERED;
+  matching = rows.filter((row) =>
+    (!form.side.value || row.side === form.side.value) &&
+    (!form.category?.value || row.category === form.category.value) &&
+    (!form.verdict.value || row.answers[judged][1] === form.verdict.value) &&
+    (!words || [row.prompt, ...looked().map((i) => row.answers[i][0])].some((text) => text.toLowerCase().includes(words))));
+  list.replaceChildren();
+  shown = 0;
+  showMore();
+}
+
+form.addEventListener("input", filter);
+form.addEventListener("submit", (event) => event.preventDefault());
+form.addEventListener("reset", () => setTimeout(filter)); // after the fields are empty
+more.addEventListener("click", () => {
+  const next = shown;
+  showMore();
+  const first = list.children[next]; // where the keyboard goes on reading
+  first.tabIndex = -1;
+  first.focus();
+});
+filter();
+
+// --- figures ---------------------------------------------------------------------------------------------------------
+const templates = read("templates");
+const dark = matchMedia("(prefers-color-scheme: dark)"), narrow = matchMedia("(max-width: 720px)");
+const plots = [...document.querySelectorAll(".plot")].map((plot) => [plot, read(plot.dataset.figure)]);
+
+function draw(theme, width) {
+  for (const [plot, figure] of plots) {
+    const { data, layout } = figure[width];
+    Plotly.react(plot, data, { ...layout, template: templates[theme] }, {
+      displaylogo: false,
+      modeBarButtons: [["toImage", "resetScale2d"]],
+      toImageButtonOptions: { format: "svg", filename: plot.dataset.figure },
+    });
+    plot.querySelectorAll(".main-svg").forEach((svg, i) => {
+      svg.setAttribute("role", i ? "presentation" : "img");
+      if (!i) svg.setAttribute("aria-label", plot.dataset.alt);
+    });
+  }
+}
+
+const drawForScreen = () => draw(dark.matches ? "dark" : "light", narrow.matches ? "narrow" : "wide");
+for (const query of [dark, narrow]) query.addEventListener("change", drawForScreen);
+addEventListener("beforeprint", () => draw("light", "wide"));
+addEventListener("afterprint", drawForScreen);
+drawForScreen();

@@ -1,0 +1,228 @@
+"""The report of a small run in a real browser, offline."""
+
+import re
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import expect, sync_playwright
+
+from cosmic_tl import CosmicOptions, RunSettings, run
+from cosmic_tl.report.page import write_report
+from cosmic_tl.runs import read_settings
+
+HOSTILE = (
+    "</script><script>window.hacked = 1</script><!--<img src=x onerror='window.hacked = 1'>\u2028\u2029"
+    "<a href='javascript:window.hacked = 1'>&amp;</a> ${window.hacked = 1} %{y}"
+)
+N_TEST = 30
+
+
+@pytest.fixture(scope="module")
+def browser(chromium):
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def result(demo, prompts, tmp_path_factory):
+    settings = RunSettings(
+        CosmicOptions(n_train=40, n_val=8, max_kl=10.0), n_test=N_TEST, max_new_tokens=8, batch_size=100
+    )
+    return run(demo, prompts, tmp_path_factory.mktemp("browser") / "run", settings, "cosmic-tl run demo --n-test 30")
+
+
+@contextmanager
+def opened(browser, path, **options):
+    """A page from a file, that must ask for nothing else and have nothing to complain about."""
+    context = browser.new_context(offline=True, **{"viewport": {"width": 1100, "height": 900}, **options})
+    page = context.new_page()
+    asked, trouble = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: trouble.append(message.text))
+    page.on("pageerror", lambda error: trouble.append(str(error)))
+    page.goto(path.as_uri())
+    page.wait_for_function("document.querySelectorAll('.plot > .plot-container').length === 5")
+    yield page
+    context.close()
+    assert asked == [path.as_uri()]
+    assert trouble == []
+
+
+@pytest.fixture(scope="module")
+def page(browser, result):
+    with opened(browser, result.out / "report.html") as page:
+        yield page
+
+
+@pytest.fixture
+def filters(page):
+    page.get_by_role("button", name="Show all").click()
+    return page.get_by_role("search", name="Filter the completions")
+
+
+def rows(page):
+    return page.locator("#completions > li")
+
+
+def test_figures_draw(page, result):
+    assert page.locator(".plot").evaluate_all(
+        "all => all.map(p => p.querySelectorAll('.heatmaplayer .hm').length)"
+    ) == [
+        0,
+        4,  # S_comply, S_refuse, sum, KL
+        3,  # before, removal, induction
+        0,
+        1,
+    ]
+    expect(page.locator(".plot").first.locator(".bars .point")).to_have_count(6)
+    lines = page.locator(".plot").nth(3).locator(".scatterlayer .trace")
+    expect(lines.first.locator(".point")).to_have_count(len(result.selection.layer_similarity))
+    assert page.locator(".plot").nth(1).locator(".xtick").all_text_contents()
+
+
+def test_hover_shows_layer_position_and_value(page, result):
+    cells = page.locator(".plot").nth(2).locator(".heatmaplayer .hm image").first
+    cells.scroll_into_view_if_needed()
+    box = cells.bounding_box()
+    page.mouse.move(box["x"] + 2.5 / 8 * box["width"], box["y"] + 0.5 / 5 * box["height"])
+    expect(page.locator(".hoverlayer .hovertext")).to_contain_text("layer 2")
+    shown = page.locator(".hoverlayer .hovertext").text_content()
+    before = result.similarity.before[2]
+    assert any(
+        f"{float(value):.4f}" in shown and f"({i})" in shown for i, value in zip(range(-5, 0), before, strict=True)
+    )
+
+
+def test_filters_filter(page, filters, result):
+    frame = result.effects.completions
+    expect(rows(page)).to_have_count(50)
+    expect(page.locator("#count")).to_have_text(f"{2 * N_TEST} of {2 * N_TEST} prompts, the first 50 shown")
+    page.get_by_role("button", name="Show 10 more").click()
+    expect(rows(page)).to_have_count(2 * N_TEST)
+    assert rows(page).nth(50).evaluate("row => row === document.activeElement")
+
+    filters.get_by_label("Prompts").select_option("harmless")
+    expect(rows(page)).to_have_count(N_TEST)
+    filters.get_by_label("Verdict").select_option("refusal")
+    induced = frame[(frame.kind == "harmless") & (frame.condition == "induction")]
+    refused = int((induced.verdict == "refusal").sum())
+    assert refused > 0
+    expect(rows(page)).to_have_count(refused)
+
+    filters.get_by_label("Condition").select_option("baseline")
+    answering = frame[(frame.kind == "harmless") & (frame.condition == "baseline") & (frame.verdict == "refusal")]
+    expect(rows(page)).to_have_count(len(answering))
+    filters.get_by_label("Verdict").select_option("any")
+    expect(rows(page)).to_have_count(N_TEST)
+    expect(rows(page).first.locator("dd")).to_have_count(1)
+
+    page.get_by_role("button", name="Show all").click()
+    prompt = induced.prompt.iloc[3]
+    filters.get_by_label("Containing").fill(prompt.upper())
+    expect(rows(page)).to_have_count(int(frame[frame.condition == "baseline"].prompt.eq(prompt).sum()))
+    side_by_side = frame[frame.prompt == prompt].completion.tolist()
+    assert rows(page).first.locator("dd").all_inner_texts() == side_by_side
+    filters.get_by_label("Containing").fill("no prompt has this")
+    expect(page.locator("#count")).to_have_text(f"0 of {2 * N_TEST} prompts")
+
+
+def test_the_keyboard_reaches_everything(page, filters):
+    page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
+    page.get_by_role("link", name="Completions").focus()
+    page.keyboard.press("Enter")
+    for label in ("Prompts", "Condition", "Verdict", "Containing"):
+        page.keyboard.press("Tab")
+        expect(filters.get_by_label(label)).to_be_focused()
+        expect(filters.get_by_label(label)).to_be_in_viewport()
+    page.keyboard.type("no prompt has this")
+    expect(rows(page)).to_have_count(0)
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(rows(page)).to_have_count(50)
+    for _ in range(4):
+        page.keyboard.press("Shift+Tab")
+    page.keyboard.press("ArrowDown")
+    expect(filters.get_by_label("Prompts")).to_have_value("harmful")
+    expect(rows(page)).to_have_count(N_TEST)
+
+
+def test_hostile_output_stays_text(browser, result, tmp_path):
+    frame = result.effects.completions.copy()
+    frame.loc[frame.condition == "removal", "completion"] = HOSTILE
+    frame.loc[frame.kind == "harmless", "prompt"] = HOSTILE
+    frame["category"] = HOSTILE
+    effects = replace(result.effects, completions=frame)
+    summary = {**result.summary, "model": HOSTILE, "prompts": HOSTILE, "notes": [HOSTILE]}
+    path = tmp_path / "report.html"
+    text = write_report(result.selection, effects, result.similarity, summary, {"system": HOSTILE}, HOSTILE)
+    path.write_text(text, "utf-8")
+    with opened(browser, path) as page:
+        expect(page.locator("#completions dd").nth(1)).to_contain_text(
+            "</script><script>window.hacked = 1</script><!--<img"
+        )
+        expect(page.locator("#completions dd").nth(1)).to_contain_text("&amp;")
+        page.get_by_role("combobox", name="Prompts", exact=True).select_option("harmless")
+        expect(page.locator("#completions .prompt").first).to_contain_text("<img src=x onerror='window.hacked = 1'>")
+        expect(page.get_by_label("Category").locator("option")).to_have_count(2)
+        assert page.locator("img, main a, main script:not([type='application/json'])").count() == 0
+        assert page.evaluate("window.hacked") is None
+
+
+def test_fits_a_phone(page, filters):
+    page.set_viewport_size({"width": 390, "height": 844})
+    plots = page.locator(".plot")
+    page.wait_for_function("document.querySelector('.plot .main-svg').clientWidth < 390")
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert plots.evaluate_all("all => all.every(p => p.scrollWidth <= p.clientWidth)")
+    assert rows(page).first.evaluate("row => row.scrollWidth <= row.clientWidth")
+    page.set_viewport_size({"width": 1100, "height": 900})
+    page.wait_for_function("document.querySelector('.plot .main-svg').clientWidth > 390")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_is_accessible(page, filters, result, scheme):
+    """By axe: contrast (WCAG AA), names of figures and controls, headings, landmarks."""
+    page.emulate_media(color_scheme=scheme)
+    filters.get_by_label("Containing").fill(result.effects.completions.prompt[0])
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    ink = page.locator(".plot .xtick text").first.evaluate("label => getComputedStyle(label).fill")
+    light = [sum(map(int, re.findall(r"\d+", colour)[:3])) > 384 for colour in (paper, ink)]
+    assert light == ([True, False] if scheme == "light" else [False, True])
+    page.emulate_media(color_scheme="light")
+
+
+def test_figures_say_what_is_in_them(page, result):
+    chosen = result.selection.direction
+    expect(page.locator("svg[role=img][aria-label]")).to_have_count(5)
+    expect(page.get_by_role("img", name=f"Layer {chosen.layer}, position {chosen.position} is framed")).to_be_visible()
+    removed = result.effects.rate("harmful", "removal").value
+    expect(page.get_by_role("img", name=f"harmful prompts, removal: {removed:.0%}")).to_be_visible()
+    expect(page.get_by_role("figure", name="Refusal rate").get_by_role("heading", level=3)).to_be_visible()
+
+
+def test_what_is_printed_is_light(page, filters):
+    page.emulate_media(color_scheme="dark")
+    filters.get_by_label("Containing").fill("no prompt has this")
+    page.evaluate(
+        "addEventListener('beforeprint', () => { window.printed = document.querySelector('.xtick text').style.fill })"
+    )
+    page.pdf(format="A4")
+    assert page.evaluate("window.printed") == "rgb(26, 26, 26)"
+    page.emulate_media(media="print")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    page.emulate_media(media="screen", color_scheme="light")
+
+
+def test_the_page_is_small_and_says_how_to_repeat_it(page, result):
+    assert (result.out / "report.html").stat().st_size < 6_000_000
+    expect(page.locator("#command")).to_have_text("cosmic-tl run demo --n-test 30")
+    settings = read_settings(result.out)
+    table = page.get_by_role("region", name="Settings and versions")
+    expect(table.get_by_role("row", name="settings.n_test")).to_contain_text(str(N_TEST))
+    expect(table.get_by_role("row", name="versions.torch")).to_contain_text(settings["versions"]["torch"])
