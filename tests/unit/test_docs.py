@@ -1,32 +1,274 @@
-"""Every Python snippet in README and docs runs, in order, a page at a time."""
+"""README and docs hold: snippets run, commands parse, links lead somewhere, and what is said of the code is so."""
 
+import ast
+import importlib.util
+import json
 import re
+import shlex
+from dataclasses import fields
+from doctest import ELLIPSIS, NORMALIZE_WHITESPACE, OutputChecker
 from pathlib import Path
 
+import nbformat
+import pandas as pd
 import pytest
+import torch
+from safetensors import safe_open
+from sphinx.pycode import ModuleAnalyzer
+from typer.main import get_command
+from typer.testing import CliRunner
+
+import cosmic_tl
+from cosmic_tl import Direction, Suffix, head_attention, head_contributions, suffix_cosines, suffix_groups
+from cosmic_tl.cli import app
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS, NOTEBOOKS = ROOT / "docs", ROOT / "notebooks"
+PAGES = [
+    ROOT / "README.md",
+    *sorted(page for page in DOCS.rglob("*.md") if not page.relative_to(DOCS).parts[0].startswith("_")),
+]
+WRITTEN = [*PAGES, NOTEBOOKS / "README.md", *sorted(NOTEBOOKS.glob("*.ipynb"))]
+BROWSER = "<!-- needs a browser -->\n"
+COMMANDS = get_command(app).commands
 
 
-def snippets(page):
-    return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+def name_of(page):
+    return str(page.relative_to(ROOT))
+
+
+def text_of(page):
+    """A page's Markdown; of a notebook, that of its cells."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix != ".ipynb":
+        return text
+    return "\n\n".join(cell.source for cell in nbformat.reads(text, as_version=4).cells if cell.cell_type == "markdown")
+
+
+def fenced(page, language):
+    """Code of one language: the line before it, the code, and its output where that follows."""
+    block = rf"^([^\n]*\n)```{language}\n(.*?)^```\n(?:```text\n(.*?)^```)?"
+    return re.findall(block, text_of(page) + "\n", flags=re.DOTALL | re.MULTILINE)
+
+
+def prose(page):
+    return re.sub(r"^```.*?^```", "", text_of(page), flags=re.DOTALL | re.MULTILINE)
+
+
+def section(page, heading):
+    """From a heading to the next one as high."""
+    level = heading.split(" ")[0]
+    found = re.search(rf"^{re.escape(heading)}\n(.*?)(?=^{level} |\Z)", prose(page), flags=re.DOTALL | re.MULTILINE)
+    assert found, f"{name_of(page)} has no {heading!r}"
+    return found[1]
+
+
+def code_in(text):
+    return set(re.findall(r"`([^`]+)`", text))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if fenced(page, "python")], ids=name_of)
+def test_snippets_run(page, tmp_path, monkeypatch, capsys, request):
+    """And print what is said to be printed, where that is said."""
+    monkeypatch.chdir(tmp_path)
+    names, printed = {}, False
+    for before, code, said in fenced(page, "python"):
+        if before == BROWSER:
+            request.getfixturevalue("chromium")
+        exec(compile(code, name_of(page), "exec"), names)
+        found = capsys.readouterr().out
+        assert not said or OutputChecker().check_output(said, found, ELLIPSIS | NORMALIZE_WHITESPACE), found
+        printed |= bool(found)
+    assert printed
 
 
 def test_there_are_snippets():
-    assert sum(len(snippets(page)) for page in PAGES) >= 5
+    """So that a changed fence does not leave the tests with nothing to run."""
+    assert sum(len(fenced(page, "python")) for page in PAGES) >= 40
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if snippets(p)], ids=lambda p: p.name)
-def test_snippets_run(page, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    names = {}
-    for code in snippets(page):
-        exec(compile(code, page.name, "exec"), names)
-    assert capsys.readouterr().out
+@pytest.mark.parametrize("page", WRITTEN, ids=name_of)
+def test_commands_parse(page):
+    lines = [
+        line[2:] for _, block, _ in fenced(page, "console") for line in block.splitlines() if line.startswith("$ ")
+    ]
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        if not words[0].endswith("cosmic-tl"):
+            continue
+        command = COMMANDS[words[1]]
+        command.make_context(words[1], words[2:])  # raises for options, values and missing arguments
+    for code in code_in(prose(page)):
+        if code.startswith("cosmic-tl ") and "COMMAND" not in code:
+            done = CliRunner().invoke(app, [*shlex.split(code)[1:], "--help"])
+            assert done.exit_code == 0, f"{code}: {done.output}"
+        elif code.startswith("--"):
+            option = code.split(" ")[0]
+            assert any(option in {*one.opts, *one.secondary_opts} for c in COMMANDS.values() for one in c.params), code
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_relative_links_lead_somewhere(page):
-    for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", page.read_text(encoding="utf-8")):
-        assert (page.parent / target).exists(), target
+def slugs(page):
+    """Anchors of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), flags=re.MULTILINE)
+    if page == DOCS / "reference" / "command-line.md":  # whose headings are made with the page
+        headings += [f"cosmic-tl {name}" for name in COMMANDS]
+    if page == DOCS / "benchmarks.md":
+        headings += re.findall(r"^#+ (.+)$", (ROOT / "benchmarks" / "RESULTS.md").read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=name_of)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:|mailto:)([^)\s]+)\)", re.sub(r"`[^`]*`", "", prose(page))):
+        path, _, anchor = target.partition("#")
+        to = (page.parent / path).resolve() if path else page
+        if to.parent == DOCS / "tutorials" and to.suffix == ".ipynb":
+            to = NOTEBOOKS / to.name
+        assert to.exists(), target
+        assert not anchor or anchor in slugs(to), target
+
+
+def test_every_page_is_in_a_table_of_contents():
+    listed = {DOCS / "index.md"}
+    for page in DOCS.rglob("index.md"):
+        for block in re.findall(r"^```\{toctree\}\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE):
+            names = [line for line in block.splitlines() if line and not line.startswith(":")]
+            listed |= {page.parent / f"{name}.md" for name in names}
+    assert {page for page in PAGES if page.is_relative_to(DOCS)} <= listed
+
+
+def test_every_public_name_is_in_the_reference():
+    modules, single = set(), set()
+    for page in (DOCS / "reference").glob("*.md"):
+        for module, names in re.findall(r"automodule:: (cosmic_tl[\w.]*)\n +:members: ?(.*)", page.read_text()):
+            modules |= set() if names else {module}
+            single |= {(module, name) for name in names.split(", ")}
+    files = {path.stem for path in Path(cosmic_tl.__file__).parent.iterdir()}
+    assert not files & set(cosmic_tl.__all__)  # an import of the module would hide the name
+    for name in cosmic_tl.__all__:
+        module = f"cosmic_tl.{cosmic_tl._HOME[name]}"
+        assert module in modules or (module, name) in single, f"{name}: no automodule:: {module}"
+        thing = getattr(cosmic_tl, name)
+        # Members without a docstring are left out, and so are those that a module only imports.
+        documented = getattr(thing, "__module__", None) == module and thing.__doc__
+        assert documented or ("", name) in ModuleAnalyzer.for_module(module).find_attr_docs(), name
+
+
+@pytest.fixture
+def conf(monkeypatch):
+    monkeypatch.setenv("JAXTYPING_DISABLE", "0")  # which conf.py sets, and this takes back
+    spec = importlib.util.spec_from_file_location("docs_conf", DOCS / "conf.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_command_line_page_is_complete(conf, tmp_path, monkeypatch):
+    monkeypatch.setattr(conf, "HERE", tmp_path)
+    conf.write_command_line(None, None)
+    made = (tmp_path / "_generated" / "command-line.md").read_text()
+    for name, command in COMMANDS.items():
+        part = made.partition(f"## `cosmic-tl {name}`\n")[2].partition("\n## ")[0]
+        assert all(option in part for one in command.params for option in one.opts if option.startswith("--")), name
+        assert f"(#cosmic-tl-{name})" in text_of(DOCS / "reference" / "command-line.md")
+
+
+def test_tutorials_are_pages_with_figures_to_hover_over(conf):
+    figure = {"data": [{"type": "scatter", "y": [1, 2]}], "layout": {}, "config": {}}
+    outputs = [nbformat.v4.new_output("display_data", {conf.PLOTLY_JSON: figure, "image/png": "eA=="})] * 2
+    cells = [nbformat.v4.new_markdown_cell("[m](../docs/methods.md)"), nbformat.v4.new_code_cell("1", outputs=outputs)]
+    page = conf._page(nbformat.from_dict(json.loads(json.dumps({"cells": cells}))))
+    assert page.cells[0].source == "[m](../methods.md)"
+    first, second = (output.data["text/html"] for output in page.cells[1].outputs)
+    assert "Plotly.newPlot" in first and "Plotly.newPlot" in second
+    assert conf.PLOTLY_JS in first and conf.PLOTLY_JS not in second
+
+
+def source_texts():
+    """Every text in the source, with … for what is filled in."""
+    found = set()
+    for path in (ROOT / "cosmic_tl").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.add(node.value)
+            elif isinstance(node, ast.JoinedStr):
+                found.add("".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values))
+    return {one_gap(text) for text in found}
+
+
+def one_gap(text):
+    return re.sub(r"…( …)+", "…", text)
+
+
+@pytest.mark.parametrize(
+    ("page", "pattern", "least"),
+    [("troubleshooting.md", r"^`(.+)`\n: ", 40), ("how-to/reading-a-run.md", r"^\| `(.+?)` \|", 3)],
+)
+def test_quoted_messages_are_the_codes_own(page, pattern, least):
+    quoted = re.findall(pattern, text_of(DOCS / page), flags=re.MULTILINE)
+    assert len(quoted) >= least
+    texts = source_texts()
+    for message in quoted:
+        message = one_gap(message).removesuffix("…").rstrip()
+        assert any(text.startswith(message) for text in texts), message
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("docs") / "run"
+    few = ["--n-test", "2", "--max-new-tokens", "4"]
+    for command in (
+        ["run", "demo", "--out", str(out), "--n-train", "16", "--n-val", "8", "--max-kl", "10", *few],
+        ["judge", str(out)],
+        ["sweep", str(out), "--alphas", "0,1", *few],
+    ):
+        done = CliRunner().invoke(app, command, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+    return out
+
+
+def test_file_formats_are_described(finished_run):
+    """Every column and key that is written has its description."""
+    lines = {name: (finished_run / name).read_text().splitlines() for name in ("completions.jsonl", "judgements.jsonl")}
+    whole = {name: json.loads((finished_run / name).read_text()) for name in ("summary.json", "settings.json")}
+    with safe_open(finished_run / "direction.safetensors", "pt") as file:
+        metadata = file.metadata()
+        direction = {*file.keys(), *metadata, *json.loads(metadata["settings"]), metadata["format"]}
+    settings = {*whole["settings.json"], *whole["settings.json"]["settings"]}
+    written = {
+        "direction.safetensors": direction,
+        "scores.csv": set(pd.read_csv(finished_run / "scores.csv")),
+        "completions.jsonl": set(json.loads(lines["completions.jsonl"][0])),
+        "summary.json": set(whole["summary.json"]),
+        "settings.json": settings,
+        "judgements.jsonl": set(json.loads(lines["judgements.jsonl"][0]))
+        - set(json.loads(lines["completions.jsonl"][0])),
+        "sweep.csv": set(pd.read_csv(finished_run / "sweep.csv")),
+        "suffix.json": {"format", *(field.name for field in fields(Suffix))},
+    }
+    page = DOCS / "reference" / "files.md"
+    for name, keys in written.items():
+        missing = keys - code_in(section(page, f"## {name}"))
+        assert not missing, f"{name}: {sorted(missing)}"
+    made = {path.name for path in finished_run.iterdir() if path.is_file()}
+    assert made <= code_in(prose(page))
+
+
+def test_suffix_tables_are_described(demo):
+    direction = Direction(torch.ones(demo.cfg.d_model), torch.zeros(demo.cfg.d_model), layer=3, position=-1)
+    groups = suffix_groups(demo, ["Rob a clerk."], ["Bake a pie."], " x x")
+    tables = {
+        "cosines": suffix_cosines(demo, groups, direction),
+        "contributions": head_contributions(demo, groups, direction),
+        "attention": head_attention(demo, groups, [(4, 0)]),
+    }
+    described = section(DOCS / "reference" / "files.md", "## suffix.json")
+    for name, table in tables.items():
+        row = re.search(rf"^\| `suffix-{name}.csv` \|.*$", described, flags=re.MULTILINE)[0]
+        assert set(table) - {"group"} <= code_in(row), name
+
+
+def test_every_benchmark_is_explained():
+    explained = section(DOCS / "benchmarks.md", "## What the measures mean")
+    for part in re.findall(r"^## (.+)$", (ROOT / "benchmarks" / "RESULTS.md").read_text(), flags=re.MULTILINE):
+        assert f"**{part}**" in explained, part
