@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import torch
@@ -66,6 +67,11 @@ class ClassPca:
             f"ClassPca({len(self.explained)} layers, {n.get('positive', 0)} positive and {n.get('negative', 0)} negative "
             f"prompts, edits {', '.join(self.edits)})"
         )
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
+        from cosmic_tl.figures.projections import plot_pca
+
+        return plot_pca(self)._repr_mimebundle_(include, exclude)
 
 
 def pca_of_classes(

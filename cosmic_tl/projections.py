@@ -53,6 +53,11 @@ class Projection:
         n_layers, n_tokens = self.values.shape
         return f"Projection({self.measure} on {self.direction}, {n_layers} layers, {n_tokens} tokens)"
 
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
+        from cosmic_tl.figures.projections import plot_projection
+
+        return plot_projection(self)._repr_mimebundle_(include, exclude)
+
 
 def project(
     model: TransformerBridge,

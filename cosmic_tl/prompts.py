@@ -85,6 +85,20 @@ class ContrastSet:
         )
         return f"ContrastSet({self.name!r}: {sizes}, positive + negative)"
 
+    def _repr_html_(self) -> str:
+        import pandas as pd
+
+        from cosmic_tl.display import as_html
+
+        rows = []
+        for split in SPLITS:
+            sides = {"positive": self.positive.get(split, ()), "negative": self.negative.get(split, ())}
+            sizes = {side: len(some) for side, some in sides.items()}
+            rows.append(
+                {"split": split, **sizes, **{f"for example, {side}": "".join(s[:1]) for side, s in sides.items()}}
+            )
+        return as_html([f"ContrastSet {self.name!r}", *self.notes], pd.DataFrame(rows))
+
 
 def _sentence(prompts: Sequence[str], what: str) -> str:
     verb = "prompt stands" if len(prompts) == 1 else "prompts stand"

@@ -84,6 +84,9 @@ class RunResult:
     summary: dict[str, Any]
     out: Path
 
+    def __repr__(self) -> str:
+        return f"{self.selection!r}\n{self.effects!r}\nreport: {self.out / 'report.html'}"
+
     def _repr_html_(self) -> str:
         return self.selection._repr_html_() + self.effects._repr_html_()
 

@@ -33,6 +33,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from cosmic_tl.affine import AffineMap
 from cosmic_tl.chat import BATCH_SIZE, ChatFormat
 from cosmic_tl.directions.artifact import Direction
+from cosmic_tl.display import as_html
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.evaluation.effects import Condition, Effects, Kind, measure_effects
 from cosmic_tl.interventions import AffineEdit, Intervention, Interventions, MapEdit, Scope, as_sequence, steering
@@ -162,10 +163,7 @@ class TwoRounds:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        from html import escape
-
-        shown: str = self.rates().to_html(float_format="%.3f", border=0)
-        return f"<pre>{escape(repr(self))}</pre>{shown}"
+        return as_html(repr(self).splitlines(), self.rates().reset_index())
 
 
 def two_rounds(

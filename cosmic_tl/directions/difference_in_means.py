@@ -10,7 +10,7 @@ from cosmic_tl.activations import MeanActivations
 from cosmic_tl.directions.artifact import Direction
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.interventions import Part
-from cosmic_tl.models import model_fingerprint
+from cosmic_tl.models import model_fingerprint, model_label
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class Candidates:
             position,
             self.method,
             model_fingerprint(model) if model is not None else "",
-            str(model.cfg.model_name).rsplit("/", 1)[-1] if model is not None else "",
+            model_label(model).rsplit("/", 1)[-1] if model is not None else "",
         )
 
 

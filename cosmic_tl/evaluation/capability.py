@@ -16,6 +16,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl.chat import ChatFormat
+from cosmic_tl.display import as_html, as_text
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.evaluation.cost import BASELINE, named_interventions
 from cosmic_tl.interventions import Interventions, intervention_hooks
@@ -51,10 +52,10 @@ class Capability:
         return float(some.value.iloc[0])
 
     def __repr__(self) -> str:
-        return str(self.table.to_string(index=False, float_format="%.3f", na_rep=""))
+        return as_text(["Capability"], self.table)
 
     def _repr_html_(self) -> str:
-        return str(self.table.to_html(index=False, float_format="%.3f", na_rep="", border=0))
+        return as_html(["Capability"], self.table)
 
 
 def measure_capability(

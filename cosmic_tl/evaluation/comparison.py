@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from html import escape
 from math import nan
 
 import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl.chat import BATCH_SIZE, ChatFormat
+from cosmic_tl.display import as_html, as_text
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.evaluation.effects import Condition, Effects, measure_effects
 from cosmic_tl.prompts import ContrastSet
@@ -34,12 +34,13 @@ class Comparison:
     harmful, harmful_removal, harmless, harmless_induction."""
 
     def __repr__(self) -> str:
-        failed = [f"\n  {method}: {why}" for method, why in self.failures.items()]
-        return f"Comparison\n{self.table.to_string(index=False, float_format='%.3f')}{''.join(failed)}"
+        return as_text(self._lines(), self.table)
 
     def _repr_html_(self) -> str:
-        failed = "".join(f"<p>{escape(method)}: {escape(why)}</p>" for method, why in self.failures.items())
-        return f"{self.table.to_html(index=False, float_format='%.3f', border=0)}{failed}"
+        return as_html(self._lines(), self.table)
+
+    def _lines(self) -> list[str]:
+        return ["Comparison", *(f"  {method}: {why}" for method, why in self.failures.items())]
 
 
 def compare_selections(

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl.chat import ChatFormat, batches, tokenize
+from cosmic_tl.display import as_html, as_text
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.evaluation.completions import complete
 from cosmic_tl.evaluation.likelihood import continuation_nats, tokenize_pairs
@@ -69,10 +70,10 @@ class Cost:
         return pd.DataFrame(rows)
 
     def __repr__(self) -> str:
-        return str(self.table().to_string(index=False, float_format="%.3f", na_rep=""))
+        return as_text(["Cost"], self.table())
 
     def _repr_html_(self) -> str:
-        return str(self.table().to_html(index=False, float_format="%.3f", na_rep="", border=0))
+        return as_html(["Cost"], self.table())
 
 
 def _exp(nats: float) -> float:

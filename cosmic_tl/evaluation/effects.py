@@ -11,6 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from cosmic_tl.chat import BATCH_SIZE, ChatFormat
 from cosmic_tl.demo.corpus import check_completion
 from cosmic_tl.directions.artifact import Direction, random_direction
+from cosmic_tl.display import as_html, as_text
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.evaluation.completions import complete, completion_cross_entropy
 from cosmic_tl.evaluation.judges import REFUSAL_PHRASES, Judge, SubstringJudge, Verdict
@@ -156,9 +157,15 @@ class Effects:
             rows.append(row)
         return pd.DataFrame(rows)
 
+    def _line(self) -> str:
+        n = len(self.completions)
+        return f"Effects: {n} completion{'s' * (n != 1)}, 95 % intervals"
+
+    def __repr__(self) -> str:
+        return as_text([self._line()], self.terms.of(self.table()))
+
     def _repr_html_(self) -> str:
-        shown: str = self.terms.of(self.table()).to_html(index=False, float_format="%.3f", border=0)
-        return shown
+        return as_html([self._line()], self.terms.of(self.table()))
 
 
 def measure_effects(

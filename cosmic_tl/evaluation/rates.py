@@ -15,6 +15,9 @@ class Rate:
     high: float
     n: int
 
+    def __repr__(self) -> str:
+        return f"Rate({self}, n = {self.n})"
+
     def __str__(self) -> str:
         return f"{self.value:.1%} [{self.low:.1%}, {self.high:.1%}]"
 

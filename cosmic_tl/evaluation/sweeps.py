@@ -16,7 +16,6 @@ positive one, on harmful and harmless prompts alike.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from html import escape
 from math import isfinite, isnan
 from typing import Any, get_args
 
@@ -28,6 +27,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl.chat import BATCH_SIZE, ChatFormat, tokenize
 from cosmic_tl.directions.artifact import Direction
+from cosmic_tl.display import as_html, as_text
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.evaluation.completions import complete, completion_cross_entropy
 from cosmic_tl.evaluation.effects import Kind, Row
@@ -180,11 +180,10 @@ class Sweep:
         )
 
     def __repr__(self) -> str:
-        return f"Sweep({self._summary()})\n{self.table().to_string(index=False, float_format='%.3f', na_rep='')}"
+        return as_text([f"Sweep({self._summary()})"], self.table())
 
     def _repr_html_(self) -> str:
-        shown = self.table().to_html(index=False, float_format="%.3f", na_rep="", border=0)
-        return f"<p>{escape(self._summary())}</p>{shown}"
+        return as_html([f"Sweep({self._summary()})"], self.table())
 
 
 def sweep(

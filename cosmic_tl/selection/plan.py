@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
+from cosmic_tl.display import as_html, as_text, number
 from cosmic_tl.passes import shared_prefix, shortcuts
 from cosmic_tl.selection.options import Cell, CosmicOptions
 
@@ -155,23 +156,22 @@ class Plan:
         table = groups.macs.agg(candidates="size", gmacs="sum").reset_index()
         return table.assign(gmacs=table.gmacs / 1e9)
 
-    def __repr__(self) -> str:
+    def _lines(self) -> list[str]:
         head = (
             f"Plan: {self.n_prompts[0]} + {self.n_prompts[1]} validation prompts, {self.n_prefix} tokens shared; "
             f"evaluation layers {', '.join(map(str, self.evaluation_layers))}"
         )
         spared = (
-            f"{self.macs / 1e9:.4g} GMACs with the clean passes and one candidate's KL; the released procedure takes "
-            f"{self.released_macs / 1e9:.4g} ({self.released_macs / max(self.macs, 1):.1f} times as many)"
+            f"  {number(self.macs / 1e9)} GMACs with the clean passes and one candidate's KL; the released procedure takes "
+            f"{number(self.released_macs / 1e9)} ({self.released_macs / max(self.macs, 1):.1f} times as many)"
         )
-        return "\n".join([head, self.summary().to_string(index=False, float_format="%.4g"), spared])
+        return [head, spared]
+
+    def __repr__(self) -> str:
+        return as_text(self._lines(), self.summary())
 
     def _repr_html_(self) -> str:
-        from html import escape
-
-        table: str = self.summary().to_html(index=False, float_format="%.4g", border=0)
-        first, *_, last = repr(self).splitlines()
-        return f"<p>{escape(first)}</p>{table}<p>{escape(last)}</p>"
+        return as_html(self._lines(), self.summary())
 
 
 def plan_cosmic(

@@ -29,6 +29,9 @@ class RefusalTokens:
     negative_coverage: float = nan
     """The same of negative prompts."""
 
+    def __repr__(self) -> str:
+        return f"RefusalTokens({self})"
+
     def __str__(self) -> str:
         shown = ", ".join(repr(text) for text in self.texts)
         if self.positive_coverage != self.positive_coverage:

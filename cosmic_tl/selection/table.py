@@ -12,6 +12,7 @@ from torch import Tensor
 from cosmic_tl.chat import Positions
 from cosmic_tl.directions.artifact import Direction
 from cosmic_tl.directions.difference_in_means import Candidates
+from cosmic_tl.display import as_html
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.selection.options import Cell
 from cosmic_tl.selection.plan import Plan
@@ -161,10 +162,11 @@ class Selection:
         return "\n".join(lines + [f"  Warning: {warning}" for warning in self.warnings])
 
     def _repr_html_(self) -> str:
-        from html import escape
-
-        shown: str = self.top().to_html(index=False, float_format="%.3f", border=0)
-        return f"<pre>{escape(repr(self))}</pre>{shown}"
+        top = self.top()
+        tokens = [repr(self.positions.labels[position]) for position in top.position]
+        shown = top[["layer", "position", *self.measures, "kept", "reason"]]
+        shown.insert(2, "token", tokens)
+        return as_html(repr(self).splitlines(), shown.assign(kept=shown.kept.map({True: "✓", False: ""})))
 
 
 def apply_filters(table: pd.DataFrame, filters: list[Filter]) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -18,6 +18,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from cosmic_tl.activations import cache_activations
 from cosmic_tl.chat import BATCH_SIZE, ChatFormat, TokenBatch, batches, post_instruction_positions, tokenize
 from cosmic_tl.directions.artifact import Direction
+from cosmic_tl.display import as_html, as_text
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.evaluation.completions import complete
 from cosmic_tl.evaluation.judges import judge_refusal
@@ -311,11 +312,10 @@ class SuffixAnalysis:
     """From `head_attention`, of the strongest heads."""
 
     def __repr__(self) -> str:
-        return f"SuffixAnalysis\n{self.rates.to_string(index=False, float_format='%.3f')}"
+        return as_text(["SuffixAnalysis"], self.rates)
 
     def _repr_html_(self) -> str:
-        shown: str = self.rates.to_html(index=False, float_format="%.3f", border=0)
-        return shown
+        return as_html(["SuffixAnalysis"], self.rates)
 
 
 def analyse_suffix(

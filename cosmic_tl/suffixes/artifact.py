@@ -11,6 +11,7 @@ import pandas as pd
 
 from cosmic_tl.chat import ChatFormat
 from cosmic_tl.directions.artifact import versions
+from cosmic_tl.display import as_html
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.evaluation.judges import Verdict
 
@@ -147,5 +148,4 @@ class Suffix:
         return f"Suffix({self.text!r}: {done})"
 
     def _repr_html_(self) -> str:
-        shown: str = self.table().to_html(index=False, border=0)
-        return shown
+        return as_html([repr(self)], self.table())
