@@ -15,8 +15,8 @@ from cosmic_tl.figures.text import text_width, wrapped
 
 LINE_HEIGHT = 1.3
 """In em, the size of the text."""
-BAR = 4.0
-"""Width of a colour bar with its labels, in em."""
+BAR = 4.6
+"""Width of a colour bar with its labels, in em; they may be as long as 1.5e−4."""
 NARROWEST = 8.0
 """Width under which a panel is too narrow, in em."""
 CELL = 6.0

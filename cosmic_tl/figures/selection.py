@@ -111,7 +111,7 @@ def plot_similarity(similarity: LayerSimilarity) -> go.Figure:
     """
     labels = position_labels(similarity.positions)
     panels = [
-        Panel("positive vs negative", similarity.before.numpy(), labels),
+        Panel("positive vs negative, no edit", similarity.before.numpy(), labels),
         Panel("removal vs negative", similarity.removal.numpy(), labels),
         Panel("induction vs positive", similarity.induction.numpy(), labels),
     ]
@@ -119,7 +119,6 @@ def plot_similarity(similarity: LayerSimilarity) -> go.Figure:
     return finish(
         figure,
         "Cosine between class means of the residual stream",
-        "left: before any intervention",
         columns=3,
         span=len(panels[0].values),
         height=_height(panels),

@@ -34,7 +34,8 @@ def _counted(effects: Effects, summary: dict[str, Any]) -> str:
     sides = effects.terms.sides
     text = (
         f"Share of {effects.terms.outcome}, with Wilson 95 % intervals in brackets; {n['harmful']} {sides['harmful']} and "
-        f"{n['harmless']} {sides['harmless']} test prompts."
+        f"{n['harmless']} {sides['harmless']} test prompts. Nats: cross-entropy of a token under the unsteered model, higher "
+        "for answers that it would not give, and highest for garbled text: read the completions where it is."
     )
     if phrases := summary.get("phrases"):
         return f"{text} An answer shows the concept if it contains {' or '.join(f'“{phrase}”' for phrase in phrases)}."
@@ -45,6 +46,12 @@ def _answer(selection: Selection, effects: Effects, summary: dict[str, Any]) -> 
     d, terms = selection.direction, effects.terms
     token = selection.positions.labels[d.position].replace("\n", "\\n")
     rows, sentences = [], []
+    nats = (
+        effects.table()
+        .set_index(["kind", "condition"])
+        .cross_entropy.map("{:.2f}".format, na_action="ignore")
+        .fillna("–")
+    )
     for (kind, names), what in zip(CONDITIONS.items(), ("Removing", "Inducing"), strict=True):
         side = terms.sides[kind]
         rates = [effects.rate(kind, name) for name in names]
@@ -53,7 +60,10 @@ def _answer(selection: Selection, effects: Effects, summary: dict[str, Any]) -> 
                 what, terms.outcome, side, rates[0].value, rates[1].value
             )
         )
-        cells = joined(Markup("<td>{}</td>").format(percent(rate)) for rate in rates)
+        cells = joined(
+            Markup('<td>{}<div class="interval">{} nats</div></td>').format(percent(rate), nats[kind, name])
+            for rate, name in zip(rates, names, strict=True)
+        )
         rows.append(Markup('<tr><th scope="row">{} on {} prompts</th>{}</tr>').format(names[1], side, cells))
     heads = joined(Markup('<th scope="col">{}</th>').format(head) for head in _HEADS)
     counts = Markup("<table><thead><tr><td></td>{}</tr></thead><tbody>{}</tbody></table>").format(heads, joined(rows))
@@ -110,8 +120,8 @@ def _in_percent(measured: pd.DataFrame) -> pd.DataFrame:
 
 def _fluency(effects: Effects) -> Markup:
     text = (
-        "Cross-entropy is the unsteered model's, in nats a token: what it finds garbled costs several times what its own answers "
-        "do."
+        "Cross-entropy is the unsteered model's, in nats a token: answers that it would not give cost more than its own, and "
+        "garbled text most."
     )
     if "well_formed" in effects.completions:
         text += (

@@ -71,6 +71,15 @@ def report(demo, prompts, selections):
     return make
 
 
+def test_rates_stand_beside_fluency(report):
+    effects = effects_with()
+    garbled, empty = effects.completions.condition == "random induction", effects.completions.condition == "removal"
+    nats = effects.completions.cross_entropy.mask(garbled, 3.377).mask(empty)
+    page = report(Effects(effects.completions.assign(cross_entropy=nats)))
+    rows = page.text[page.text.index("removal on harmful") :].split("nats")[:6]
+    assert [row.rpartition("]")[2].strip() for row in rows] == ["1.00", "–", "1.00", "1.00", "1.00", "3.38"]
+
+
 def test_model_output_stays_text(report):
     summary = {**SUMMARY, "model": EVIL, "prompts": EVIL, "notes": [EVIL]}
     page = report(effects_with(EVIL, EVIL, category=EVIL), summary=summary, settings={"system": EVIL}, command=EVIL)
