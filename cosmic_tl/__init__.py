@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cosmic_tl.demo.corpus import REFUSE_EVERYTHING
     from cosmic_tl.directions.artifact import Direction, random_direction
     from cosmic_tl.directions.difference_in_means import Candidates, difference_in_means
-    from cosmic_tl.directions.erasure import Eraser, fit_eraser, fit_quadratic_editor
+    from cosmic_tl.directions.erasure import Eraser, fit_eraser, fit_quadratic_editor, fit_scrubber
     from cosmic_tl.errors import CosmicError
     from cosmic_tl.evaluation.agreement import SAFETY_AS_REFUSAL, Agreement, agreement, rates_by
     from cosmic_tl.evaluation.capability import Capability, measure_capability
@@ -108,7 +108,7 @@ _HOMES = {
     "evaluation.endpoint_judge": "EndpointJudge",
     "evaluation.agreement": "Agreement SAFETY_AS_REFUSAL agreement rates_by",
     "datasets": "NAMED_PROMPTS load_dataset_prompts",
-    "directions.erasure": "Eraser fit_eraser fit_quadratic_editor",
+    "directions.erasure": "Eraser fit_eraser fit_quadratic_editor fit_scrubber",
     "behaviours": "AnswerPair BehaviourSet answer_log_odds answer_means load_behaviour",
     "weights.orthogonalize": "WeightEdit orthogonalize_weights",
     "weights.export": "save_checkpoint",
@@ -204,6 +204,7 @@ __all__ = [
     "find_suffix",
     "fit_eraser",
     "fit_quadratic_editor",
+    "fit_scrubber",
     "head_attention",
     "head_contributions",
     "intervened",

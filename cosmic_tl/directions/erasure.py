@@ -18,6 +18,7 @@ from cosmic_tl.affine import AffineMap
 from cosmic_tl.chat import BATCH_SIZE, ChatFormat, batches, tokenize
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.forward import Site, read
+from cosmic_tl.interventions import Interventions, MapEdit, intervention_hooks
 from cosmic_tl.progress import track
 from cosmic_tl.prompts import Side
 
@@ -76,10 +77,12 @@ def fit_eraser(
     chat: ChatFormat | None = None,
     batch_size: int = BATCH_SIZE,
     shrinkage: bool = True,
+    interventions: Interventions = (),
 ) -> dict[int, Eraser]:
     """Erasers of a contrast set's concept at the inputs of some layers, fit in one pass over the prompts.
 
-    Each layer's is fit on the clean stream. LEACE keeps a `d_model × d_model` matrix of float64 for every layer.
+    Each layer's is fit on the same stream, the clean one by default (`fit_scrubber` fits one after the other). LEACE keeps
+    a `d_model × d_model` matrix of float64 for every layer.
 
     Args:
         model: Any bridge.
@@ -92,6 +95,7 @@ def fit_eraser(
         batch_size: Prompts a forward pass. Default 32.
         shrinkage: Estimate LEACE's covariance with the package's optimal linear shrinkage, for when samples are not
             many times `d_model`. The classes' means become equal either way.
+        interventions: In place while activations are read. Default none.
 
     Returns:
         Layer to eraser.
@@ -116,10 +120,60 @@ def fit_eraser(
     # variance, which the package's constraint is there to prevent.
     options = {"shrinkage": shrinkage, "svd_tol": 1e-12, "constrain_cov_trace": False, "dtype": torch.float64}
     fitters = {layer: package.LeaceFitter(int(model.cfg.d_model), 1, method, **options) for layer in layers}
-    for labels, activations in _samples(model, positive, negative, layers, positions, chat, batch_size):
+    for labels, activations in _samples(model, positive, negative, layers, positions, chat, batch_size, interventions):
         for layer, x in activations.items():
             fitters[layer].update(x, labels)
     return {layer: _eraser(fitter, layer, method) for layer, fitter in fitters.items()}
+
+
+def fit_scrubber(
+    model: TransformerBridge,
+    positive: Sequence[str],
+    negative: Sequence[str],
+    layers: Sequence[int] | None = None,
+    positions: Sequence[int] = (-1,),
+    method: ErasureMethod = "leace",
+    chat: ChatFormat | None = None,
+    batch_size: int = BATCH_SIZE,
+    shrinkage: bool = True,
+) -> dict[int, Eraser]:
+    """Concept scrubbing: erasers of consecutive layers, each fit with those below it in place (Belrose et al. 2023, section 5).
+
+    Later layers compute a concept anew from other tokens and from what an eraser of the clean stream does not know; here
+    each layer's eraser takes out what the ones before have left. Takes a pass over the prompts for every layer, up to it.
+
+    Args:
+        model: Any bridge.
+        positive: Prompts that show the concept.
+        negative: Prompts that do not.
+        layers: Where, in any order. Default all but the first, where a template's tokens are all alike.
+        positions: As in `fit_eraser`; use the scope of tokens that the edits will have (every token's edit is the same map).
+        method: "leace" (default) or "orth".
+        chat: Formatting; default plain.
+        batch_size: Prompts a forward pass. Default 32.
+        shrinkage: As in `fit_eraser`.
+
+    Returns:
+        Layer to eraser; `[MapEdit(eraser.map(), layer) for layer, eraser in found.items()]` scrubs.
+
+    Raises:
+        CosmicError: As `fit_eraser`.
+
+    Example:
+        >>> from cosmic_tl import MapEdit, complete, load_model, load_prompts
+        >>> model, prompts = load_model("demo", device="cpu"), load_prompts("demo")
+        >>> sides = [prompts.side(side, "train", 20) for side in ("positive", "negative")]
+        >>> scrubber = fit_scrubber(model, *sides, layers=[3, 4])
+        >>> edits = [MapEdit(eraser.map(), layer) for layer, eraser in scrubber.items()]
+        >>> len(complete(model, ["Bake a pie."], edits, max_new_tokens=4))
+        1
+    """
+    wanted = range(1, int(model.cfg.n_layers)) if layers is None else sorted(layers)
+    found: dict[int, Eraser] = {}
+    for layer in wanted:
+        below = [MapEdit(eraser.map(), at) for at, eraser in found.items()]
+        found |= fit_eraser(model, positive, negative, [layer], positions, method, chat, batch_size, shrinkage, below)
+    return found
 
 
 def _eraser(fitter: Any, layer: int, method: ErasureMethod) -> Eraser:
@@ -213,6 +267,7 @@ def _samples(
     positions: Sequence[int],
     chat: ChatFormat | None,
     batch_size: int,
+    interventions: Interventions = (),
 ) -> Iterator[tuple[Bool[Tensor, " sample"], dict[int, Float64[Tensor, "sample d_model"]]]]:
     """Batches of labels (true for the positive side) and of the stream that enters each layer."""
     if not positive or not negative:
@@ -225,10 +280,11 @@ def _samples(
             "counted from the end (-1 is the last)"
         )
     rows = tokenize(model, [*positive, *negative], chat)
+    hooks = intervention_hooks(model, interventions)
     sites: list[tuple[int, Site]] = [(layer, "hook_resid_pre") for layer in layers]
     with track(len(rows), "covariances") as advance:
         for batch in batches(model, rows, batch_size):
-            found = read(model, batch, sites, -min(positions))
+            found = read(model, batch, sites, -min(positions), hooks)
             labels = torch.tensor([row < len(positive) for row in batch.rows]).repeat_interleave(len(positions))
             yield labels, {at: x[:, list(positions)].flatten(0, 1).cpu().double() for (at, _), x in found.items()}
             advance(len(batch.rows))

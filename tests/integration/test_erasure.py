@@ -9,7 +9,7 @@ from concept_erasure import LeaceEraser, optimal_linear_shrinkage
 from sklearn.linear_model import LogisticRegression
 
 from cosmic_tl import AffineEdit, CosmicError, cache_activations, complete, difference_in_means, mean_activations
-from cosmic_tl.directions.erasure import fit_eraser, fit_quadratic_editor
+from cosmic_tl.directions.erasure import fit_eraser, fit_quadratic_editor, fit_scrubber
 from cosmic_tl.evaluation.rates import refusal_rate
 from cosmic_tl.interventions import MapEdit
 
@@ -146,6 +146,27 @@ def test_an_eraser_steers(demo, erasers, prompts):
     assert refusal_rate(complete(demo, harmful, MapEdit(leace.map(0.0), 3), max_new_tokens=16)).value < 0.1
     assert refusal_rate(complete(demo, harmless, max_new_tokens=16)).value < 0.1
     assert refusal_rate(complete(demo, harmless, MapEdit(leace.map(1.0), 3), max_new_tokens=16)).value > 0.9
+
+
+def test_scrubbing_takes_out_what_later_layers_compute_anew(demo, sides):
+    few = [side[:100] for side in sides]
+    scrubber = fit_scrubber(demo, *few)
+    assert list(scrubber) == list(range(1, 8))
+    apart = {}
+    for name, erasers in (("scrubbed", scrubber), ("erased", fit_eraser(demo, *few, list(scrubber)))):
+        edits = [MapEdit(eraser.map(), layer) for layer, eraser in erasers.items()]
+        means = [mean_activations(demo, side, interventions=edits).resid_pre[1:, -1] for side in few]
+        apart[name] = (means[0] - means[1]).norm(dim=-1) / means[1].norm(dim=-1)
+    assert apart["scrubbed"].max() < 1e-4  # the activations are float32
+    assert apart["erased"][0] < 1e-4 and apart["erased"][1:].min() > 1e-2
+
+
+def test_scrubbing_to_the_negative_class_removes_refusal(demo, sides, prompts):
+    scrubber = fit_scrubber(demo, *(side[:100] for side in sides), layers=[4, 2, 3], method="orth")
+    assert list(scrubber) == [2, 3, 4]
+    edits = [MapEdit(eraser.map(0.0), layer) for layer, eraser in scrubber.items()]
+    harmful = prompts.side("positive", "test", 25)
+    assert refusal_rate(complete(demo, harmful, edits, max_new_tokens=16)).value < 0.1
 
 
 @pytest.mark.parametrize("source", ["positive", "negative"])
