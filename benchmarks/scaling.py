@@ -35,8 +35,8 @@ def measure() -> dict[str, float]:
     def run(pair: Pair, n_prompts: int, some: list[AffineEdit]) -> None:
         n_layers = int(pair.bridge.cfg.n_layers)
         rows = tokenize(pair.bridge, prompts(pair.bridge, 64).side("positive", "val", n_prompts), CHAT)
-        keep = lambda outcome: outcome.resid_post[n_layers - 2][:, -1]  # noqa: E731
-        list(intervened(pair.bridge, rows, some, Reading((n_layers - 2,)), keep))
+        keep = lambda outcome: outcome.resid_post[n_layers - 1][:, -1]  # noqa: E731
+        list(intervened(pair.bridge, rows, some, Reading((n_layers - 1,)), keep))
 
     pair = Pair("small")
     depths = {}
@@ -49,7 +49,7 @@ def measure() -> dict[str, float]:
         "candidates": exponent([5, 10, 20], lambda n: run(pair, 16, edits(n, 6))),
         "layers, as many candidates": exponent([6, 12, 24], lambda n: run(depths[n], 16, edits(5, n // 2))),
         "layers, candidates at each": exponent(
-            [6, 12, 24], lambda n: run(depths[n], 8, [edit for at in range(n - 1) for edit in edits(2, at)]), rounds=2
+            [6, 12, 24], lambda n: run(depths[n], 8, [edit for at in range(n) for edit in edits(2, at)]), rounds=2
         ),
     }
 
