@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from cosmic_tl.evaluation.rates import Rate, refusal_rate
     from cosmic_tl.evaluation.sweeps import Sweep, sweep
     from cosmic_tl.figures.effects import plot_refusal_rates
-    from cosmic_tl.figures.export import restyle, save_figure
+    from cosmic_tl.figures.export import restyle, save_figure, save_figures
     from cosmic_tl.figures.projections import plot_pca, plot_projection
     from cosmic_tl.figures.selection import (
         plot_direction_cosines,
@@ -124,7 +124,7 @@ _HOMES = {
     "evaluation.comparison": "Comparison compare_selections",
     "evaluation.sweeps": "Sweep sweep",
     "figures.effects": "plot_refusal_rates",
-    "figures.export": "restyle save_figure",
+    "figures.export": "restyle save_figure save_figures",
     "figures.projections": "plot_pca plot_projection",
     "figures.selection": "plot_direction_cosines plot_layer_similarity plot_score_comparison plot_scores plot_similarity",
     "figures.suffixes": "plot_head_attention plot_head_contributions plot_suffix_cosines",
@@ -249,6 +249,7 @@ __all__ = [
     "run",
     "save_checkpoint",
     "save_figure",
+    "save_figures",
     "select_by_refusal_tokens",
     "select_cosmic",
     "standard_conditions",

@@ -1,7 +1,10 @@
 """Figures for papers: laid out again for a column or a page, and written to files."""
 
+import asyncio
 import os
 import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from html import escape, unescape
 from pathlib import Path
@@ -98,26 +101,63 @@ def save_figure(
         ...     "<title>A title</title>" in save_figure(figure, f"{folder}/a.html").read_text()
         True
     """
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in (*STATIC, ".html"):
-        raise CosmicError(f"path: found {path.name!r}; let it end in {', '.join(STATIC)} or .html")
-    if not path.parent.is_dir():
-        raise CosmicError(f"path: no folder {str(path.parent)!r}; make it first")
+    return save_figures({path: figure}, width, theme, title, scale)[0]
+
+
+def save_figures(
+    figures: Mapping[str, go.Figure] | Mapping[Path, go.Figure] | Mapping[str | Path, go.Figure],
+    width: Width | None = None,
+    theme: Theme = "light",
+    title: bool = True,
+    scale: int | float | None = None,
+) -> list[Path]:
+    """Write figures to files, each as `save_figure` does; starting a browser takes seconds, and all are drawn by one.
+
+    Args:
+        figures: By the path to write to.
+        width: For all of them, as the other options.
+        theme: "light" (default) or "dark".
+        title: Keep the title.
+        scale: Pixels of a PNG for each pixel of the layout.
+
+    Returns:
+        The paths.
+
+    Raises:
+        CosmicError: As `save_figure`, before anything is written.
+
+    Example:
+        >>> import tempfile
+        >>> from cosmic_tl.figures.style import finish
+        >>> figure = finish(go.Figure(go.Scatter(y=[1, 2])), "A title")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     [path.name for path in save_figures({f"{folder}/a.html": figure, f"{folder}/b.html": figure})]
+        ['a.html', 'b.html']
+    """
     if scale is not None and not scale > 0:
         raise CosmicError(f"scale: must be positive, found {scale}")
-    drawn = restyle(figure, width, theme, title)
-    if suffix == ".html":
-        content = _page(drawn, figure.layout.title.text or "Figure")
-    else:
-        content = _static(drawn, suffix[1:], scale or (2.0 if width is None else PRINT))
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
+    pages: dict[Path, bytes] = {}
+    drawn: dict[Path, go.Figure] = {}
+    for path, figure in ((Path(name), figure) for name, figure in figures.items()):
+        if path.suffix.lower() not in (*STATIC, ".html"):
+            raise CosmicError(f"path: found {path.name!r}; let it end in {', '.join(STATIC)} or .html")
+        if not path.parent.is_dir():
+            raise CosmicError(f"path: no folder {str(path.parent)!r}; make it first")
+        styled = restyle(figure, width, theme, title)
+        if path.suffix.lower() == ".html":
+            pages[path] = _page(styled, figure.layout.title.text or "Figure")
+        else:
+            drawn[path] = styled
+    if drawn:
+        pages |= _static(drawn, scale or (2.0 if width is None else PRINT))
+    for path, content in pages.items():
+        part = path.with_name(path.name + ".part")
+        try:
+            part.write_bytes(content)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    return [Path(name) for name in figures]
 
 
 def _page(figure: go.Figure, title: str) -> bytes:
@@ -131,29 +171,37 @@ def _page(figure: go.Figure, title: str) -> bytes:
     ).encode()
 
 
-def _static(figure: go.Figure, kind: str, scale: int | float) -> bytes:
+def _static(figures: Mapping[Path, go.Figure], scale: int | float) -> dict[Path, bytes]:
     try:
-        from kaleido import PageGenerator, calc_fig_sync
+        from kaleido import Kaleido, PageGenerator
         from kaleido.errors import BrowserClosedError, BrowserFailedError, ChromeNotFoundError
     except ImportError as error:
-        message = f"path: a .{kind} file takes kaleido; pip install 'cosmic_tl[figures]', or write .html"
+        message = f"path: {next(iter(figures)).name!r} takes kaleido; pip install 'cosmic_tl[figures]', or write .html"
         raise CosmicError(message) from error
 
     page = PageGenerator(mathjax=False)  # which would be fetched from the network
     page.header += "<style>@page { margin: 0 } img { display: block }</style>"  # the page is the figure, no more
-    figure = _vector_cells(figure)
-    for number, trace in enumerate(figure.data):
-        trace.uid = str(number)  # else it is random, and in an SVG's ids
-    options = {"format": kind, "width": figure.layout.width, "height": figure.layout.height}
-    options["scale"] = scale if kind == "png" else 1.0  # of vector graphics it would change the size
+
+    async def draw() -> dict[Path, bytes]:
+        found = {}
+        async with Kaleido(n=1, page_generator=page) as browser:
+            for path, figure in figures.items():
+                kind, figure = path.suffix.lower()[1:], _vector_cells(figure)
+                for number, trace in enumerate(figure.data):
+                    trace.uid = str(number)  # else it is random, and in an SVG's ids
+                options = {"format": kind, "width": figure.layout.width, "height": figure.layout.height}
+                options["scale"] = scale if kind == "png" else 1.0  # of vector graphics it would change the size
+                found[path] = _same_each_time(await browser.calc_fig(figure.to_dict(), options), kind)
+        return found
+
     try:
-        drawn: bytes = calc_fig_sync(figure.to_dict(), options, kopts={"page_generator": page})
+        with ThreadPoolExecutor(1) as thread:  # Jupyter's own loop is running in this one
+            return thread.submit(asyncio.run, draw()).result()
     except (BrowserClosedError, BrowserFailedError, ChromeNotFoundError) as error:
         raise CosmicError(
-            f"path: a .{kind} file takes a Chrome or Chromium, and none that starts was found; install one, set BROWSER_PATH "
-            "to it, or write .html"
+            f"path: {next(iter(figures)).name!r} takes a Chrome or Chromium, and none that starts was found; install one, "
+            "set BROWSER_PATH to it, or write .html"
         ) from error
-    return _same_each_time(drawn, kind)
 
 
 def _vector_cells(figure: go.Figure) -> go.Figure:

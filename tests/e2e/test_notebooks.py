@@ -50,7 +50,7 @@ def committed(request):
 @pytest.fixture(scope="module")
 def executed(committed, request, tmp_path_factory):
     path, notebook = committed
-    if any("save_figure(" in cell.source for cell in code_cells(notebook)):
+    if any("save_figure" in cell.source for cell in code_cells(notebook)):
         request.getfixturevalue("chromium")  # pictures are written by a browser
     return run_notebooks["execute"](path, tmp_path_factory.mktemp(path.stem))
 

@@ -6,10 +6,11 @@ import sys
 import zlib
 from html import unescape
 
+import plotly.graph_objects as go
 import pytest
 import torch
 
-from cosmic_tl import CosmicError, Positions, plot_similarity, restyle, save_figure
+from cosmic_tl import CosmicError, Positions, plot_similarity, restyle, save_figure, save_figures
 from cosmic_tl.similarity import LayerSimilarity
 
 POINTS = {"column": 3.3 * 72, "page": 7 * 72}
@@ -31,10 +32,12 @@ def folder(figure, chromium, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("BROWSER_PATH", chromium)
         save_figure(figure, folder / "column.pdf", "column", title=False)
-        save_figure(figure, folder / "column-again.pdf", "column", title=False)
         save_figure(figure, folder / "page.pdf", "page", title=False)
         save_figure(figure, folder / "dark.svg", "page", theme="dark")
-        save_figure(figure, folder / "dark-again.svg", "page", theme="dark")
+        other = go.Figure(go.Scatter(y=[1, 2]))
+        again = {"dark-again.svg": figure, "other.svg": other, "dark-once-more.svg": figure}
+        save_figures({folder / name: one for name, one in again.items()}, "page", theme="dark")
+        save_figures({folder / "other.pdf": other, folder / "column-again.pdf": figure}, "column", title=False)
         save_figure(figure, folder / "column.PNG", "column")
         save_figure(figure, folder / "page.png", "page", scale=1)
     return folder
@@ -75,7 +78,10 @@ def test_heatmaps_are_vector_graphics(folder):
     assert {"rgb(23, 28, 66)", "rgb(60, 9, 17)"} <= cells  # −1 and 1
 
 
-@pytest.mark.parametrize(("one", "other"), [("column.pdf", "column-again.pdf"), ("dark.svg", "dark-again.svg")])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("column.pdf", "column-again.pdf"), ("dark.svg", "dark-again.svg"), ("dark.svg", "dark-once-more.svg")],
+)
 def test_the_same_bytes_twice(folder, one, other):
     first, second = ((folder / name).read_bytes() for name in (one, other))
     assert first == second and len(first) > 5000
@@ -98,7 +104,7 @@ def test_png_has_the_asked_for_pixels(figure, folder, name, pixels):
 
 
 def test_nothing_else_is_left_in_the_folder(folder):
-    assert not list(folder.glob("*.part")) and len(list(folder.iterdir())) == 7
+    assert not list(folder.glob("*.part")) and len(list(folder.iterdir())) == 10
 
 
 def test_html_is_one_page_that_asks_nothing_of_the_network(figure, tmp_path):
@@ -108,6 +114,12 @@ def test_html_is_one_page_that_asks_nothing_of_the_network(figure, tmp_path):
     assert "background: #14171c" in page and 3e6 < len(page) < 6e6
     again = save_figure(figure, tmp_path / "b.html", theme="dark").read_text()
     assert again == page
+
+
+def test_several_are_written_or_none(figure, tmp_path):
+    with pytest.raises(CosmicError, match=r"found 'b.gif'"):
+        save_figures({tmp_path / "a.html": figure, tmp_path / "b.gif": figure})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_is_replaced_whole_or_left_alone(figure, tmp_path, monkeypatch):
@@ -129,7 +141,7 @@ def test_a_file_is_replaced_whole_or_left_alone(figure, tmp_path, monkeypatch):
 def test_a_missing_browser_is_said_in_one_line(figure, tmp_path, monkeypatch):
     pytest.importorskip("kaleido")
     monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "no-browser"))
-    with pytest.raises(CosmicError, match=r"path: a \.pdf file takes a Chrome or Chromium.*BROWSER_PATH") as error:
+    with pytest.raises(CosmicError, match=r"path: 'a\.pdf' takes a Chrome or Chromium.*BROWSER_PATH") as error:
         save_figure(figure, tmp_path / "a.pdf")
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 
@@ -147,7 +159,7 @@ def test_a_browser_that_does_not_start_is_said_in_one_line(figure, tmp_path, mon
 
 def test_missing_kaleido_is_said_in_one_line(figure, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "kaleido", None)
-    with pytest.raises(CosmicError, match=r"path: a \.svg file takes kaleido; pip install 'cosmic_tl\[figures\]'"):
+    with pytest.raises(CosmicError, match=r"path: 'a\.svg' takes kaleido; pip install 'cosmic_tl\[figures\]'"):
         save_figure(figure, tmp_path / "a.svg")
 
 
