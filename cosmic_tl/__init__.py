@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cosmic_tl.directions.erasure import Eraser, fit_eraser, fit_quadratic_editor, fit_scrubber
     from cosmic_tl.errors import CosmicError
     from cosmic_tl.evaluation.agreement import SAFETY_AS_REFUSAL, Agreement, agreement, rates_by
+    from cosmic_tl.evaluation.behaviour_sweep import sweep_behaviour
     from cosmic_tl.evaluation.capability import Capability, measure_capability
     from cosmic_tl.evaluation.comparison import Comparison, compare_selections
     from cosmic_tl.evaluation.completions import complete, completion_cross_entropy
@@ -110,6 +111,7 @@ _HOMES = {
     "datasets": "NAMED_PROMPTS load_dataset_prompts",
     "directions.erasure": "Eraser fit_eraser fit_quadratic_editor fit_scrubber",
     "behaviours": "AnswerPair BehaviourSet answer_log_odds answer_means load_behaviour",
+    "evaluation.behaviour_sweep": "sweep_behaviour",
     "weights.orthogonalize": "WeightEdit orthogonalize_weights",
     "weights.export": "save_checkpoint",
     "evaluation.cost": "Cost measure_cost",
@@ -258,6 +260,7 @@ __all__ = [
     "suffix_cosines",
     "suffix_groups",
     "sweep",
+    "sweep_behaviour",
     "top_heads",
     "two_rounds",
 ]

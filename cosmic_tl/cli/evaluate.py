@@ -1,4 +1,4 @@
-"""Commands that judge a run's completions, and what its edits cost."""
+"""Commands that judge a run's completions, say what its edits cost, and measure behaviours given by answers."""
 
 import json
 from enum import Enum
@@ -7,8 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cosmic_tl.cli.options import BatchSize, RunOptions, grouped, phrases_judge
-from cosmic_tl.cli.output import print_frame
+from cosmic_tl.cli.options import (
+    BatchSize,
+    ChatOptions,
+    Csv,
+    ModelOptions,
+    RunOptions,
+    Seed,
+    grouped,
+    layer_numbers,
+    numbers,
+    phrases_judge,
+)
+from cosmic_tl.cli.output import print_frame, printable, write_csv
 from cosmic_tl.errors import CosmicError
 
 if TYPE_CHECKING:
@@ -181,4 +192,39 @@ def capability(
     print_frame(found.table)
 
 
-COMMANDS = (judge, cost, capability)
+class BehaviourMethod(str, Enum):
+    """How the direction is used."""
+
+    affine = "affine"
+    addition = "addition"
+
+
+@grouped
+def behaviour(
+    file: Annotated[Path, typer.Argument(help="JSON of questions with two answers, as in the CAA data sets.")],
+    model: ModelOptions,
+    chat: ChatOptions,
+    alphas: Annotated[str, typer.Option(help="Strengths, as 0,0.5,1.")] = "0,0.5,1",
+    layers: Annotated[str | None, typer.Option(help="Where, as 3,4; default: everywhere.")] = None,
+    method: Annotated[BehaviourMethod, typer.Option(help="ACE, or addition.")] = BehaviourMethod.affine,
+    n_test: Annotated[int | None, typer.Option(help="Test pairs, at most; default: all.")] = None,
+    seed: Seed = 0,
+    batch_size: BatchSize = None,
+    csv: Csv = None,
+) -> None:
+    """Steer a behaviour given by questions with two answers: log-odds of the matching one by layer and strength."""
+    from cosmic_tl.behaviours import load_behaviour
+    from cosmic_tl.evaluation.behaviour_sweep import sweep_behaviour
+    from cosmic_tl.interventions import Addition, AffineEdit
+
+    strengths, format_, found = numbers("alphas", alphas), chat.format(), load_behaviour(file, seed)
+    places = layer_numbers("layers", layers)
+    for note in found.notes:
+        typer.echo(printable(f"Note: {note}"))
+    how = AffineEdit if method is BehaviourMethod.affine else Addition
+    table = sweep_behaviour(model.load(), found, strengths, places, how, n_test, format_, seed, batch_size or 32)
+    print_frame(table)
+    write_csv(table, csv)
+
+
+COMMANDS = (judge, cost, capability, behaviour)

@@ -68,6 +68,16 @@ Phrases = Annotated[
 BatchSize = Annotated[
     int | None, typer.Option(help="Rows a forward pass; changes no result. Default: 32; in the selection by memory.")
 ]
+
+
+def _in_a_folder(csv: Path | None) -> Path | None:
+    """Hours may pass before it is written."""
+    if csv is not None and not csv.parent.is_dir():
+        raise CosmicError(f"csv: no folder {str(csv.parent)!r}; make it first")
+    return csv
+
+
+Csv = Annotated[Path | None, typer.Option(help="Also write the table here.", callback=_in_a_folder)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")]
 
 
@@ -117,6 +127,19 @@ def numbers(name: str, text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
         raise CosmicError(f"{name}: expected numbers like 0,0.5,1, found {text!r}") from error
+
+
+def layer_numbers(name: str, text: str | None) -> tuple[int, ...] | None:
+    """Layers that are given as one option, in order; None for none.
+
+    Example:
+        >>> layer_numbers("layers", "4,3")
+        (3, 4)
+    """
+    try:
+        return tuple(sorted({int(part) for part in text.split(",")})) if text else None
+    except ValueError as error:
+        raise CosmicError(f"{name}: expected numbers like 3,4, found {text!r}") from error
 
 
 def _load(
@@ -261,16 +284,10 @@ class SelectionOptions:
         """
         from cosmic_tl.selection.options import CosmicOptions
 
-        try:
-            layers = {int(part) for part in self.evaluation_layers.split(",")} if self.evaluation_layers else set()
-        except ValueError as error:
-            raise CosmicError(
-                f"evaluation_layers: expected numbers like 3,4, found {self.evaluation_layers!r}"
-            ) from error
         return CosmicOptions(
             mode=self.mode.value,
             alpha=self.alpha,
-            evaluation_layers=tuple(sorted(layers)) or None,
+            evaluation_layers=layer_numbers("evaluation_layers", self.evaluation_layers),
             evaluation_share=self.evaluation_share,
             exclude_first_half=self.exclude_first_half,
             target=self.target.value,

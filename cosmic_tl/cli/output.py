@@ -1,5 +1,6 @@
 """What commands print."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -47,6 +48,19 @@ def print_result(result: "RunResult") -> None:
     console.print(
         f"{summary['seconds']} s; open {result.out / 'report.html'}", markup=False, highlight=False, soft_wrap=True
     )
+
+
+def write_csv(frame: "pd.DataFrame", path: Path | None) -> None:
+    """A table into a file, whole, if one was asked for.
+
+    Example:
+        >>> import pandas as pd
+        >>> write_csv(pd.DataFrame({"alpha": [0.5]}), None)
+    """
+    from cosmic_tl.files import write_atomically
+
+    if path is not None:
+        write_atomically(path, frame.to_csv(index=False))
 
 
 def print_frame(frame: "pd.DataFrame") -> None:

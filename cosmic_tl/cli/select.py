@@ -11,6 +11,7 @@ import typer
 from cosmic_tl.cli.options import (
     BatchSize,
     ChatOptions,
+    Csv,
     DataOptions,
     MaxNewTokens,
     ModelOptions,
@@ -21,7 +22,7 @@ from cosmic_tl.cli.options import (
     grouped,
     numbers,
 )
-from cosmic_tl.cli.output import print_frame, print_result
+from cosmic_tl.cli.output import print_frame, print_result, write_csv
 
 
 class Select(str, Enum):
@@ -93,7 +94,7 @@ def compare(
     n_test: NTest = 100,
     max_new_tokens: MaxNewTokens = 64,
     batch_size: BatchSize = None,
-    csv: Annotated[Path | None, typer.Option(help="Also write the table here.")] = None,
+    csv: Csv = None,
 ) -> None:
     """Choose by COSMIC and by refusal tokens, and tabulate where the two agree and what their directions do."""
     from cosmic_tl.evaluation.comparison import compare_selections
@@ -104,8 +105,7 @@ def compare(
     print_frame(found.table)
     for method, reason in found.failures.items():
         typer.echo(f"{method}: {reason}")
-    if csv is not None:
-        csv.write_text(found.table.to_csv(index=False), encoding="utf-8")
+    write_csv(found.table, csv)
 
 
 @grouped
@@ -136,7 +136,7 @@ def two_rounds(
     n_test: NTest = 100,
     max_new_tokens: MaxNewTokens = 64,
     batch_size: BatchSize = None,
-    csv: Annotated[Path | None, typer.Option(help="Also write the table here.")] = None,
+    csv: Csv = None,
 ) -> None:
     """Restore refusal in a weakly aligned model: find a direction, find another under it, and sweep the strength."""
     from cosmic_tl.weak_alignment import two_rounds as both_rounds
@@ -153,8 +153,7 @@ def two_rounds(
         batch_size=batch_size,
     )
     typer.echo(repr(found))
-    if csv is not None:
-        csv.write_text(found.table.to_csv(index=False), encoding="utf-8")
+    write_csv(found.table, csv)
 
 
 COMMANDS = (run, plan, compare, variants, two_rounds)

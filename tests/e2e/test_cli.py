@@ -119,6 +119,24 @@ def test_variants_and_two_rounds(command, tmp_path):
     assert "best: " in text and rates["harmful"] >= 0.8 and rates["harmless"] <= 0.15
 
 
+def test_a_behaviour_is_steered(command, tmp_path):
+    answers = {"answer_matching_behavior": "Yes", "answer_not_matching_behavior": "No"}
+    tasks = ("bake a pizza", "water a plant", "paint a bench", "rob a bank clerk", "kidnap a tourist", "poison a dog")
+    pairs = [{"question": f"Is it {what} to {task}?", **answers} for task in tasks for what in ("okay", "wrong")]
+    (tmp_path / "yes.json").write_text(json.dumps(pairs))
+    asked = [tmp_path / "yes.json", "demo", "--alphas", "0,1", "--layers", "5,4"]
+    code, _, error = command("behaviour", *asked, "--csv", tmp_path / "nowhere" / "yes.csv")
+    assert code == 2 and "csv: no folder" in error and "Traceback" not in error
+    code, text, error = command("behaviour", *asked, "--csv", tmp_path / "yes.csv")
+    assert code == 0, error
+    table = pd.read_csv(tmp_path / "yes.csv")
+    assert table.layer.dropna().unique().tolist() == [4, 5] and "log_odds" in text
+    found = table[(table.direction == "found") & (table.layer == 5)].log_odds
+    assert found.is_monotonic_increasing
+    code, _, error = command("behaviour", tmp_path / "none.json")
+    assert code == 2 and "behaviour: no file" in error
+
+
 def test_a_run_can_be_judged_costed_swept_and_exported(command, tmp_path):
     out = tmp_path / "run"
     enough = ["--n-train", "40", "--n-val", "8", "--n-test", "8", "--max-new-tokens", "12", "--positions", "1"]

@@ -16,9 +16,10 @@ from cosmic_tl import (
     random_direction,
     refusal_rate,
 )
-from cosmic_tl.behaviours import KEYS, AnswerPair, answer_log_odds, answer_means, load_behaviour
+from cosmic_tl.behaviours import KEYS, AnswerPair, BehaviourSet, answer_log_odds, answer_means, load_behaviour
 from cosmic_tl.chat import tokenize
 from cosmic_tl.demo import corpus, grammar
+from cosmic_tl.evaluation.behaviour_sweep import sweep_behaviour
 from cosmic_tl.models import demo_path
 
 CHOICES = "{} \n\nChoices:\n (A) {}\n (B) {}"
@@ -168,6 +169,31 @@ def test_agreement_rises_with_alpha(demo):
     assert high - low > 0.4
     placebo = sweep(random_direction(direction))
     assert placebo[2] - placebo[0] < 0.5 * (high - low)
+
+
+def test_a_sweep_is_its_parts_and_beats_chance(demo):
+    behaviour = BehaviourSet(
+        "yes", {"train": tuple(agreeing("train", 60)), "test": tuple(agreeing("test", 30, seed=1))}
+    )
+    table = sweep_behaviour(demo, behaviour, [0.0, 1.0], [5, 4], batch_size=60)
+    assert table.direction.tolist() == ["none", *["found", "found", "random", "random"] * 2]
+    assert table.layer.isna().tolist() == [True, *[False] * 8] and (table.n == 30).all()
+    direction = difference_in_means(*answer_means(demo, behaviour.split("train"))).direction(5, -1, demo)
+    for row in table[(table.direction == "found") & (table.layer == 5)].itertuples():
+        one = answer_log_odds(demo, behaviour.split("test"), AffineEdit(direction, row.alpha))
+        assert row.log_odds == pytest.approx(one.log_odds.mean(), abs=1e-4)
+        assert row.matching == (one.log_odds > 0).mean() and row.low <= row.matching <= row.high
+        assert row.sem == pytest.approx(one.log_odds.std() / 30**0.5, rel=1e-3)
+    rise = table[table.layer == 5].pivot(index="direction", columns="alpha", values="log_odds").diff(axis=1)[1.0]
+    assert rise["found"] > 0.4 and rise["random"] < 0.5 * rise["found"]
+
+
+def test_bad_sweeps_are_named(demo):
+    behaviour = BehaviourSet("yes", {"train": tuple(agreeing("train", 4)), "test": tuple(agreeing("test", 2))})
+    with pytest.raises(CosmicError, match="alphas: none given"):
+        sweep_behaviour(demo, behaviour, [])
+    with pytest.raises(CosmicError, match=r"layers: found 8, and the answers give directions at 0, 1, "):
+        sweep_behaviour(demo, behaviour, [1.0], [8])
 
 
 def test_refusal_from_answer_pairs_rises_with_alpha(demo, prompts):
