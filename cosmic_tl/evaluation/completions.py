@@ -97,7 +97,7 @@ def completion_cross_entropy(
 ) -> list[float]:
     """How surprised the model is by each completion, in nats a token; by default the unsteered model.
 
-    A garbled completion costs several times what the model's own answers do. NaN for an empty one.
+    Answers that the model would not give by itself cost more than its own, and garbled ones most. NaN for an empty one.
 
     Args:
         model: Any bridge with a tokenizer.

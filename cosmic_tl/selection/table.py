@@ -142,16 +142,12 @@ class Selection:
         return self.table.sort_values("score", ascending=False).head(n).reset_index(drop=True)
 
     def __repr__(self) -> str:
-        counted = {
-            name: int((~self.table.not_needed.str.contains(name)).sum())
-            for name in ("kl", "induce")
-            if name in self.table
-        }
+        counted = {name: int(self.table[name].notna().sum()) for name in ("kl", "induce") if name in self.table}
         lines = [
             f"Selection({self.method}, {self.mode}): layer {self.direction.layer}, position {self.direction.position}",
             f"  {self.basis}",
             f"  {int((~self.table.kept).sum())} of {len(self.table)} candidates dropped; "
-            + ", ".join(f"{name} needed for {n}" for name, n in counted.items())
+            + ", ".join(f"{name} computed for {n}" for name, n in counted.items())
             + ("; evaluation layers " + ", ".join(map(str, self.evaluation_layers)) if self.evaluation_layers else ""),
         ]
         lines += [
