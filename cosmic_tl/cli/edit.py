@@ -95,7 +95,9 @@ def sweep(
     from hashlib import sha256
 
     from cosmic_tl.chat import BATCH_SIZE
+    from cosmic_tl.evaluation.effects import REFUSAL, terms_of
     from cosmic_tl.evaluation.sweeps import sweep as sweep_all
+    from cosmic_tl.figures.export import save_figure
     from cosmic_tl.figures.sweeps import plot_sweep
     from cosmic_tl.files import append_lines, read_lines, write_atomically
     from cosmic_tl.selection.refusal_tokens import find_refusal_tokens
@@ -132,7 +134,10 @@ def sweep(
     )
     table = found.table()
     write_atomically(run.directory / "sweep.csv", table.to_csv(index=False))
-    write_atomically(run.directory / "sweep.html", plot_sweep(found).to_html(include_plotlyjs=True))
+    terms = terms_of(judge.phrases)
+    sides = (f"{terms.sides['harmful']} prompts", f"{terms.sides['harmless']} prompts")
+    figure = plot_sweep(found, "refusal" if terms is REFUSAL else "concept", sides)
+    save_figure(figure, run.directory / "sweep.html")
     print_frame(table[["method", "alpha", "kind", "refusal_rate", "low", "high", "cross_entropy"]])
     typer.echo("Non-monotonic in alpha:" if len(uneven := found.non_monotonic()) else "Monotonic in alpha.")
     if len(uneven):

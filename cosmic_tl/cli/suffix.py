@@ -23,6 +23,7 @@ def suffix(
 
     Writes suffix.json, suffix-*.csv and suffix.html into the run. Ctrl-C ends the search with the best suffix so far.
     """
+    from cosmic_tl.figures.export import offline_page
     from cosmic_tl.figures.suffixes import plot_head_attention, plot_head_contributions, plot_suffix_cosines
     from cosmic_tl.files import write_atomically
     from cosmic_tl.selection.modes import removal
@@ -44,16 +45,12 @@ def suffix(
     analysis = analyse_suffix(bridge, found.text, direction, rest, harmless[:n_test], chat, seed=seed)
     for name in ("rates", "cosines", "contributions", "attention"):
         write_atomically(run.directory / f"suffix-{name}.csv", getattr(analysis, name).to_csv(index=False))
-    figures = (
+    figures = [
         plot_suffix_cosines(analysis.cosines),
         plot_head_contributions(analysis.contributions),
         plot_head_attention(analysis.attention),
-    )
-    drawn = "".join(
-        figure.to_html(full_html=False, include_plotlyjs=number == 0) for number, figure in enumerate(figures)
-    )
-    page = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Adversarial suffix</title>{drawn}</html>"
-    write_atomically(run.directory / "suffix.html", page)
+    ]
+    write_atomically(run.directory / "suffix.html", offline_page(figures, "Adversarial suffix"))
     print_frame(analysis.rates)
     typer.echo(f"Open {run.directory / 'suffix.html'}")
 

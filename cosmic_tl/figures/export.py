@@ -3,7 +3,7 @@
 import asyncio
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from html import escape, unescape
@@ -145,7 +145,7 @@ def save_figures(
             raise CosmicError(f"path: no folder {str(path.parent)!r}; make it first")
         styled = restyle(figure, width, theme, title)
         if path.suffix.lower() == ".html":
-            pages[path] = _page(styled, figure.layout.title.text or "Figure")
+            pages[path] = offline_page([styled], figure.layout.title.text or "Figure").encode()
         else:
             drawn[path] = styled
     if drawn:
@@ -160,15 +160,29 @@ def save_figures(
     return [Path(name) for name in figures]
 
 
-def _page(figure: go.Figure, title: str) -> bytes:
+def offline_page(figures: Sequence[go.Figure], title: str) -> str:
+    """Figures one below the other in a page of HTML that asks nothing of the network.
+
+    Args:
+        figures: At least one; the page takes the first one's background.
+        title: Plain text or a figure's title.
+
+    Example:
+        >>> "<title>Two of them</title>" in offline_page([go.Figure(), go.Figure()], "Two <b>of them</b>")
+        True
+    """
     config = {"displaylogo": False, "showSendToCloud": False}  # a figure's data stays in its page
-    shown = figure.to_html(full_html=False, include_plotlyjs=True, div_id="figure", config=config)
-    name = escape(unescape(re.sub(r"<[^>]*>", " ", title)))
-    style = f"body {{ margin: 0; background: {figure.layout.template.layout.paper_bgcolor}; }}"
+    shown = "".join(
+        figure.to_html(full_html=False, include_plotlyjs=number == 0, div_id=f"figure-{number}", config=config)
+        for number, figure in enumerate(figures)
+    )
+    name = " ".join(escape(unescape(re.sub(r"<[^>]*>", " ", title))).split())
+    style = f"body {{ margin: 0; background: {figures[0].layout.template.layout.paper_bgcolor}; }}"
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}</title><style>{style}</style></head>'
-        f"<body>{shown}</body></html>"
-    ).encode()
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{name}</title><style>{style}</style></head><body>{shown}</body></html>"
+    )
 
 
 def _static(figures: Mapping[Path, go.Figure], scale: int | float) -> dict[Path, bytes]:
