@@ -15,7 +15,7 @@ from jinja2.exceptions import TemplateError
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, one_of
 
 BATCH_SIZE = 32
 """Prompts a forward pass, where no one says otherwise and nothing depends on the memory at hand."""
@@ -46,6 +46,9 @@ class ChatFormat:
     """Variables for the chat template, such as `enable_thinking`."""
     use_template: bool | None = None
     """False feeds instructions as they are; None uses the tokenizer's template where it has one."""
+
+    def __post_init__(self) -> None:
+        one_of("thinking", self.thinking, ("close", "open"))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from math import isfinite
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool
@@ -26,7 +26,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl.affine import AffineMap, apply, stack
 from cosmic_tl.directions.artifact import Direction
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, one_of
 from cosmic_tl.forward import Hook, Site, check_additive, counting_tokens, hook_name
 
 Scope = Literal["all", "prompt", "completion"] | Bool[Tensor, "batch seq"]
@@ -208,8 +208,7 @@ def _check(model: TransformerBridge, intervention: Intervention) -> None:
     tokens = intervention.tokens
     if isinstance(tokens, str) and tokens not in ("all", "prompt", "completion"):
         raise CosmicError(f"tokens: unknown scope {tokens!r}; use all, prompt, completion or a mask")
-    if (part := place(intervention)[1]) not in ("stream", "block"):
-        raise CosmicError(f"part: unknown {part!r}; use stream or block")
+    one_of("part", place(intervention)[1], get_args(Part))
     if not isinstance(intervention, MapEdit):
         intervention.direction.check(model)
     elif (width := intervention.map.left.shape[1]) != (d_model := int(model.cfg.d_model)):

@@ -12,7 +12,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl.chat import ChatFormat, batches, tokenize
 from cosmic_tl.directions.artifact import Direction
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import one_of
 from cosmic_tl.forward import Site, read
 from cosmic_tl.interventions import Interventions, intervention_hooks
 
@@ -87,8 +87,7 @@ def project(
         >>> found.values.shape, found.tokens[-2:]
         (torch.Size([8, 14]), ('assistant', '\\n'))
     """
-    if measure not in get_args(Measure):
-        raise CosmicError(f"measure: unknown {measure!r}; use {' or '.join(map(repr, get_args(Measure)))}")
+    one_of("measure", measure, get_args(Measure))
     direction.check(model)
     rows = tokenize(model, [prompt], chat)
     sites: list[tuple[int, Site]] = [(layer, "hook_resid_post") for layer in range(int(model.cfg.n_layers))]

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, one_of
 
 Side = Literal["positive", "negative"]
 Split = Literal["train", "val", "test"]
@@ -41,12 +41,14 @@ class ContrastSet:
         """The first `n` instructions of one side of a split (all by default, and never more than there are).
 
         Raises:
-            CosmicError: If the split is empty, or `n` is not positive.
+            CosmicError: If there is no such side or split, the split is empty, or `n` is not positive.
 
         Example:
             >>> len(load_prompts("demo").side("positive", "val", 10))
             10
         """
+        one_of("side", side, get_args(Side))
+        one_of("split", split, SPLITS)
         if n is not None and n < 1:
             raise CosmicError(f"n_{split}: must be at least 1, found {n}")
         found = (self.positive if side == "positive" else self.negative).get(split, ())

@@ -34,7 +34,7 @@ from cosmic_tl.affine import AffineMap
 from cosmic_tl.chat import BATCH_SIZE, ChatFormat
 from cosmic_tl.directions.artifact import Direction
 from cosmic_tl.display import as_html
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, one_of
 from cosmic_tl.evaluation.effects import Condition, Effects, Kind, measure_effects
 from cosmic_tl.interventions import AffineEdit, Intervention, Interventions, MapEdit, Scope, as_sequence, steering
 from cosmic_tl.prompts import ContrastSet, Side, Split
@@ -131,8 +131,12 @@ class TwoRounds:
         Args:
             which: "none", "first", "second" or "both".
             alpha: Strength.
+
+        Raises:
+            CosmicError: If there is no such direction.
         """
         which, alpha = which or self.best[0], self.best[1] if alpha is None else alpha
+        one_of("which", which, get_args(Which))
         if which == "none":
             return ()
         selection = self.first if which == "first" else self.second
@@ -206,8 +210,7 @@ def two_rounds(
         >>> found.edits("first", 2.0)[0].layer == found.first.direction.layer
         True
     """
-    if steer not in get_args(Steer):
-        raise CosmicError(f"steer: unknown {steer!r}; use {' or '.join(get_args(Steer))}")
+    one_of("steer", steer, get_args(Steer))
     if not alphas or not all(map(isfinite, alphas)):
         raise CosmicError(f"alphas: expected at least one finite number, found {list(alphas)}")
     options = options or CosmicOptions(exclude_first_half=True)

@@ -1,6 +1,7 @@
 """Difference in means (Arditi et al. 2024, section 2.3)."""
 
 from dataclasses import dataclass
+from typing import get_args
 
 from jaxtyping import Float64
 from torch import Tensor
@@ -8,7 +9,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl.activations import MeanActivations
 from cosmic_tl.directions.artifact import Direction
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, one_of
 from cosmic_tl.interventions import Part
 from cosmic_tl.models import model_fingerprint, model_label
 
@@ -60,7 +61,7 @@ def difference_in_means(positive: MeanActivations, negative: MeanActivations, pa
             al. 2025).
 
     Raises:
-        CosmicError: If the two were taken at different layers or positions.
+        CosmicError: If the two were taken at different layers or positions, or the part is unknown.
 
     Example:
         >>> from cosmic_tl import load_model, mean_activations
@@ -74,6 +75,7 @@ def difference_in_means(positive: MeanActivations, negative: MeanActivations, pa
             f"means: positive has shape {tuple(positive.resid_pre.shape)} and negative {tuple(negative.resid_pre.shape)}; "
             "take both at the same positions"
         )
+    one_of("part", part, get_args(Part))
     if part == "block":
         added = [side.resid_post - side.resid_pre for side in (positive, negative)]
         return Candidates(added[0] - added[1], added[1], "difference-in-means of block outputs")

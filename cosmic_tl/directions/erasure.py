@@ -7,7 +7,7 @@ closed form"), taken in one streaming pass; the results are affine maps for `Map
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float64
@@ -16,7 +16,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl.affine import AffineMap
 from cosmic_tl.chat import BATCH_SIZE, ChatFormat, batches, tokenize
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, one_of
 from cosmic_tl.forward import Site, read
 from cosmic_tl.interventions import Interventions, MapEdit, intervention_hooks
 from cosmic_tl.progress import track
@@ -113,8 +113,7 @@ def fit_eraser(
         >>> torch.allclose(*erased)
         True
     """
-    if method not in ("leace", "orth"):
-        raise CosmicError(f"method: unknown {method!r}; use leace or orth")
+    one_of("method", method, get_args(ErasureMethod))
     package = _package()
     # One concept of two classes has one singular value, which no tolerance should cut, and its map never increases the
     # variance, which the package's constraint is there to prevent.
@@ -235,8 +234,7 @@ def fit_quadratic_editor(
         >>> fit_quadratic_editor(model, *sides, layers=[4])[4].left.shape
         torch.Size([128, 128])
     """
-    if source not in ("positive", "negative"):
-        raise CosmicError(f"source: unknown side {source!r}; use positive or negative")
+    one_of("source", source, get_args(Side))
     package, width = _package(), int(model.cfg.d_model)
     fitters = {layer: package.QuadraticFitter(width, 2, shrinkage=shrinkage, dtype=torch.float64) for layer in layers}
     for labels, activations in _samples(model, positive, negative, layers, positions, chat, batch_size):

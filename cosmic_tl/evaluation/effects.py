@@ -12,7 +12,7 @@ from cosmic_tl.chat import BATCH_SIZE, ChatFormat
 from cosmic_tl.demo.corpus import check_completion
 from cosmic_tl.directions.artifact import Direction, random_direction
 from cosmic_tl.display import as_html, as_text
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, one_of
 from cosmic_tl.evaluation.completions import complete, completion_cross_entropy
 from cosmic_tl.evaluation.judges import REFUSAL_PHRASES, Judge, SubstringJudge, Verdict
 from cosmic_tl.evaluation.rates import Rate, rate
@@ -82,6 +82,9 @@ class Condition:
     kind: Kind
     """"harmful" stands for the positive side of any contrast set, "harmless" for the negative one."""
     interventions: tuple[Intervention, ...]
+
+    def __post_init__(self) -> None:
+        one_of("kind", self.kind, get_args(Kind))
 
 
 def standard_conditions(

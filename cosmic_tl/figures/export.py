@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from html import escape, unescape
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, one_of
 from cosmic_tl.figures.layout import SIZES, lay_out
 from cosmic_tl.figures.style import TEMPLATES, Theme
 
@@ -50,8 +50,7 @@ def restyle(figure: go.Figure, width: Width | None = None, theme: Theme = "light
     """
     if width not in (None, "column", "page"):
         raise CosmicError(f"width: unknown {width!r}; use 'column', 'page' or None")
-    if theme not in TEMPLATES:
-        raise CosmicError(f"theme: unknown {theme!r}; use 'light' or 'dark'")
+    one_of("theme", theme, get_args(Theme))
     figure = go.Figure(figure)
     figure.update_layout(template=TEMPLATES[theme])
     if not title:

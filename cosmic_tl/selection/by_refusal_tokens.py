@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
+from typing import get_args
 
 import pandas as pd
 from jaxtyping import Float64
@@ -12,7 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from cosmic_tl.activations import MeanActivations, mean_activations
 from cosmic_tl.chat import BATCH_SIZE, ChatFormat, post_instruction_positions, tokenize
 from cosmic_tl.directions.difference_in_means import Candidates, difference_in_means
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, one_of
 from cosmic_tl.passes import Outcome, Reading
 from cosmic_tl.prompts import ContrastSet
 from cosmic_tl.selection.cosmic import layer_similarity
@@ -62,8 +63,7 @@ class RefusalTokenOptions:
     """Compute every score and KL, also those on which the choice does not depend."""
 
     def __post_init__(self) -> None:
-        if self.mode not in ("linear", "affine"):
-            raise CosmicError(f"mode: unknown {self.mode!r}; use linear or affine")
+        one_of("mode", self.mode, get_args(Mode))
         for name in ("alpha", "min_induce"):
             if not isfinite(value := getattr(self, name)):
                 raise CosmicError(f"{name}: expected a finite number, found {value}; pass a float")

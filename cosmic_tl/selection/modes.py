@@ -1,9 +1,10 @@
 """Linear and affine mode: what removal and induction of a concept are in each; ACE at all layers."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 from cosmic_tl.directions.artifact import Direction
 from cosmic_tl.directions.difference_in_means import Candidates
+from cosmic_tl.errors import one_of
 from cosmic_tl.interventions import Ablation, Addition, AffineEdit, Intervention, Part, Scope
 
 Mode = Literal["linear", "affine"]
@@ -12,22 +13,30 @@ Mode = Literal["linear", "affine"]
 def removal(direction: Direction, mode: Mode) -> Intervention:
     """The intervention that takes the concept out.
 
+    Raises:
+        CosmicError: If the mode is unknown.
+
     Example:
         >>> import torch
         >>> type(removal(Direction(torch.ones(2), torch.ones(2), 0, -1), "linear")).__name__
         'Ablation'
     """
+    one_of("mode", mode, get_args(Mode))
     return Ablation(direction) if mode == "linear" else AffineEdit(direction, alpha=0.0)
 
 
 def induction(direction: Direction, mode: Mode, alpha: float = 1.0) -> Intervention:
     """The intervention that puts the concept in.
 
+    Raises:
+        CosmicError: If the mode is unknown.
+
     Example:
         >>> import torch
         >>> type(induction(Direction(torch.ones(2), torch.ones(2), 0, -1), "affine")).__name__
         'AffineEdit'
     """
+    one_of("mode", mode, get_args(Mode))
     return Addition(direction, alpha) if mode == "linear" else AffineEdit(direction, alpha)
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Literal, get_args
 
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, one_of
 from cosmic_tl.selection.modes import Mode
 
 Cell = tuple[int, int]
@@ -50,10 +50,8 @@ class CosmicOptions:
     the finalists' scores are exact."""
 
     def __post_init__(self) -> None:
-        if self.mode not in ("linear", "affine"):
-            raise CosmicError(f"mode: unknown {self.mode!r}; use linear or affine")
-        if self.target not in get_args(Target):
-            raise CosmicError(f"target: unknown {self.target!r}; use {', '.join(get_args(Target))}")
+        one_of("mode", self.mode, get_args(Mode))
+        one_of("target", self.target, get_args(Target))
         if not isfinite(self.alpha):
             raise CosmicError(f"alpha: expected a finite number, found {self.alpha}; pass a float")
         for name in ("evaluation_share", "max_layer_share"):

@@ -265,13 +265,40 @@ def test_without_run_time_types_bad_arguments_are_still_named():
     """The test run checks types; users do not, and must get the library's own message."""
     code = """
 import torch
-from cosmic_tl import CosmicOptions, Direction
-for make in (lambda: CosmicOptions(mode="Linear"), lambda: Direction(torch.ones(2), torch.ones(3), 0, -1)):
+from cosmic_tl import AffineEdit, ChatFormat, CosmicOptions, Direction, load_prompts
+from cosmic_tl.directions.difference_in_means import difference_in_means
+from cosmic_tl.evaluation.effects import Condition
+from cosmic_tl.selection.modes import induction, removal
+from cosmic_tl.activations import MeanActivations
+direction = Direction(torch.ones(2), torch.ones(2), 0, -1)
+means = MeanActivations(torch.ones(1, 1, 2), torch.ones(1, 1, 2), 1)
+for make in (
+    lambda: CosmicOptions(mode="Linear"),
+    lambda: CosmicOptions(target="median"),
+    lambda: Direction(torch.ones(2), torch.ones(3), 0, -1),
+    lambda: load_prompts("demo").side("harmful", "train"),
+    lambda: load_prompts("demo").side("Positive", "train"),
+    lambda: load_prompts("demo").side("positive", "dev"),
+    lambda: Condition("baseline", "positive", ()),
+    lambda: removal(direction, "ace"),
+    lambda: induction(direction, "ace"),
+    lambda: difference_in_means(means, means, "mlp"),
+    lambda: ChatFormat(thinking="closed"),
+):
     try: make()
     except ValueError as error: print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
         "mode: unknown 'Linear'; use linear or affine",
+        "target: unknown 'median'; use mean, concatenated or per-prompt",
         "direction: vector has shape (2,) and reference (3,); both must be (d_model,)",
+        "side: unknown 'harmful'; use positive or negative",
+        "side: unknown 'Positive'; use positive or negative",
+        "split: unknown 'dev'; use train, val or test",
+        "kind: unknown 'positive'; use harmful or harmless",
+        "mode: unknown 'ace'; use linear or affine",
+        "mode: unknown 'ace'; use linear or affine",
+        "part: unknown 'mlp'; use stream or block",
+        "thinking: unknown 'closed'; use close or open",
     ]

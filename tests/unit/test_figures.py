@@ -291,7 +291,7 @@ def test_a_long_prompt_does_not_crowd_its_labels(direction):
 
 
 def test_bad_measures_and_directions_are_named(demo, direction):
-    with pytest.raises(CosmicError, match="measure: unknown 'dot'; use 'projection' or 'cosine'"):
+    with pytest.raises(CosmicError, match="measure: unknown 'dot'; use projection or cosine"):
         unwrap(project)(demo, PROMPT, direction, measure="dot")  # without the tests' type checks
     with pytest.raises(CosmicError, match="direction: it has width 4"):
         project(demo, PROMPT, Direction(torch.ones(4), torch.zeros(4), layer=1, position=-1))
@@ -465,7 +465,7 @@ def test_any_figure_can_be_restyled():
 def test_unknown_widths_and_themes_are_named():
     with pytest.raises(CosmicError, match="width: unknown 'poster'; use 'column', 'page' or None"):
         unwrap(restyle)(go.Figure(), "poster")
-    with pytest.raises(CosmicError, match="theme: unknown 'blue'; use 'light' or 'dark'"):
+    with pytest.raises(CosmicError, match="theme: unknown 'blue'; use light or dark"):
         unwrap(restyle)(go.Figure(), theme="blue")
 
 
