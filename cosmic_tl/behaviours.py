@@ -122,9 +122,9 @@ def load_behaviour(source: str | Path, seed: int = 0) -> BehaviourSet:
     if not path.is_file():
         raise CosmicError(f"behaviour: no file {str(source)!r}; give the path of a JSON file of answer pairs")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CosmicError(f"behaviour: {str(path)!r} is not JSON ({error}); mend the file") from error
+        raise CosmicError(f"behaviour: {str(path)!r} is not JSON ({error}); fix the file") from error
     if isinstance(data, dict):
         if unknown := set(data) - set(SPLITS):
             raise CosmicError(f"behaviour: unknown split {min(unknown)!r} in {path.name!r}; use {', '.join(SPLITS)}")

@@ -3,7 +3,9 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from cosmic_tl.errors import CosmicError
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -21,28 +23,53 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
+def text_lines(path: Path) -> list[str]:
+    r"""Lines of a UTF-8 text file that are not blank, with or without a byte-order mark.
+
+    Lines end in `\n` or `\r\n` alone: other characters at which `str.splitlines` cuts, such as U+2028, belong to the text.
+
+    Raises:
+        UnicodeDecodeError: If the file is not UTF-8.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "a.txt"
+        ...     _ = path.write_bytes("one\u2028line\r\n\nanother".encode())
+        ...     text_lines(path)
+        ['one\u2028line', 'another']
+    """
+    lines = path.read_bytes().decode("utf-8-sig").split("\n")
+    return [line.removesuffix("\r") for line in lines if line.strip()]
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSONL file that is appended to; a last line cut short by a stop is removed from the file.
+    """Rows of a JSONL file that is appended to, without a last line that was cut short by a stop; none if there is no file.
+
+    Raises:
+        CosmicError: If another line is not JSON.
 
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = Path(folder) / "a.jsonl"
         ...     _ = path.write_text('{"a": 1}\\n{"a": ')
-        ...     read_lines(path), path.read_text()
-        ([{'a': 1}], '{"a": 1}\\n')
+        ...     read_lines(path)
+        [{'a': 1}]
     """
     if not path.exists():
         return []
-    whole = path.read_bytes()
-    kept = whole[: whole.rfind(b"\n") + 1]
-    if kept != whole:
-        path.write_bytes(kept)
-    return [json.loads(line) for line in kept.decode("utf-8").splitlines()]
+    *lines, last = path.read_bytes().split(b"\n")
+    if _is_row(last):
+        lines.append(last)
+    try:
+        return [json.loads(line) for line in lines if line.strip()]
+    except ValueError as error:
+        raise CosmicError(f"file: {str(path)!r} is not JSONL ({error}); fix the line, or give another file") from error
 
 
 def append_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Add rows to a JSONL file.
+    """Add rows to a JSONL file, on lines of their own; a last line that was cut short by a stop is replaced.
 
     Example:
         >>> import tempfile
@@ -51,5 +78,29 @@ def append_lines(path: Path, rows: list[dict[str, Any]]) -> None:
         ...     read_lines(Path(folder) / "a.jsonl")
         [{'a': 1}, {'a': 2}]
     """
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(row) + "\n" for row in rows))
+    with path.open("a+b") as file:
+        if not _ends_in_newline(file):
+            file.seek(0)
+            whole = file.read()
+            start = whole.rfind(b"\n") + 1
+            if _is_row(whole[start:]):
+                file.write(b"\n")
+            else:
+                file.truncate(start)
+        file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def _ends_in_newline(file: BinaryIO) -> bool:
+    """Or is empty."""
+    if not file.seek(0, os.SEEK_END):
+        return True
+    file.seek(-1, os.SEEK_END)
+    return file.read() == b"\n"
+
+
+def _is_row(line: bytes) -> bool:
+    """Whether this is a whole row: the beginning of a JSON object is no JSON."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from cosmic_tl.errors import CosmicError, one_of
+from cosmic_tl.files import text_lines
 
 Side = Literal["positive", "negative"]
 Split = Literal["train", "val", "test"]
@@ -243,19 +244,26 @@ def _existing(source: str | Path) -> Path:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CosmicError(f"prompts: {str(path)!r} is not JSON ({error}); mend the file") from error
+        raise CosmicError(f"prompts: {str(path)!r} is not JSON ({error}); fix the file") from error
+
+
+def _text(path: Path) -> list[str]:
+    try:
+        return text_lines(path)
+    except UnicodeDecodeError as error:
+        raise CosmicError(f"prompts: {str(path)!r} is not UTF-8 text ({error}); save it as UTF-8") from error
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".csv":
-            return list(csv.DictReader(text.splitlines(keepends=True)))
-        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                return list(csv.DictReader(file))
+        rows = [json.loads(line) for line in text_lines(path)]
     except (json.JSONDecodeError, UnicodeDecodeError, csv.Error) as error:
-        raise CosmicError(f"prompts: {str(path)!r} cannot be read ({error}); mend the file") from error
+        raise CosmicError(f"prompts: {str(path)!r} cannot be read ({error}); fix the file") from error
     if not all(isinstance(row, dict) for row in rows):
         raise CosmicError(f"prompts: every line of {str(path)!r} must be a JSON object")
     return rows
@@ -291,7 +299,7 @@ def _read_side(source: str | Path, side: Side, column: str | None, hf_split: str
             return _texts(data, column, str(path)) if data and _is_table(data) else (data, {})
         if path.suffix in (".jsonl", ".csv"):
             return _texts(_rows(path), column, str(path))
-        return path.read_text(encoding="utf-8").splitlines(), {}
+        return _text(path), {}
     if path.suffix in (".txt", ".json", ".jsonl", ".csv"):
         raise CosmicError(f"prompts: no file {str(source)!r}; give the path of a prompt file")
     try:

@@ -150,22 +150,26 @@ def cost(
     batch_size: BatchSize = None,
 ) -> None:
     """What removal and induction cost: cross-entropy on texts, instructions and the model's own answers, and KL."""
-    from cosmic_tl.evaluation.cost import measure_cost
+    from cosmic_tl.files import text_lines
 
     for name, path in (("texts", texts), ("instructions", instructions)):
         if path is not None and not path.is_file():
             raise CosmicError(f"{name}: no file {str(path)!r}; check the path")
-    documents = [line for line in texts.read_text(encoding="utf-8").splitlines() if line.strip()] if texts else None
-    pairs = None
+    documents, pairs = None, None
+    if texts is not None:
+        try:
+            documents = text_lines(texts)
+        except UnicodeDecodeError as error:
+            raise CosmicError(f"texts: {str(texts)!r} is not UTF-8 text; save it as UTF-8") from error
     if instructions is not None:
         try:
-            pairs = [
-                (row["instruction"], row["response"]) for row in map(json.loads, instructions.open(encoding="utf-8"))
-            ]
+            pairs = [(row["instruction"], row["response"]) for row in map(json.loads, text_lines(instructions))]
         except (ValueError, KeyError, TypeError) as error:
             raise CosmicError(
-                f"instructions: {str(instructions)!r} is not JSONL with an instruction and a response a line"
+                f"instructions: {str(instructions)!r} is not JSONL with an instruction and a response per line"
             ) from error
+    from cosmic_tl.evaluation.cost import measure_cost
+
     _, negative = run.test_prompts(n_test)
     bridge, _, edits = _edits(run, alpha)
     print_frame(measure_cost(bridge, edits, documents, pairs, negative, run.chat(), batch_size=batch_size or 8).table())

@@ -13,7 +13,7 @@ from cosmic_tl.files import append_lines, read_lines
 class ResponseCache:
     """Question to answer, in a JSONL file that is only appended to; for several threads of one process.
 
-    A line is the hash of the question and the answer. A line cut short by a stop is dropped when the file is read.
+    A line is the hash of the question and the answer. A last line cut short by a stop does not count.
 
     Example:
         >>> cache = ResponseCache(None)
