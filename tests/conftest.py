@@ -2,14 +2,33 @@ import os
 
 # Threads that spin while they wait stall each other on a machine with two cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if not os.environ.get("COSMIC_TL_REAL_MODEL"):  # which may be a hub id
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import shutil
+from pathlib import Path
 
 import pytest
 
 from cosmic_tl import load_model, load_prompts
+
+REAL = Path(__file__).parent / "real"
+
+
+def pytest_collection_modifyitems(config, items):
+    if not os.environ.get("COSMIC_TL_REAL_MODEL"):
+        deselected = [item for item in items if item.get_closest_marker("real")]
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = [item for item in items if not item.get_closest_marker("real")]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if os.environ.get("COSMIC_TL_REAL_MODEL"):
+        return
+    asked = [Path(str(config.invocation_params.dir), arg.split("::")[0]).resolve() for arg in config.args]
+    if any(REAL.is_relative_to(path) or path.is_relative_to(REAL) for path in asked):
+        terminalreporter.write_line("Tests on a real model were deselected; run them with: make test-real MODEL=…")
 
 
 @pytest.fixture(scope="session")
