@@ -267,6 +267,7 @@ def _summary(
         "fingerprint": identity["fingerprint"],
         "prompts": identity["prompts"]["name"],
         "mode": selection.mode,
+        "alpha": selection.alpha,
         "direction": {"layer": selection.direction.layer, "position": selection.direction.position},
         "method": selection.method,
         "scores": {name: float(winner[name]) for name in _SCORES if name in selection.table}
@@ -343,7 +344,7 @@ def run(
         model,
         test_positive,
         test_negative,
-        standard_conditions(selection.direction, options.mode, options.alpha, settings.seed),
+        standard_conditions(selection, seed=settings.seed),
         chat,
         settings.max_new_tokens,
         settings.temperature,
@@ -361,12 +362,10 @@ def run(
         model,
         prompts.side("positive", "val", options.n_val),
         prompts.side("negative", "val", options.n_val),
-        selection.direction,
-        options.mode,
-        options.alpha,
-        chat,
-        options.n_positions,
-        settings.batch_size or BATCH_SIZE,
+        selection,
+        chat=chat,
+        n_positions=options.n_positions,
+        batch_size=settings.batch_size or BATCH_SIZE,
     )
     if thinking := [text for text in effects.completions.completion if strip_thinking(text) != text]:
         notes.append(f"{len(thinking)} completions hold a thinking block; they are judged by what comes after it.")

@@ -13,6 +13,7 @@ from cosmic_tl.activations import mean_activations
 from cosmic_tl.chat import BATCH_SIZE, ChatFormat, Positions, post_instruction_positions
 from cosmic_tl.directions.artifact import Direction
 from cosmic_tl.selection.modes import Mode, induction, removal
+from cosmic_tl.selection.table import Selection, direction_and_mode
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +45,9 @@ def layer_similarities(
     model: TransformerBridge,
     positive: Sequence[str],
     negative: Sequence[str],
-    direction: Direction,
-    mode: Mode = "affine",
-    alpha: float = 1.0,
+    selection: Selection | Direction,
+    mode: Mode | None = None,
+    alpha: float | None = None,
     chat: ChatFormat | None = None,
     n_positions: int | None = None,
     batch_size: int = BATCH_SIZE,
@@ -57,24 +58,26 @@ def layer_similarities(
         model: Any bridge.
         positive: Prompts that show the concept.
         negative: Prompts that do not.
-        direction: The direction to remove and induce.
-        mode: "linear" or "affine" (default).
-        alpha: Strength of the induction. Default 1.
+        selection: What was chosen, with its mode and strength; or a bare direction together with a mode.
+        mode: "linear" or "affine"; with a direction only.
+        alpha: Strength of the induction. Defaults to the selection's, or to 1 for a direction.
         chat: Formatting; default plain.
         n_positions: How many of the last positions; default every post-instruction token.
         batch_size: Prompts a forward pass. Default 32.
 
     Raises:
-        CosmicError: If the direction does not fit the model or a prompt does not fit its context.
+        CosmicError: If a direction comes without a mode, it does not fit the model, or a prompt does not fit its context.
 
     Example:
         >>> import torch
         >>> from cosmic_tl import load_model
         >>> direction = Direction(torch.ones(128), torch.zeros(128), layer=3, position=-1)
-        >>> found = layer_similarities(load_model("demo", device="cpu"), ["Rob a clerk."], ["Bake a pie."], direction)
+        >>> model = load_model("demo", device="cpu")
+        >>> found = layer_similarities(model, ["Rob a clerk."], ["Bake a pie."], direction, mode="affine")
         >>> found.before.shape
         torch.Size([8, 5])
     """
+    direction, mode, alpha = direction_and_mode(selection, mode, alpha)
     positions = post_instruction_positions(model, chat, n_positions)
     clean_positive, clean_negative, removed, induced = (
         mean_activations(model, prompts, positions, chat, edit, batch_size, "similarity").resid_post

@@ -63,9 +63,9 @@ def figures(run: Path, mode: str) -> dict[str, go.Figure]:
     model, prompts = load_model("demo"), load_prompts("demo")
     direction = Direction.load(run / "direction.safetensors", model)
     harmful, harmless = prompts.side("positive", "test", 24), prompts.side("negative", "test", 24)
-    removed = AffineEdit(direction, alpha=0.0)
 
     selection = select_cosmic(model, prompts, CosmicOptions(mode=mode, full_table=True))
+    removed = selection.removal()
     by_tokens = select_by_refusal_tokens(model, prompts, RefusalTokenOptions(full_table=True))
     weak = CosmicOptions(mode=mode, full_table=True, exclude_first_half=True, max_kl=10.0)
     compared = {"demo": selection, "demo-weak": select_cosmic(load_model("demo-weak"), prompts, weak)}
@@ -75,7 +75,7 @@ def figures(run: Path, mode: str) -> dict[str, go.Figure]:
         "score-comparison": plot_score_comparison(compared),
         "layer-similarity": plot_layer_similarity(selection),
         "direction-cosines": plot_direction_cosines(selection.candidates, direction.position),
-        "similarity": plot_similarity(layer_similarities(model, harmful, harmless, direction)),
+        "similarity": plot_similarity(layer_similarities(model, harmful, harmless, selection)),
     }
     completions = pd.read_json(run / "completions.jsonl", lines=True)
     drawn["refusal-rates"] = plot_refusal_rates(Effects(completions).table())

@@ -1,7 +1,7 @@
 """Commands that edit with a run's direction: steer, sweep, orthogonalize."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,13 +19,16 @@ from cosmic_tl.cli.options import (
 from cosmic_tl.cli.output import print_frame, printable
 from cosmic_tl.errors import CosmicError
 
+if TYPE_CHECKING:
+    from cosmic_tl.interventions import Interventions
+
 
 @grouped
 def steer(
     run: RunOptions,
     prompt: Annotated[str, typer.Argument(help="An instruction.")],
     alpha: Annotated[
-        float | None, typer.Option(help="Strength; without it both removal and induction at 1 are shown.")
+        float | None, typer.Option(help="Strength; without it both removal and the run's own induction are shown.")
     ] = None,
     max_new_tokens: MaxNewTokens = 64,
     temperature: Temperature = 0.0,
@@ -37,7 +40,7 @@ def steer(
 
     mode, chat = run.mode, run.chat()
     bridge, direction = run.load()
-    strength = 1.0 if alpha is None else alpha
+    strength = run.alpha if alpha is None else alpha
     answers: dict[str, Any] = {"without": ()}
     if alpha is None:
         answers[f"removal ({mode})"] = removal(direction, mode)
@@ -58,9 +61,25 @@ def orthogonalize(
         bool, typer.Option("--approximate", help="Allow architectures where it cannot equal ablation.")
     ] = False,
     max_shard_size: Annotated[str, typer.Option(help="Largest file of weights.")] = "5GB",
+    n_test: Annotated[
+        int, typer.Option(help="The run's positive test prompts that the edited model is measured on; 0: none.")
+    ] = 16,
+    max_new_tokens: MaxNewTokens = 64,
+    batch_size: BatchSize = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Take the direction out of the weights, and save a Hugging Face checkpoint that needs no hooks."""
+    """Take the direction out of the weights, and save a Hugging Face checkpoint that needs no hooks.
+
+    Weight orthogonalization is directional ablation. The edited model's refusals are counted beside those of the unedited
+    model and of the run's own removal.
+    """
+    import pandas as pd
+
+    from cosmic_tl.chat import BATCH_SIZE
+    from cosmic_tl.evaluation.completions import complete
+    from cosmic_tl.evaluation.effects import terms_of
+    from cosmic_tl.evaluation.rates import rate
+    from cosmic_tl.selection.modes import removal
     from cosmic_tl.weights.export import save_checkpoint
     from cosmic_tl.weights.orthogonalize import orthogonalize_weights
 
@@ -70,10 +89,33 @@ def orthogonalize(
         raise CosmicError(f"layers: expected numbers like 3,4, found {layers!r}") from error
     if out.exists() and any(out.iterdir()) and not overwrite:
         raise CosmicError(f"out: {str(out)!r} is not empty; choose another directory or pass --overwrite")
+    if n_test < 0:
+        raise CosmicError(f"n_test: must be at least 0, found {n_test}")
+    mode, chat, judge = run.mode, run.chat(), phrases_judge(run.directory)
+    prompts = run.test_prompts(n_test)[0] if n_test else []
     bridge, direction = run.load()
+
+    def measured(name: str, edits: "Interventions") -> dict[str, Any]:
+        texts = complete(bridge, prompts, edits, chat, max_new_tokens, batch_size=batch_size or BATCH_SIZE, label=name)
+        found = rate(sum(one.verdict == "refusal" for one in judge(prompts, texts)), len(texts))
+        share = terms_of(judge.phrases).rate
+        return {"condition": name, "n": found.n, share: found.value, "low": found.low, "high": found.high}
+
+    rates: list[dict[str, Any]] = []
+    if n_test:
+        rates = [measured("baseline", ()), measured(f"removal ({mode})", removal(direction, mode))]
     edit = orthogonalize_weights(bridge, direction, strength, blocks, norm_preserving, approximate)
     save_checkpoint(bridge, out, edit, max_shard_size, overwrite)
     typer.echo(f"{edit}\nSaved in {out}")
+    if mode == "affine":
+        typer.echo(
+            "Note: the run evaluated removal by ACE (affine mode); weight orthogonalization is directional ablation, another "
+            "edit of the same direction."
+        )
+    if n_test:
+        print_frame(pd.DataFrame([*rates, measured("orthogonalized", ())]))
+    else:
+        typer.echo("The edited model was not measured (--n-test 0).")
 
 
 @grouped

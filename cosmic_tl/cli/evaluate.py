@@ -121,11 +121,12 @@ def _judge(
     )
 
 
-def _edits(run: RunOptions, alpha: float) -> "tuple[TransformerBridge, Direction, dict[str, Intervention]]":
+def _edits(run: RunOptions, alpha: float | None) -> "tuple[TransformerBridge, Direction, dict[str, Intervention]]":
     from cosmic_tl.directions.artifact import random_direction
     from cosmic_tl.selection.modes import induction, removal
 
     bridge, direction = run.load()
+    alpha = run.alpha if alpha is None else alpha
     return (
         bridge,
         direction,
@@ -137,7 +138,7 @@ def _edits(run: RunOptions, alpha: float) -> "tuple[TransformerBridge, Direction
     )
 
 
-Alpha = Annotated[float, typer.Option(help="Strength of the induction.")]
+Alpha = Annotated[float | None, typer.Option(help="Strength of the induction; default: the run's.")]
 
 
 @grouped
@@ -146,7 +147,7 @@ def cost(
     texts: Annotated[Path | None, typer.Option(help="Plain text, a document a line.")] = None,
     instructions: Annotated[Path | None, typer.Option(help="JSONL with an instruction and a response a line.")] = None,
     n_test: Annotated[int, typer.Option(help="The run's negative prompts, for KL and the model's own answers.")] = 32,
-    alpha: Alpha = 1.0,
+    alpha: Alpha = None,
     batch_size: BatchSize = None,
 ) -> None:
     """What removal and induction cost: cross-entropy on texts, instructions and the model's own answers, and KL."""
@@ -183,7 +184,7 @@ def capability(
     num_fewshot: Annotated[int | None, typer.Option(help="Examples before each item.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Ask through the chat template.")] = False,
     task_folder: Annotated[Path | None, typer.Option(help="Folder with task files of your own.")] = None,
-    alpha: Alpha = 1.0,
+    alpha: Alpha = None,
     batch_size: BatchSize = None,
 ) -> None:
     """Benchmark the model through lm-eval with nothing, removal and induction in place."""

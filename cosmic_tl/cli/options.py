@@ -348,6 +348,11 @@ class RunOptions:
         """The run's mode, "linear" or "affine"."""
         return self.settings["settings"]["selection"]["mode"]
 
+    @property
+    def alpha(self) -> float:
+        """Strength of the run's induction."""
+        return float(self.settings["settings"]["selection"]["alpha"])
+
     def chat(self) -> "ChatFormat":
         """The run's formatting."""
         from cosmic_tl.chat import ChatFormat

@@ -14,7 +14,6 @@ from cosmic_tl.evaluation.effects import Condition, Effects, measure_effects
 from cosmic_tl.prompts import ContrastSet
 from cosmic_tl.selection.by_refusal_tokens import RefusalTokenOptions, select_by_refusal_tokens
 from cosmic_tl.selection.cosmic import select_cosmic
-from cosmic_tl.selection.modes import induction, removal
 from cosmic_tl.selection.options import CosmicOptions
 from cosmic_tl.selection.table import Selection
 
@@ -30,7 +29,7 @@ class Comparison:
     effects: Effects
     """Completions under nothing, and under removal and induction with each direction."""
     table: pd.DataFrame
-    """One row a method: method, layer, position, cosine (to the other's direction), and refusal rates on test prompts:
+    """One row per method: method, mode and alpha (of its edits), layer, position, cosine (to the other's direction), and refusal rates on test prompts:
     harmful, harmful_removal, harmless, harmless_induction."""
 
     def __repr__(self) -> str:
@@ -98,11 +97,8 @@ def compare_selections(
             raise first from error
     conditions = [Condition("baseline", "harmful", ()), Condition("baseline", "harmless", ())]
     for method, selection in selections.items():
-        alpha = cosmic.alpha if method == "COSMIC" else refusal_tokens.alpha
-        mode = cosmic.mode if method == "COSMIC" else refusal_tokens.mode
-        d = selection.direction
-        conditions.append(Condition(f"removal, {method}", "harmful", (removal(d, mode),)))
-        conditions.append(Condition(f"induction, {method}", "harmless", (induction(d, mode, alpha),)))
+        conditions.append(Condition(f"removal, {method}", "harmful", (selection.removal(),)))
+        conditions.append(Condition(f"induction, {method}", "harmless", (selection.induction(),)))
     effects = measure_effects(
         model,
         prompts.side("positive", "test", n_test),
@@ -117,6 +113,8 @@ def compare_selections(
     rows = [
         {
             "method": method,
+            "mode": selection.mode,
+            "alpha": selection.alpha,
             "layer": selection.direction.layer,
             "position": selection.direction.position,
             "cosine": float(units[0] @ units[1]) if len(units) == 2 else nan,

@@ -19,6 +19,7 @@ from cosmic_tl.evaluation.rates import Rate, rate
 from cosmic_tl.interventions import Intervention
 from cosmic_tl.models import is_demo
 from cosmic_tl.selection.modes import Mode, induction, removal
+from cosmic_tl.selection.table import Selection, direction_and_mode
 
 Row = dict[str, Any]
 Kind = Literal["harmful", "harmless"]
@@ -88,15 +89,25 @@ class Condition:
 
 
 def standard_conditions(
-    direction: Direction, mode: Mode = "affine", alpha: float = 1.0, seed: int = 0
+    selection: Selection | Direction, mode: Mode | None = None, alpha: float | None = None, seed: int = 0
 ) -> list[Condition]:
     """Baseline and removal on the positive side, baseline and induction on the negative side, each with its placebo.
 
+    Args:
+        selection: What was chosen, with its mode and strength; or a bare direction together with a mode.
+        mode: "linear" or "affine"; with a direction only.
+        alpha: Strength of the induction. Defaults to the selection's, or to 1 for a direction.
+        seed: Of the random direction.
+
+    Raises:
+        CosmicError: If a direction comes without a mode, or a selection with another mode than its own.
+
     Example:
         >>> import torch
-        >>> [c.name for c in standard_conditions(Direction(torch.ones(4), torch.zeros(4), 1, -1))]
+        >>> [c.name for c in standard_conditions(Direction(torch.ones(4), torch.zeros(4), 1, -1), "affine")]
         ['baseline', 'removal', 'random removal', 'baseline', 'induction', 'random induction']
     """
+    direction, mode, alpha = direction_and_mode(selection, mode, alpha)
     placebo = random_direction(direction, seed)
     return [
         Condition("baseline", "harmful", ()),

@@ -71,12 +71,13 @@ def _answer(selection: Selection, effects: Effects, summary: dict[str, Any]) -> 
     warnings = joined(Markup('<p class="warning" role="note">{}</p>').format(text) for text in selection.warnings)
     listed = joined(Markup("<li>{}</li>").format(text) for text in notes)
     body = Markup(
-        '<p class="lead">Selection by {} ({} mode) chose the direction at <strong>layer {}, position {}</strong> '
+        '<p class="lead">Selection by {} ({} mode, alpha {:g}) chose the direction at <strong>layer {}, position {}</strong> '
         "(<code>{}</code>). {}</p>{}"
         '<p class="muted">{}</p>{}{}'
     ).format(
         selection.method,
         selection.mode,
+        selection.alpha,
         d.layer,
         d.position,
         token,
@@ -179,9 +180,9 @@ def write_report(
         >>> options = CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=10.0)
         >>> selection = select_cosmic(model, prompts, options)
         >>> asked = prompts.side("positive", "test", 2), prompts.side("negative", "test", 2)
-        >>> conditions = standard_conditions(selection.direction)
+        >>> conditions = standard_conditions(selection)
         >>> effects = measure_effects(model, *asked, conditions, max_new_tokens=4)
-        >>> similarity = layer_similarities(model, *asked, selection.direction)
+        >>> similarity = layer_similarities(model, *asked, selection)
         >>> summary = dict(model="demo", prompts="demo", seconds=1.0, notes=[])
         >>> write_report(selection, effects, similarity, summary, {}).startswith("<!doctype html>")
         True

@@ -198,4 +198,5 @@ def select_by_refusal_tokens(
         "refusal tokens",
         tokens,
         {"bypass": float(scorer.clean_positive.mean()), "induce": float(scorer.clean_negative.mean())},
+        options.alpha,
     )

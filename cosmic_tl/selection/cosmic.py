@@ -276,4 +276,5 @@ def select_cosmic(
         candidates,
         options.mode,
         plan,
+        alpha=options.alpha,
     )

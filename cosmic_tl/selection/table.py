@@ -14,6 +14,8 @@ from cosmic_tl.directions.artifact import Direction
 from cosmic_tl.directions.difference_in_means import Candidates
 from cosmic_tl.display import as_html
 from cosmic_tl.errors import CosmicError
+from cosmic_tl.interventions import Intervention
+from cosmic_tl.selection.modes import Mode, induction, removal
 from cosmic_tl.selection.options import Cell
 from cosmic_tl.selection.plan import Plan
 from cosmic_tl.selection.scores import ScoreKey
@@ -66,7 +68,7 @@ class Selection:
     """Cosine between the classes on validation prompts with no intervention: the zero point of both scores."""
     positions: Positions
     candidates: Candidates
-    mode: str
+    mode: Mode
     plan: Plan | None
     """The passes that were made and spared (COSMIC)."""
     method: Literal["COSMIC", "refusal tokens"] = "COSMIC"
@@ -74,6 +76,35 @@ class Selection:
     """The refusal tokens, where they were what the choice rests on."""
     clean: Mapping[str, float] = field(default_factory=dict)
     """Mean refusal scores with no intervention, "bypass" and "induce"."""
+    alpha: float = 1.0
+    """Strength of the induction that the candidates were scored by."""
+
+    def removal(self) -> Intervention:
+        """The edit that takes the concept out, in the mode that the candidates were scored in.
+
+        Example:
+            >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, select_cosmic
+            >>> options = CosmicOptions(mode="linear", n_train=8, n_val=4, n_positions=1, max_kl=50.0)
+            >>> selection = select_cosmic(load_model("demo", device="cpu"), load_prompts("demo"), options)
+            >>> type(selection.removal()).__name__
+            'Ablation'
+        """
+        return removal(self.direction, self.mode)
+
+    def induction(self, alpha: float | None = None) -> Intervention:
+        """The edit that puts the concept in, in the mode that the candidates were scored in.
+
+        Args:
+            alpha: Strength. Defaults to the one that the candidates were scored by.
+
+        Example:
+            >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, select_cosmic
+            >>> options = CosmicOptions(alpha=0.5, n_train=8, n_val=4, n_positions=1, max_kl=10.0)
+            >>> selection = select_cosmic(load_model("demo", device="cpu"), load_prompts("demo"), options)
+            >>> selection.induction().alpha, selection.induction(2.0).alpha
+            (0.5, 2.0)
+        """
+        return induction(self.direction, self.mode, self.alpha if alpha is None else alpha)
 
     @property
     def measures(self) -> dict[str, str]:
@@ -163,6 +194,39 @@ class Selection:
         shown = top[["layer", "position", *self.measures, "kept", "reason"]]
         shown.insert(2, "token", tokens)
         return as_html(repr(self).splitlines(), shown.assign(kept=shown.kept.map({True: "✓", False: ""})))
+
+
+def direction_and_mode(
+    chosen: Selection | Direction, mode: Mode | None = None, alpha: float | None = None
+) -> tuple[Direction, Mode, float]:
+    """The direction, the mode and the strength that were chosen.
+
+    Args:
+        chosen: A selection, which knows its mode and strength, or a direction, which does not.
+        mode: "linear" or "affine"; needed with a direction.
+        alpha: Strength of the induction. Defaults to the selection's, or to 1 for a direction.
+
+    Raises:
+        CosmicError: If a direction comes without a mode, or a selection with another mode than its own.
+
+    Example:
+        >>> import torch
+        >>> direction_and_mode(Direction(torch.ones(4), torch.zeros(4), 1, -1))
+        Traceback (most recent call last):
+        cosmic_tl.errors.CosmicError: mode: a direction does not know how it was chosen; pass the Selection, or ...
+    """
+    if isinstance(chosen, Selection):
+        if mode not in (None, chosen.mode):
+            raise CosmicError(
+                f"mode: found {mode!r}, and the selection was made in {chosen.mode!r}; leave mode out, or pass "
+                "selection.direction with the mode"
+            )
+        return chosen.direction, chosen.mode, chosen.alpha if alpha is None else alpha
+    if mode is None:
+        raise CosmicError(
+            "mode: a direction does not know how it was chosen; pass the Selection, or mode='linear' or mode='affine'"
+        )
+    return chosen, mode, 1.0 if alpha is None else alpha
 
 
 def apply_filters(table: pd.DataFrame, filters: list[Filter]) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -92,7 +92,7 @@ def test_run_by_refusal_tokens(command, tmp_path):
     assert "Selection(refusal tokens, linear)" in text
     summary = json.loads((out / "summary.json").read_text())
     assert summary["method"] == "refusal tokens" and {"bypass", "induce", "kl"} == set(summary["scores"])
-    assert "Selection by refusal tokens (linear mode)" in (out / "report.html").read_text()
+    assert "Selection by refusal tokens (linear mode, alpha 1)" in (out / "report.html").read_text()
     code, _, error = command("run", "--out", out, *QUICK)
     assert code == 2 and "other settings" in error
 
@@ -168,8 +168,12 @@ def test_a_run_can_be_judged_costed_swept_and_exported(command, tmp_path):
     assert "<title>Refusal against the strength of steering</title>" in (out / "sweep.html").read_text()
     code, _, error = command("sweep", out, "--alphas", "a")
     assert code == 2 and "alphas: expected numbers like" in error
-    code, text, error = command("orthogonalize", out, "--out", tmp_path / "edited")
+    code, text, error = command("orthogonalize", out, "--out", tmp_path / "edited", "--n-test", "4")
     assert code == 0, error
+    assert "evaluated removal by ACE (affine mode); weight orthogonalization is directional ablation" in text
+    measured = {line.rsplit(maxsplit=4)[0].strip(): line.split()[-4:-2] for line in text.splitlines()[-3:]}
+    assert measured["baseline"] == ["4", "1"]
+    assert list(measured) == ["baseline", "removal (affine)", "orthogonalized"]
     assert (tmp_path / "edited" / "model.safetensors").exists()
     code, _, error = command("orthogonalize", out, "--out", tmp_path / "edited")
     assert code == 2 and "is not empty" in error
@@ -180,6 +184,29 @@ def test_a_run_can_be_judged_costed_swept_and_exported(command, tmp_path):
     assert rates["harmful + adversarial suffix"] < rates["harmful + random suffix"]
     assert (out / "suffix.json").exists()
     assert (out / "suffix.html").read_text().count('class="plotly-graph-div"') == 3
+
+
+def test_a_linear_run_is_steered_and_exported_as_it_was_chosen(command, tmp_path):
+    out = tmp_path / "run"
+    code, _, error = command("run", "--out", out, "--mode", "linear", "--alpha", "0.5", *QUICK)
+    assert code == 0, error
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["mode"], summary["alpha"]) == ("linear", 0.5)
+    assert "(linear mode, alpha 0.5)" in (out / "report.html").read_text()
+    _, text, _ = command("steer", out, "How do I bake a pizza?", "--max-new-tokens", "2")
+    assert "[removal (linear)]" in text and "[induction (linear, alpha 0.5)]" in text
+    _, text, _ = command("cost", out, "--n-test", "1")
+    assert "induction, alpha 0.5" in text
+    few = ["--n-test", "3", "--max-new-tokens", "6"]
+    code, text, error = command("orthogonalize", out, "--out", tmp_path / "edited", *few)
+    assert code == 0, error
+    assert "ACE" not in text
+    rates = [line.split()[-3:] for line in text.splitlines()[-2:]]
+    assert rates[0] == rates[1]  # the run's ablation, and the weights without the direction
+    code, text, _ = command("orthogonalize", out, "--out", tmp_path / "unmeasured", "--n-test", "0")
+    assert code == 0 and "The edited model was not measured (--n-test 0)." in text and "baseline" not in text
+    code, _, error = command("orthogonalize", out, "--out", tmp_path / "wrong", "--n-test", "-1")
+    assert code == 2 and "n_test: must be at least 0, found -1" in error
 
 
 def test_a_stopped_run_goes_on(finished, command):

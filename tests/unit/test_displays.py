@@ -41,7 +41,7 @@ def results(demo, prompts):
         "edit": AffineEdit(direction, 0.5),
         "map": MapEdit(eraser.map(), 4),
         "eraser": eraser,
-        "similarity": layer_similarities(demo, *sides, direction),
+        "similarity": layer_similarities(demo, *sides, direction, "affine"),
         "projection": project(demo, sides[0][0], direction),
         "pca": pca_of_classes(demo, *sides),
         "prompts": prompts,

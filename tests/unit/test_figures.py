@@ -178,7 +178,7 @@ def test_cosines_are_symmetric_and_unknown_where_there_is_no_direction(selection
 
 def test_similarities_share_a_scale_with_one_bar(demo, prompts, direction):
     sides = prompts.side("positive", "val", 4), prompts.side("negative", "val", 4)
-    similarity = layer_similarities(demo, *sides, direction)
+    similarity = layer_similarities(demo, *sides, direction, "affine")
     maps = heatmaps_of(plot_similarity(similarity))
     assert len({(trace.zmin, trace.zmax) for trace in maps}) == 1
     assert [trace.showscale for trace in maps] == [False, False, True]

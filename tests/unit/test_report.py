@@ -63,7 +63,7 @@ def selections(demo, prompts):
 def report(demo, prompts, selections):
     """Makes a page from a selection and effects."""
     sides = prompts.side("positive", "val", 4), prompts.side("negative", "val", 4)
-    similarities = {name: layer_similarities(demo, *sides, one.direction, one.mode) for name, one in selections.items()}
+    similarities = {name: layer_similarities(demo, *sides, one) for name, one in selections.items()}
 
     def make(effects, method="COSMIC", summary=SUMMARY, settings=None, command=""):
         return Page(write_report(selections[method], effects, similarities[method], summary, settings or {}, command))
