@@ -29,8 +29,8 @@ class Comparison:
     effects: Effects
     """Completions under nothing, and under removal and induction with each direction."""
     table: pd.DataFrame
-    """One row per method: method, mode and alpha (of its edits), layer, position, cosine (to the other's direction), and refusal rates on test prompts:
-    harmful, harmful_removal, harmless, harmless_induction."""
+    """One row per method: method, mode and alpha (of its edits), layer, position, cosine (to the other's direction), and
+    refusal rates on test prompts: harmful, harmful_removal, harmless, harmless_induction."""
 
     def __repr__(self) -> str:
         return as_text(self._lines(), self.table)
