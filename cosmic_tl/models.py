@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -32,6 +33,8 @@ _NOT_IDENTITY = frozenset(
     ]
 )
 """Config entries that say how a model was loaded, not which model it is."""
+_offloaded: WeakKeyDictionary[torch.nn.Module, dict[str, Tensor]] = WeakKeyDictionary()
+"""Values of weights that are in memory or on disk until a pass needs them, which nobody edits there."""
 
 
 def demo_path(name: str = DEMO) -> Path:
@@ -115,8 +118,9 @@ def model_label(model: TransformerBridge) -> str:
 def model_fingerprint(model: TransformerBridge) -> str:
     """Sixteen hex digits that identify architecture and weights, whatever dtype and device they were loaded in.
 
-    Hashes the config and, of every parameter, name, shape and up to 64 evenly spaced values rounded to bfloat16; a
-    model of any size is read in a moment, or as fast as the disk where weights are offloaded.
+    Hashes the config and, of every parameter, name, shape and up to 64 evenly spaced values rounded to bfloat16. That
+    takes milliseconds at any size, so the weights are looked at each time and a changed one is always noticed; only
+    weights that were offloaded to memory or disk are read once per model.
 
     Example:
         >>> model = load_model("demo", device="cpu")
@@ -125,18 +129,43 @@ def model_fingerprint(model: TransformerBridge) -> str:
     """
     config = {k: v for k, v in model.original_model.config.to_dict().items() if k not in _NOT_IDENTITY}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, param in sorted(_parameters(model.original_model)):
-        digest.update(f"{name.replace('_original_component.', '')} {tuple(param.shape)}".encode())
-        if param.device.type != "meta":
-            flat = param.detach().reshape(-1)
-            sample = flat[torch.linspace(0, flat.numel() - 1, min(64, flat.numel()), device=flat.device).long()]
-            digest.update(sample.to(torch.bfloat16).float().cpu().numpy().tobytes())
+    samples: dict[str, Tensor] = {}
+    for name, parameter, sample in _samples(model.original_model):
+        digest.update(f"{name} {tuple(parameter.shape)}".encode())
+        if sample is not None:
+            samples[name] = sample
+    # One transfer for each device, since every transfer waits for it.
+    for device in {sample.device for sample in samples.values()}:
+        here = [name for name, sample in samples.items() if sample.device == device]
+        sizes = [len(samples[name]) for name in here]
+        together = torch.cat([samples[name].to(torch.bfloat16) for name in here]).float().cpu()
+        samples |= zip(here, torch.split(together, sizes), strict=True)
+    for sample in samples.values():
+        digest.update(sample.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def _parameters(model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Names and values of parameters, each once; offloaded ones from where accelerate put them."""
-    for name, param in model.named_parameters():
-        module_name, _, own_name = name.rpartition(".")
-        offloaded = getattr(getattr(model.get_submodule(module_name), "_hf_hook", None), "weights_map", None)
-        yield name, offloaded[own_name] if param.device.type == "meta" and offloaded is not None else param
+def _samples(model: torch.nn.Module) -> list[tuple[str, Tensor, Tensor | None]]:
+    """Name, parameter and some of its values, each once, by name; None for one that has no values anywhere."""
+    found: list[tuple[str, Tensor, Tensor | None]] = []
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        for own_name, parameter in module._parameters.items():
+            if parameter is None or id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            sample: Tensor | None = None
+            if parameter.device.type != "meta":
+                sample = _some(parameter)
+            elif (weights := getattr(getattr(module, "_hf_hook", None), "weights_map", None)) is not None:
+                known = _offloaded.setdefault(module, {})
+                if own_name not in known:
+                    known[own_name] = _some(weights[own_name]).clone()
+                sample = known[own_name]
+            found.append((f"{path}.{own_name}".replace("_original_component.", ""), parameter, sample))
+    return sorted(found, key=lambda one: one[0])
+
+
+def _some(parameter: Tensor) -> Float[Tensor, " value"]:
+    """Up to 64 evenly spaced values."""
+    return parameter.detach().reshape(-1)[:: max(1, -(-parameter.numel() // 64))]

@@ -24,10 +24,41 @@ def test_a_loaded_hugging_face_model_passes_through(demo):
     assert model_fingerprint(load_model(demo_path(), hf_model=plain)) == model_fingerprint(demo)
 
 
-def test_the_fingerprint_changes_with_the_weights(demo):
+def test_a_vocabulary_of_any_size_has_a_fingerprint(demo):
+    """Beyond 2**24 elements float32 no longer holds every index."""
     other = load_model("demo", device="cpu")
+    other.original_model.lm_head.weight = torch.nn.Parameter(torch.zeros(2**17 + 1, 128), requires_grad=False)
+    fingerprint = model_fingerprint(other)
+    assert fingerprint != model_fingerprint(demo)
     with torch.no_grad():
-        next(other.original_model.parameters()).mul_(1.1)
+        other.original_model.lm_head.weight[-4000:] = 1.0
+    assert model_fingerprint(other) != fingerprint
+
+
+def _in_place(parameter, module):
+    with torch.no_grad():
+        parameter.mul_(1.1)
+
+
+def _behind_its_back(parameter, module):
+    parameter.data.mul_(1.1)  # which counts no version
+
+
+def _replaced(parameter, module):
+    module.weight = torch.nn.Parameter(parameter.detach() * 1.1)
+
+
+def _loaded(parameter, module):
+    module.load_state_dict({"weight": parameter.detach() * 1.1})
+
+
+@pytest.mark.parametrize("change", [_in_place, _behind_its_back, _replaced, _loaded])
+def test_the_fingerprint_changes_with_the_weights(demo, change):
+    other = load_model("demo", device="cpu")
+    assert model_fingerprint(other) == model_fingerprint(demo)
+    module = other.original_model.model.norm
+    module = getattr(module, "_original_component", module)
+    change(module.weight, module)
     assert model_fingerprint(other) != model_fingerprint(demo)
 
 
