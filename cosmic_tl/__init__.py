@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cosmic_tl.evaluation.judges import Judge, Judgement, SubstringJudge, judge_refusal, judged
     from cosmic_tl.evaluation.model_judge import ModelJudge
     from cosmic_tl.evaluation.rates import Rate, refusal_rate
+    from cosmic_tl.evaluation.sampling import Sampling
     from cosmic_tl.evaluation.sweeps import Sweep, sweep
     from cosmic_tl.figures.effects import plot_refusal_rates
     from cosmic_tl.figures.export import restyle, save_figure, save_figures
@@ -88,6 +89,7 @@ _HOMES = {
     "directions.difference_in_means": "Candidates difference_in_means",
     "errors": "CosmicError",
     "evaluation.completions": "complete completion_cross_entropy",
+    "evaluation.sampling": "Sampling",
     "evaluation.effects": "Effects measure_effects standard_conditions",
     "evaluation.judges": "Judge Judgement SubstringJudge judge_refusal judged",
     "evaluation.rates": "Rate refusal_rate",
@@ -181,6 +183,7 @@ __all__ = [
     "RefusalTokens",
     "RunResult",
     "RunSettings",
+    "Sampling",
     "Selection",
     "SubstringJudge",
     "Suffix",

@@ -19,6 +19,7 @@ from cosmic_tl.directions.artifact import versions
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.evaluation.effects import Effects, Row, measure_effects, standard_conditions
 from cosmic_tl.evaluation.judges import SubstringJudge, strip_thinking
+from cosmic_tl.evaluation.sampling import Sampling
 from cosmic_tl.files import append_lines, read_lines, write_atomically
 from cosmic_tl.models import model_fingerprint, model_label
 from cosmic_tl.prompts import ContrastSet
@@ -59,9 +60,13 @@ class RunSettings:
     """Rows a forward pass; changes no result. None: 32 prompts, and in the selection as many as memory allows."""
     phrases: tuple[str, ...] | None = None
     """What a completion has to contain to show the concept, in any case. None: the phrases of refusals."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """Top-k, top-p and repetition penalty; by default none, whatever the checkpoint's `generation_config` says."""
 
     def __post_init__(self) -> None:
-        _ = self.judge  # whose phrases are checked before anything is loaded
+        # Checked before anything is loaded.
+        _ = self.judge
+        self.sampling.check(self.temperature)
 
     @property
     def judge(self) -> SubstringJudge:
@@ -282,6 +287,7 @@ def _summary(
         "fluency": fluency,
         "n": {kind: int(table[table.kind == kind].n.max()) for kind in ("harmful", "harmless")},
         "phrases": identity["settings"]["phrases"],
+        "generation": dict(effects.generation),
         "warnings": list(selection.warnings),
         "notes": notes,
         "seconds": round(seconds, 1),
@@ -354,6 +360,7 @@ def run(
         [row for line in read_lines(resume / _RESUME_FILES[2]) for row in line["rows"]],
         lambda rows: append_lines(resume / _RESUME_FILES[2], [{"rows": rows}]),
         judge,
+        settings.sampling,
     )
     if prompts.categories:
         named = effects.completions.prompt.map(prompts.categories)

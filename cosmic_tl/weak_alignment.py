@@ -22,9 +22,9 @@ where the component is what tells them apart, it restores refusal of both or of 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import pandas as pd
 import torch
@@ -36,6 +36,7 @@ from cosmic_tl.directions.artifact import Direction
 from cosmic_tl.display import as_html
 from cosmic_tl.errors import CosmicError, one_of
 from cosmic_tl.evaluation.effects import Condition, Effects, Kind, measure_effects
+from cosmic_tl.evaluation.sampling import Sampling
 from cosmic_tl.interventions import AffineEdit, Intervention, Interventions, MapEdit, Scope, as_sequence, steering
 from cosmic_tl.prompts import ContrastSet, Side, Split
 from cosmic_tl.selection.cosmic import select_cosmic
@@ -119,6 +120,8 @@ class TwoRounds:
     and with the demo models well_formed and names_topic."""
     completions: pd.DataFrame
     """One row a completion: split, set, direction, alpha, prompt, completion, verdict."""
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    """How completions were generated, as in `Effects`."""
 
     @property
     def best(self) -> tuple[Which, float]:
@@ -181,6 +184,9 @@ def two_rounds(
     n: int = 100,
     max_new_tokens: int = 64,
     batch_size: int | None = None,
+    temperature: float = 0.0,
+    seed: int = 0,
+    sampling: Sampling | None = None,
 ) -> TwoRounds:
     """Find a direction, find another in the model that it steers, and sweep the strength of steering by each.
 
@@ -195,6 +201,9 @@ def two_rounds(
         n: Prompts of each set, at most. Default 100.
         max_new_tokens: Most tokens of an answer. Default 64.
         batch_size: Prompts a batch of completions, and rows a pass of the selection. Default 32, and by the memory.
+        temperature: 0 (default) is greedy.
+        seed: For sampling.
+        sampling: Top-k, top-p and repetition penalty; default none of them.
 
     Raises:
         NoCandidateError: If a selection's filters leave nothing.
@@ -213,6 +222,7 @@ def two_rounds(
     one_of("steer", steer, get_args(Steer))
     if not alphas or not all(map(isfinite, alphas)):
         raise CosmicError(f"alphas: expected at least one finite number, found {list(alphas)}")
+    (sampling or Sampling()).check(temperature)
     options = options or CosmicOptions(exclude_first_half=True)
     first = select_cosmic(model, prompts, options, chat, batch_size)
     make = between or (lambda direction: _edit(steer, direction, 1.0 if steer == "amplification" else 0.0))
@@ -226,7 +236,16 @@ def two_rounds(
     conditions = [Condition(f"{which}|{alpha!r}", kind, edits) for kind in KINDS for which, alpha, edits in settings]
     asked = [[prompt for _, _, some in side for prompt in some] for side in sides]
     effects = measure_effects(
-        model, asked[0], asked[1], conditions, chat, max_new_tokens, batch_size=batch_size or BATCH_SIZE
+        model,
+        asked[0],
+        asked[1],
+        conditions,
+        chat,
+        max_new_tokens,
+        temperature,
+        seed,
+        batch_size or BATCH_SIZE,
+        sampling=sampling,
     )
     completions = _labelled(effects.completions, dict(zip(KINDS, sides, strict=True)))
     rates = [
@@ -234,7 +253,13 @@ def two_rounds(
         for (split, name), some in completions.groupby(["split", "set"], sort=False)
     ]
     return TwoRounds(
-        first, second, steer, kept, _by_direction(pd.concat(rates, ignore_index=True)), _by_direction(completions)
+        first,
+        second,
+        steer,
+        kept,
+        _by_direction(pd.concat(rates, ignore_index=True)),
+        _by_direction(completions),
+        effects.generation,
     )
 
 

@@ -7,11 +7,10 @@ import typer
 
 from cosmic_tl.cli.options import (
     BatchSize,
-    MaxNewTokens,
+    GenerationOptions,
     Overwrite,
     RunOptions,
     Seed,
-    Temperature,
     grouped,
     numbers,
     phrases_judge,
@@ -27,18 +26,17 @@ if TYPE_CHECKING:
 def steer(
     run: RunOptions,
     prompt: Annotated[str, typer.Argument(help="An instruction.")],
+    generation: GenerationOptions,
     alpha: Annotated[
         float | None, typer.Option(help="Strength; without it both removal and the run's own induction are shown.")
     ] = None,
-    max_new_tokens: MaxNewTokens = 64,
-    temperature: Temperature = 0.0,
     seed: Seed = 0,
 ) -> None:
     """Complete a prompt with and without the direction of a run."""
     from cosmic_tl.evaluation.completions import complete
     from cosmic_tl.selection.modes import induction, removal
 
-    mode, chat = run.mode, run.chat()
+    mode, chat, sampling = run.mode, run.chat(), generation.sampling()
     bridge, direction = run.load()
     strength = run.alpha if alpha is None else alpha
     answers: dict[str, Any] = {"without": ()}
@@ -46,7 +44,16 @@ def steer(
         answers[f"removal ({mode})"] = removal(direction, mode)
     answers[f"induction ({mode}, alpha {strength:g})"] = induction(direction, mode, strength)
     for name, interventions in answers.items():
-        text = complete(bridge, [prompt], interventions, chat, max_new_tokens, temperature, seed)[0]
+        text = complete(
+            bridge,
+            [prompt],
+            interventions,
+            chat,
+            generation.max_new_tokens,
+            generation.temperature,
+            seed,
+            sampling=sampling,
+        )[0]
         typer.echo(f"[{name}]\n{printable(text)}\n")
 
 
@@ -121,11 +128,10 @@ def orthogonalize(
 @grouped
 def sweep(
     run: RunOptions,
+    generation: GenerationOptions,
     alphas: Annotated[str, typer.Option(help="Strengths, as -0.5,0,0.5,1.")] = "-0.5,0,0.25,0.5,0.75,1,1.5,2",
     n_test: Annotated[int, typer.Option(help="Test prompts a side, from the run.")] = 32,
     n_samples: Annotated[int, typer.Option(help="Completions a prompt, with a temperature above 0.")] = 1,
-    max_new_tokens: MaxNewTokens = 64,
-    temperature: Temperature = 0.0,
     seed: Seed = 0,
     batch_size: BatchSize = None,
 ) -> None:
@@ -134,6 +140,7 @@ def sweep(
     A sweep that was stopped goes on where it was.
     """
     import json
+    from dataclasses import asdict
     from hashlib import sha256
 
     from cosmic_tl.chat import BATCH_SIZE
@@ -144,7 +151,7 @@ def sweep(
     from cosmic_tl.files import append_lines, read_lines, write_atomically
     from cosmic_tl.selection.refusal_tokens import find_refusal_tokens
 
-    strengths = numbers("alphas", alphas)
+    strengths, sampling = numbers("alphas", alphas), generation.sampling()
     positive, negative = run.test_prompts(n_test)
     chat = run.chat()
     bridge, direction = run.load()
@@ -154,7 +161,7 @@ def sweep(
         typer.echo(f"Note: no refusal scores ({printable(str(error))})", err=True)
         tokens = None
     judge = phrases_judge(run.directory)
-    asked = json.dumps([positive, negative, n_samples, max_new_tokens, temperature, seed, judge.phrases])
+    asked = json.dumps([positive, negative, n_samples, asdict(generation), seed, judge.phrases])
     log = run.directory / "resume" / f"sweep-{sha256(asked.encode()).hexdigest()[:8]}.jsonl"
     log.parent.mkdir(exist_ok=True)
     found = sweep_all(
@@ -166,13 +173,14 @@ def sweep(
         tokens=tokens,
         chat=chat,
         n_samples=n_samples,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
+        max_new_tokens=generation.max_new_tokens,
+        temperature=generation.temperature,
         seed=seed,
         batch_size=batch_size,
         known=[row for line in read_lines(log) for row in line["rows"]],
         on_rows=lambda rows: append_lines(log, [{"rows": rows}]),
         judge=judge,
+        sampling=sampling,
     )
     table = found.table()
     write_atomically(run.directory / "sweep.csv", table.to_csv(index=False))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cosmic_tl.chat import ChatFormat
     from cosmic_tl.directions.artifact import Direction
     from cosmic_tl.evaluation.judges import SubstringJudge
+    from cosmic_tl.evaluation.sampling import Sampling
     from cosmic_tl.prompts import ContrastSet
     from cosmic_tl.selection.by_refusal_tokens import RefusalTokenOptions
     from cosmic_tl.selection.options import CosmicOptions
@@ -59,8 +60,6 @@ Device = Annotated[str | None, typer.Option(help="Where to run; chosen by Transf
 DeviceMap = Annotated[str | None, typer.Option(help="Spread the model over devices and memory: auto, balanced, …")]
 DtypeOption = Annotated[Dtype, typer.Option(help="Number format of the weights.")]
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
-MaxNewTokens = Annotated[int, typer.Option(help="Most tokens of an answer.")]
-Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
 Phrases = Annotated[
     list[str] | None,
     typer.Option(help="A text that shows the concept in an answer; may be repeated. Default: the phrases of refusals."),
@@ -323,6 +322,32 @@ class SelectionOptions:
             n_val=self.n_val,
             full_table=self.full_table,
         )
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How completions are generated."""
+
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum number of new tokens.")] = 64
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0
+    top_k: Annotated[int | None, typer.Option(help="Sample from this many tokens; default: all.")] = None
+    top_p: Annotated[float | None, typer.Option(help="Sample from this much probability; default: all.")] = None
+    repetition_penalty: Annotated[
+        float, typer.Option(help="1 is none; the checkpoint's own default is never used.")
+    ] = 1.0
+
+    def sampling(self) -> "Sampling":
+        """What reshapes the distribution.
+
+        Example:
+            >>> GenerationOptions(temperature=1.0, top_k=20).sampling().top_k
+            20
+        """
+        from cosmic_tl.evaluation.sampling import Sampling
+
+        found = Sampling(self.top_k, self.top_p, self.repetition_penalty)
+        found.check(self.temperature)
+        return found
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ def print_result(result: "RunResult") -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from cosmic_tl.evaluation.sampling import generation_sentence
+
     console = Console()
     summary = result.summary
     console.print(repr(result.selection), markup=False, highlight=False, soft_wrap=True)
@@ -43,6 +45,8 @@ def print_result(result: "RunResult") -> None:
         share = f"{row.refusal_rate:.0%} [{100 * row.low:.0f}, {100 * row.high:.0f}]"
         table.add_row(terms.sides[row.kind], row.condition, escape(share), *numbers)
     console.print(table)
+    sentence = generation_sentence(result.effects.generation)
+    console.print(sentence, markup=False, highlight=False, soft_wrap=True)
     for note in summary["notes"]:
         console.print(f"Note: {note}", markup=False, highlight=False, soft_wrap=True)
     console.print(

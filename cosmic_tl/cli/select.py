@@ -13,12 +13,11 @@ from cosmic_tl.cli.options import (
     ChatOptions,
     Csv,
     DataOptions,
-    MaxNewTokens,
+    GenerationOptions,
     ModelOptions,
     Overwrite,
     Phrases,
     SelectionOptions,
-    Temperature,
     grouped,
     numbers,
 )
@@ -41,13 +40,12 @@ def run(
     data: DataOptions,
     chat: ChatOptions,
     selection: SelectionOptions,
+    generation: GenerationOptions,
     out: Annotated[Path, typer.Option(help="Directory for the results.")] = Path("cosmic-run"),
     select: Annotated[Select, typer.Option(help="By activations (COSMIC), or by refusal's first tokens.")] = (
         Select.cosmic
     ),
     n_test: NTest = 100,
-    max_new_tokens: MaxNewTokens = 64,
-    temperature: Temperature = 0.0,
     phrase: Phrases = None,
     batch_size: BatchSize = None,
     overwrite: Overwrite = False,
@@ -61,7 +59,17 @@ def run(
 
     options = selection.cosmic() if select is Select.cosmic else selection.refusal_tokens()
     phrases = tuple(phrase) if phrase else None
-    settings = RunSettings(options, chat.format(), n_test, max_new_tokens, temperature, data.seed, batch_size, phrases)
+    settings = RunSettings(
+        options,
+        chat.format(),
+        n_test,
+        generation.max_new_tokens,
+        generation.temperature,
+        data.seed,
+        batch_size,
+        phrases,
+        generation.sampling(),
+    )
     contrast = data.load()
     command = shlex.join(["cosmic-tl", *sys.argv[1:]])
     bridge = model.load()
@@ -91,8 +99,8 @@ def compare(
     data: DataOptions,
     chat: ChatOptions,
     selection: SelectionOptions,
+    generation: GenerationOptions,
     n_test: NTest = 100,
-    max_new_tokens: MaxNewTokens = 64,
     batch_size: BatchSize = None,
     csv: Csv = None,
 ) -> None:
@@ -100,8 +108,19 @@ def compare(
     from cosmic_tl.evaluation.comparison import compare_selections
 
     options = (selection.cosmic(), selection.refusal_tokens())
-    format_, contrast = chat.format(), data.load()
-    found = compare_selections(model.load(), contrast, *options, format_, n_test, max_new_tokens, data.seed, batch_size)
+    format_, sampling, contrast = chat.format(), generation.sampling(), data.load()
+    found = compare_selections(
+        model.load(),
+        contrast,
+        *options,
+        format_,
+        n_test,
+        generation.max_new_tokens,
+        data.seed,
+        batch_size,
+        generation.temperature,
+        sampling,
+    )
     print_frame(found.table)
     for method, reason in found.failures.items():
         typer.echo(f"{method}: {reason}")
@@ -129,19 +148,20 @@ def two_rounds(
     model: ModelOptions,
     data: DataOptions,
     chat: ChatOptions,
+    generation: GenerationOptions,
     steer: Annotated[Steering, typer.Option(help="In proportion to what is there (ours), or ACE (the paper's).")] = (
         Steering.amplification
     ),
     alphas: Annotated[str, typer.Option(help="Strengths, as 1,2,3.")] = "1,2,3",
     n_test: NTest = 100,
-    max_new_tokens: MaxNewTokens = 64,
     batch_size: BatchSize = None,
     csv: Csv = None,
 ) -> None:
     """Restore refusal in a weakly aligned model: find a direction, find another under it, and sweep the strength."""
     from cosmic_tl.weak_alignment import two_rounds as both_rounds
 
-    strengths, format_, contrast = numbers("alphas", alphas), chat.format(), data.load()
+    strengths, format_, sampling = numbers("alphas", alphas), chat.format(), generation.sampling()
+    contrast = data.load()
     found = both_rounds(
         model.load(),
         contrast,
@@ -149,8 +169,11 @@ def two_rounds(
         alphas=strengths,
         steer=steer.value,
         n=n_test,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=generation.max_new_tokens,
         batch_size=batch_size,
+        temperature=generation.temperature,
+        seed=data.seed,
+        sampling=sampling,
     )
     typer.echo(repr(found))
     write_csv(found.table, csv)

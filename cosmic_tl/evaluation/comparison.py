@@ -11,6 +11,7 @@ from cosmic_tl.chat import BATCH_SIZE, ChatFormat
 from cosmic_tl.display import as_html, as_text
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.evaluation.effects import Condition, Effects, measure_effects
+from cosmic_tl.evaluation.sampling import Sampling
 from cosmic_tl.prompts import ContrastSet
 from cosmic_tl.selection.by_refusal_tokens import RefusalTokenOptions, select_by_refusal_tokens
 from cosmic_tl.selection.cosmic import select_cosmic
@@ -52,6 +53,8 @@ def compare_selections(
     max_new_tokens: int = 64,
     seed: int = 0,
     batch_size: int | None = None,
+    temperature: float = 0.0,
+    sampling: Sampling | None = None,
 ) -> Comparison:
     """Choose a direction in both ways, and measure what each does.
 
@@ -66,8 +69,10 @@ def compare_selections(
         chat: Formatting; default plain.
         n_test: Test prompts a side. Default 100.
         max_new_tokens: Most tokens of an answer. Default 64.
-        seed: For sampling.
+        seed: For sampling, with a temperature above 0. Default 0.
         batch_size: Rows a forward pass.
+        temperature: 0 (default) is greedy.
+        sampling: Top-k, top-p and repetition penalty; default none of them.
 
     Raises:
         CosmicError: If both fail, with COSMIC's reason.
@@ -80,6 +85,7 @@ def compare_selections(
         >>> found.table.method.tolist()
         ['COSMIC', 'refusal tokens']
     """
+    (sampling or Sampling()).check(temperature)
     cosmic, refusal_tokens = cosmic or CosmicOptions(), refusal_tokens or RefusalTokenOptions()
     selections: dict[str, Selection] = {}
     failures: dict[str, str] = {}
@@ -106,8 +112,10 @@ def compare_selections(
         conditions,
         chat,
         max_new_tokens,
-        seed=seed,
-        batch_size=batch_size or BATCH_SIZE,
+        temperature,
+        seed,
+        batch_size or BATCH_SIZE,
+        sampling=sampling,
     )
     units = [selection.direction.unit for selection in selections.values()]
     rows = [

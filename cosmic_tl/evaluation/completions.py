@@ -5,10 +5,11 @@ from math import nan
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
+from transformers import GenerationConfig
 
 from cosmic_tl.chat import BATCH_SIZE, ChatFormat, TokenBatch, batches, tokenize
-from cosmic_tl.errors import CosmicError
 from cosmic_tl.evaluation.likelihood import continuation_nats, tokenize_pairs
+from cosmic_tl.evaluation.sampling import Sampling, generation_config, only
 from cosmic_tl.interventions import Interventions, steering
 from cosmic_tl.progress import track
 
@@ -23,10 +24,13 @@ def complete(
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
     label: str = "completions",
+    sampling: Sampling | None = None,
 ) -> list[str]:
     """The model's answers, in the order of the prompts.
 
-    Generates with the underlying Hugging Face model and its key-value cache; the hooks act at every step.
+    Generates with the underlying Hugging Face model and its key-value cache; the hooks act at every step. Of the
+    checkpoint's `generation_config` only the end and padding tokens are used: no repetition penalty, top-k or top-p that
+    was not asked for.
 
     Args:
         model: Any bridge with a tokenizer.
@@ -38,6 +42,7 @@ def complete(
         seed: For sampling.
         batch_size: Prompts a batch. Default 32.
         label: Name on the progress bar.
+        sampling: Top-k, top-p and repetition penalty; default none of them.
 
     Raises:
         CosmicError: If a number is out of range, or a prompt or an intervention does not fit.
@@ -47,43 +52,25 @@ def complete(
         >>> complete(load_model("demo", device="cpu"), ["hello"])
         ['Hello! What would you like to do today?']
     """
-    if max_new_tokens < 1:
-        raise CosmicError(f"max_new_tokens: must be at least 1, found {max_new_tokens}")
-    if not 0 <= temperature < float("inf"):
-        raise CosmicError(f"temperature: must be 0 (greedy) or positive, found {temperature}")
+    rows = tokenize(model, prompts, chat)
+    config = generation_config(model, max_new_tokens, temperature, sampling)
     found = [""] * len(prompts)
     cuda = [torch.device(str(model.cfg.device))] if str(model.cfg.device).startswith("cuda") else []
-    rows = tokenize(model, prompts, chat)
     with torch.random.fork_rng(devices=cuda), track(len(rows), label) as advance:
         torch.manual_seed(seed)
         for batch in batches(model, rows, batch_size):
-            for row, text in zip(
-                batch.rows, _generate(model, batch, interventions, max_new_tokens, temperature), strict=True
-            ):
+            for row, text in zip(batch.rows, _generate(model, batch, interventions, config), strict=True):
                 found[row] = text
             advance(len(batch.rows))
     return found
 
 
 def _generate(
-    model: TransformerBridge,
-    batch: TokenBatch,
-    interventions: Interventions,
-    max_new_tokens: int,
-    temperature: float,
+    model: TransformerBridge, batch: TokenBatch, interventions: Interventions, config: GenerationConfig
 ) -> list[str]:
-    sampling = {"temperature": temperature} if temperature else {"temperature": None, "top_p": None, "top_k": None}
-    pad = model.tokenizer.pad_token_id
     prompt_length = batch.ids.shape[1]
-    with torch.inference_mode(), steering(model, interventions, prompt_length):
-        tokens = model.original_model.generate(
-            batch.ids,
-            attention_mask=batch.mask,
-            max_new_tokens=max_new_tokens,
-            do_sample=temperature > 0,
-            pad_token_id=model.original_model.config.eos_token_id if pad is None else pad,
-            **sampling,
-        )
+    with torch.inference_mode(), steering(model, interventions, prompt_length), only(model, config):
+        tokens = model.original_model.generate(batch.ids, attention_mask=batch.mask, generation_config=config)
     return [text.strip() for text in model.tokenizer.batch_decode(tokens[:, prompt_length:], skip_special_tokens=True)]
 
 

@@ -1,7 +1,7 @@
 """The effect of a direction on completions: baseline, removal, induction, and a random direction beside them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isnan
 from typing import Any, Literal, get_args
 
@@ -16,6 +16,7 @@ from cosmic_tl.errors import CosmicError, one_of
 from cosmic_tl.evaluation.completions import complete, completion_cross_entropy
 from cosmic_tl.evaluation.judges import REFUSAL_PHRASES, Judge, SubstringJudge, Verdict
 from cosmic_tl.evaluation.rates import Rate, rate
+from cosmic_tl.evaluation.sampling import Sampling, describe_generation
 from cosmic_tl.interventions import Intervention
 from cosmic_tl.models import is_demo
 from cosmic_tl.selection.modes import Mode, induction, removal
@@ -128,6 +129,8 @@ class Effects:
     well_formed and names_topic. The verdict "refusal" stands for whatever the judge looked for."""
     terms: Terms = REFUSAL
     """What people are shown."""
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    """How completions were generated: `describe_generation`, and the seed."""
 
     def rate(self, kind: Kind, condition: str) -> Rate:
         """Refusal rate under one condition; with phrases of its own, the share of completions with the concept.
@@ -195,6 +198,7 @@ def measure_effects(
     known: Sequence[Row] = (),
     on_rows: Callable[[list[Row]], object] = lambda rows: None,
     judge: Judge | None = None,
+    sampling: Sampling | None = None,
 ) -> Effects:
     """Complete every prompt under every condition, and judge.
 
@@ -212,6 +216,7 @@ def measure_effects(
         on_rows: Called with the rows of each condition as it is done.
         judge: Its "refusal" is what is counted. Default the phrases of refusals; `SubstringJudge(("ahoy",))` counts the
             completions that show another concept.
+        sampling: Top-k, top-p and repetition penalty; default none of them, whatever the checkpoint's defaults are.
 
     Raises:
         CosmicError: As `complete`, or if the judge speaks of safety and not of refusal.
@@ -225,6 +230,7 @@ def measure_effects(
         ['refusal', 'compliance']
     """
     judge = judge or SubstringJudge()
+    generation = describe_generation(model, max_new_tokens, temperature, sampling)
     rows = list(known)
     done = {(row["kind"], row["condition"]) for row in rows}
     for condition in conditions:
@@ -233,7 +239,16 @@ def measure_effects(
         prompts = positive if condition.kind == "harmful" else negative
         label = f"{condition.kind}, {condition.name}"
         texts = complete(
-            model, prompts, condition.interventions, chat, max_new_tokens, temperature, seed, batch_size, label
+            model,
+            prompts,
+            condition.interventions,
+            chat,
+            max_new_tokens,
+            temperature,
+            seed,
+            batch_size,
+            label,
+            sampling,
         )
         surprise = completion_cross_entropy(model, prompts, texts, chat, batch_size)
         verdicts = [found.verdict for found in judge(prompts, texts)]
@@ -256,4 +271,5 @@ def measure_effects(
         ]
         on_rows(new)
         rows += new
-    return Effects(pd.DataFrame(rows), terms_of(judge.phrases if isinstance(judge, SubstringJudge) else None))
+    terms = terms_of(judge.phrases if isinstance(judge, SubstringJudge) else None)
+    return Effects(pd.DataFrame(rows), terms, {**generation, "seed": seed})

@@ -15,7 +15,7 @@ positive one, on harmful and harmless prompts alike.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import isfinite, isnan
 from typing import Any, get_args
 
@@ -33,6 +33,7 @@ from cosmic_tl.evaluation.completions import complete, completion_cross_entropy
 from cosmic_tl.evaluation.effects import Kind, Row
 from cosmic_tl.evaluation.judges import Judge, SubstringJudge
 from cosmic_tl.evaluation.rates import rate
+from cosmic_tl.evaluation.sampling import Sampling, describe_generation
 from cosmic_tl.interventions import Addition, AffineEdit, Interventions
 from cosmic_tl.passes import Outcome, Reading, intervened
 from cosmic_tl.progress import track
@@ -73,6 +74,8 @@ class Sweep:
     """One row a completion: method, alpha, kind, prompt, sample, completion, verdict, cross_entropy (nats a token, of the
     unsteered model; None for an empty completion), and, if refusal tokens were given, score (the prompt's, so the same for
     all its samples). The model without intervention is `BASELINE`."""
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    """How completions were generated: `describe_generation`, and the seed."""
 
     @property
     def scores(self) -> pd.DataFrame:
@@ -203,6 +206,7 @@ def sweep(
     known: Sequence[Row] = (),
     on_rows: Callable[[list[Row]], object] = lambda rows: None,
     judge: Judge | None = None,
+    sampling: Sampling | None = None,
 ) -> Sweep:
     """Refusal rate, and refusal score, against α for several methods (Marshall et al. 2025).
 
@@ -225,6 +229,7 @@ def sweep(
             methods and α among them are kept.
         on_rows: Called with the rows of each condition as it is done.
         judge: Says which completions are refusals, or show another concept. Default the phrases of `SubstringJudge`.
+        sampling: Top-k, top-p and repetition penalty; default none of them, whatever the checkpoint's defaults are.
 
     Raises:
         CosmicError: If α are missing, repeated or not finite, methods or prompts are missing, several samples are asked for
@@ -246,6 +251,7 @@ def sweep(
     """
     strengths = [float(alpha) for alpha in alphas]
     _check(strengths, methods, n_samples, temperature)
+    generation = describe_generation(model, max_new_tokens, temperature, sampling)
     edits: dict[Condition, Interventions] = {BASELINE: ()}
     edits |= {(name, alpha): method(direction, alpha) for name, method in methods.items() for alpha in strengths}
     sides: dict[Kind, Sequence[str]] = dict(zip(get_args(Kind), (positive, negative), strict=True))
@@ -272,6 +278,7 @@ def sweep(
                     seed + sample,
                     batch_size or BATCH_SIZE,
                     label,
+                    sampling,
                 )
                 verdicts = (judge or SubstringJudge())(prompts, texts)
                 surprise = completion_cross_entropy(model, prompts, texts, chat, batch_size or BATCH_SIZE)
@@ -289,7 +296,7 @@ def sweep(
                     new.append(row if score is None else {**row, "score": float(score[i])})
             on_rows(new)
             rows += new
-    return Sweep(pd.DataFrame(rows))
+    return Sweep(pd.DataFrame(rows), {**generation, "seed": seed})
 
 
 def _scores(

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from cosmic_tl.evaluation.effects import Effects
+from cosmic_tl.evaluation.sampling import generation_sentence
 from cosmic_tl.report.completions import CONDITIONS, browser
 from cosmic_tl.report.parts import joined, percent, scrolling, table
 from cosmic_tl.report.pictures import drawn, pictures
@@ -37,6 +38,8 @@ def _counted(effects: Effects, summary: dict[str, Any]) -> str:
         f"{n['harmless']} {sides['harmless']} test prompts. Nats: cross-entropy of a token under the unsteered model, higher "
         "for answers that it would not give, and highest for garbled text: read the completions where it is."
     )
+    if effects.generation:
+        text += f" {generation_sentence(effects.generation)}"
     if phrases := summary.get("phrases"):
         return f"{text} An answer shows the concept if it contains {' or '.join(f'“{phrase}”' for phrase in phrases)}."
     return text

@@ -57,7 +57,7 @@ def pair(request, tmp_path_factory):
     return load_model(folder, device="cpu"), plain
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def save_model():
     """The function that writes a tiny random model of some type into a folder."""
     return save
