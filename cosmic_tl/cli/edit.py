@@ -8,6 +8,7 @@ import typer
 from cosmic_tl.cli.options import (
     BatchSize,
     GenerationOptions,
+    MaxNewTokens,
     Overwrite,
     RunOptions,
     Seed,

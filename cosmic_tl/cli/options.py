@@ -60,6 +60,7 @@ Device = Annotated[str | None, typer.Option(help="Where to run; chosen by Transf
 DeviceMap = Annotated[str | None, typer.Option(help="Spread the model over devices and memory: auto, balanced, …")]
 DtypeOption = Annotated[Dtype, typer.Option(help="Number format of the weights.")]
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
+MaxNewTokens = Annotated[int, typer.Option(help="Maximum number of new tokens.")]
 Phrases = Annotated[
     list[str] | None,
     typer.Option(help="A text that shows the concept in an answer; may be repeated. Default: the phrases of refusals."),
@@ -328,7 +329,7 @@ class SelectionOptions:
 class GenerationOptions:
     """How completions are generated."""
 
-    max_new_tokens: Annotated[int, typer.Option(help="Maximum number of new tokens.")] = 64
+    max_new_tokens: MaxNewTokens = 64
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0
     top_k: Annotated[int | None, typer.Option(help="Sample from this many tokens; default: all.")] = None
     top_p: Annotated[float | None, typer.Option(help="Sample from this much probability; default: all.")] = None

@@ -58,7 +58,9 @@ class Sampling:
         if not 0 <= temperature < float("inf"):
             raise CosmicError(f"temperature: must be 0 (greedy) or positive, found {temperature}")
         if temperature == 0 and (self.top_k, self.top_p) != (None, None):
-            raise CosmicError("top_k, top_p: greedy decoding ignores them; set a temperature above 0, or leave them out")
+            raise CosmicError(
+                "top_k, top_p: greedy decoding ignores them; set a temperature above 0, or leave them out"
+            )
 
 
 def generation_config(
