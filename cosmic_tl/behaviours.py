@@ -20,7 +20,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl.activations import MeanActivations, mean_of_rows
 from cosmic_tl.chat import BATCH_SIZE, ChatFormat, tokenize
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, one_of
 from cosmic_tl.evaluation.likelihood import continuation_logits
 from cosmic_tl.interventions import Interventions, intervention_hooks
 from cosmic_tl.prompts import SPLITS, Split, split_prompts
@@ -126,8 +126,8 @@ def load_behaviour(source: str | Path, seed: int = 0) -> BehaviourSet:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CosmicError(f"behaviour: {str(path)!r} is not JSON ({error}); fix the file") from error
     if isinstance(data, dict):
-        if unknown := set(data) - set(SPLITS):
-            raise CosmicError(f"behaviour: unknown split {min(unknown)!r} in {path.name!r}; use {', '.join(SPLITS)}")
+        for split in data:
+            one_of(f"behaviour: split of {path.name}", split, SPLITS)
         return _with_leaks_told(
             path.stem, {split: _pairs(some, f"{path.name}, {split}") for split, some in data.items()}, ()
         )

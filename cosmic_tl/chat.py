@@ -15,7 +15,7 @@ from jinja2.exceptions import TemplateError
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from cosmic_tl.errors import CosmicError, one_of
+from cosmic_tl.errors import CosmicError, check_texts, one_of
 
 BATCH_SIZE = 32
 """Prompts a forward pass, where no one says otherwise and nothing depends on the memory at hand."""
@@ -203,13 +203,14 @@ def tokenize(model: TransformerBridge, instructions: Sequence[str], chat: ChatFo
         chat: System prompt, prefix and template options; default none.
 
     Raises:
-        CosmicError: If there are no instructions, one of them is blank, or one exceeds the model's context.
+        CosmicError: If they are no list of texts, there are none, one of them is blank, or one exceeds the model's context.
 
     Example:
         >>> from cosmic_tl import load_model
         >>> [len(row) for row in tokenize(load_model("demo", device="cpu"), ["hi", "hello there"])]
         [9, 10]
     """
+    check_texts("prompts", instructions)
     if not instructions:
         raise CosmicError("prompts: none given; pass at least one instruction")
     if blank := [i for i, text in enumerate(instructions) if not text.strip()]:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from cosmic_tl.errors import CosmicError
-from cosmic_tl.prompts import Side
+from cosmic_tl.errors import CosmicError, first_line, one_of
+from cosmic_tl.prompts import SIDES, Side
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,9 @@ NAMED_PROMPTS: tuple[NamedPrompts, ...] = (
 )
 """One row a side of a set. Several of these ids ask for an agreement on the hub and a login (`hf auth login`)."""
 
+BOTH_SIDES = ("jailbreakbench", "xstest")
+"""Sets that have both sides, so that their name alone makes a contrast set."""
+
 
 def find_prompts(name: str) -> tuple[NamedPrompts, ...]:
     """The sides of the set with this name or hub id, in any case; empty if there is none.
@@ -71,7 +74,7 @@ def load_dataset_prompts(name: str, side: Side | None = None, path: str | Path |
 
     Args:
         name: A name of `NAMED_PROMPTS` or its hub id: advbench, harmbench, jailbreakbench, maliciousinstruct,
-            strongreject, tdc2023 (harmful), alpaca (harmless), xstest (both, as jailbreakbench).
+            strongreject, tdc2023 (harmful), alpaca (harmless), or jailbreakbench, xstest (both).
         side: "positive" or "negative". Default: all that the set has.
         path: A local copy in place of the hub: a directory as on the hub, or one of its files (Parquet, CSV, JSON,
             JSONL), with the same columns.
@@ -90,6 +93,8 @@ def load_dataset_prompts(name: str, side: Side | None = None, path: str | Path |
         ...     load_dataset_prompts("alpaca", path=path).prompt.tolist()
         ['Bake a pie.']
     """
+    if side is not None:
+        one_of("side", side, SIDES)
     rows = find_prompts(name)
     if not rows:
         known = ", ".join(dict.fromkeys(row.name for row in NAMED_PROMPTS))
@@ -127,9 +132,8 @@ def _load(row: NamedPrompts, path: str | Path | None) -> pd.DataFrame:
     except CosmicError:
         raise
     except Exception as error:  # whatever the readers of four formats and of the hub raise
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CosmicError(
-            f"dataset: could not read {row.name!r} from {where} ({first}); "
+            f"dataset: could not read {row.name!r} from {where} ({first_line(error)}); "
             f"accept its terms on the hub and log in, or pass path= of a local copy"
         ) from error
     wanted = [row.column, *([row.category] if row.category else []), *(column for column, _ in row.where)]

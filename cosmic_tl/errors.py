@@ -1,6 +1,6 @@
 """The one error type for input that cannot be worked with, and the checks that every module needs."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class CosmicError(ValueError):
@@ -35,3 +35,41 @@ def one_of(name: str, found: object, choices: Iterable[str]) -> None:
     *rest, last = choices
     if found not in (*rest, last):
         raise CosmicError(f"{name}: unknown {found!r}; use {', '.join(rest)} or {last}")
+
+
+def check_texts(name: str, found: object) -> None:
+    """Check that an argument is a list of texts, and no single text, which would be taken for a list of characters.
+
+    Args:
+        name: The argument.
+        found: Its value.
+
+    Raises:
+        CosmicError: If it is anything else.
+
+    Example:
+        >>> check_texts("prompts", "Bake a pie.")
+        Traceback (most recent call last):
+        cosmic_tl.errors.CosmicError: prompts: must be a list of texts, found the text 'Bake a pie.'; pass ['Bake a pie.']
+    """
+    if isinstance(found, str):
+        text = found if len(found) <= 40 else f"{found[:40]}…"
+        raise CosmicError(f"{name}: must be a list of texts, found the text {text!r}; pass {[text]!r}")
+    if not isinstance(found, Sequence):
+        raise CosmicError(f"{name}: must be a list of texts, found {type(found).__name__}; pass a list")
+    if odd := [(i, item) for i, item in enumerate(found) if not isinstance(item, str)]:
+        raise CosmicError(
+            f"{name}: must be a list of texts, found {type(odd[0][1]).__name__} at {odd[0][0]}; pass texts"
+        )
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in one line.
+
+    Example:
+        >>> first_line(OSError("no such model\\nsee https://example.com"))
+        'no such model'
+        >>> first_line(OSError())
+        'OSError'
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

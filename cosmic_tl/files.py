@@ -23,6 +23,22 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
+def is_missing_path(name: str, suffixes: tuple[str, ...] = ()) -> bool:
+    """Whether this can only be a path, and nothing is there; a hub id has no suffix of a file and at most one slash.
+
+    Args:
+        name: A path, or the name of something on the Hugging Face hub.
+        suffixes: Endings that only files have.
+
+    Example:
+        >>> is_missing_path("no/such/folder"), is_missing_path("no-such.txt", (".txt",)), is_missing_path("Qwen/Qwen3-8B")
+        (True, True, False)
+    """
+    path = Path(name)
+    looks_like_one = name.startswith((".", "~", "/")) or len(path.parts) > 2 or path.suffix in suffixes
+    return looks_like_one and not path.exists()
+
+
 def text_lines(path: Path) -> list[str]:
     r"""Lines of a UTF-8 text file that are not blank, with or without a byte-order mark.
 

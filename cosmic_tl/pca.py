@@ -12,7 +12,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl.activations import cache_activations
 from cosmic_tl.chat import BATCH_SIZE, ChatFormat, post_instruction_positions, tokenize
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, check_texts
 from cosmic_tl.interventions import Interventions
 from cosmic_tl.passes import Outcome, Reading, intervened
 
@@ -107,6 +107,7 @@ def pca_of_classes(
         ClassPca(8 layers, 2 positive and 2 negative prompts, edits none)
     """
     for side, some in zip(SIDES, (positive, negative), strict=True):
+        check_texts(side, some)
         if not some:
             raise CosmicError(f"{side}: found no prompts; give at least one")
     prompts = [*positive, *negative]

@@ -88,7 +88,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
         >>> @grouped
         ... def command(data: DataOptions, n: int = 1) -> None: ...
         >>> list(signature(command).parameters)
-        ['prompts', 'positive', 'negative', 'column', 'hf_split', 'seed', 'n']
+        ['prompts', 'positive', 'negative', 'column', 'hf_split', 'keep_order', 'seed', 'n']
     """
     hints = get_type_hints(command, include_extras=True)
     groups = {name: hints[name] for name in signature(command).parameters if is_dataclass(hints[name])}
@@ -179,13 +179,20 @@ class ModelOptions:
 class DataOptions:
     """Which contrast set."""
 
-    prompts: Annotated[str | None, typer.Option(help="'demo', or a .json, .jsonl or .csv file with both sides.")] = None
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            help="'demo', a .json, .jsonl or .csv file with both sides, a directory of released splits, or jailbreakbench "
+            "or xstest."
+        ),
+    ] = None
     positive: Annotated[
         str | None, typer.Option(help="Prompts that show the concept: a file, advbench, harmbench, …, or a data set.")
     ] = None
     negative: Annotated[str | None, typer.Option(help="Prompts that do not: a file, alpaca, …, or a data set.")] = None
     column: Annotated[str | None, typer.Option(help="Column that holds the prompts.")] = None
     hf_split: Annotated[str, typer.Option(help="Split of a Hugging Face data set to read.")] = "train"
+    keep_order: Annotated[bool, typer.Option("--keep-order", help="Take prompts in the order of their source.")] = False
     seed: Seed = 0
 
     def load(self) -> "ContrastSet":
@@ -204,6 +211,7 @@ class DataOptions:
             column=self.column,
             hf_split=self.hf_split,
             seed=self.seed,
+            shuffle=not self.keep_order,
         )
 
 

@@ -16,7 +16,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl.affine import AffineMap
 from cosmic_tl.chat import BATCH_SIZE, ChatFormat, batches, tokenize
-from cosmic_tl.errors import CosmicError, one_of
+from cosmic_tl.errors import CosmicError, check_texts, one_of
 from cosmic_tl.forward import Site, read
 from cosmic_tl.interventions import Interventions, MapEdit, intervention_hooks
 from cosmic_tl.progress import track
@@ -268,6 +268,8 @@ def _samples(
     interventions: Interventions = (),
 ) -> Iterator[tuple[Bool[Tensor, " sample"], dict[int, Float64[Tensor, "sample d_model"]]]]:
     """Batches of labels (true for the positive side) and of the stream that enters each layer."""
+    check_texts("positive", positive)
+    check_texts("negative", negative)
     if not positive or not negative:
         raise CosmicError(
             f"prompts: {len(positive)} positive and {len(negative)} negative given; both sides are needed"

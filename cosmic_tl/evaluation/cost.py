@@ -12,7 +12,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl.chat import ChatFormat, batches, tokenize
 from cosmic_tl.display import as_html, as_text
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, check_texts
 from cosmic_tl.evaluation.completions import complete
 from cosmic_tl.evaluation.likelihood import continuation_nats, tokenize_pairs
 from cosmic_tl.forward import next_token_logits
@@ -200,6 +200,9 @@ def measure_cost(
     given = {"texts": texts, "instructions": instructions, "prompts": prompts}
     if all(some is None for some in given.values()):
         raise CosmicError("texts, instructions, prompts: none given; give at least one to measure on")
+    for name, some in (("texts", texts), ("prompts", prompts)):
+        if some is not None:
+            check_texts(name, some)
     if empty := [name for name, some in given.items() if some is not None and not some]:
         raise CosmicError(f"{empty[0]}: found none; give at least one, or leave the argument out")
     for intervention in named.values():

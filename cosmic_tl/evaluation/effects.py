@@ -12,7 +12,7 @@ from cosmic_tl.chat import BATCH_SIZE, ChatFormat
 from cosmic_tl.demo.corpus import check_completion
 from cosmic_tl.directions.artifact import Direction, random_direction
 from cosmic_tl.display import as_html, as_text
-from cosmic_tl.errors import CosmicError, one_of
+from cosmic_tl.errors import CosmicError, check_texts, one_of
 from cosmic_tl.evaluation.completions import complete, completion_cross_entropy
 from cosmic_tl.evaluation.judges import REFUSAL_PHRASES, Judge, SubstringJudge, Verdict
 from cosmic_tl.evaluation.rates import Rate, rate
@@ -229,6 +229,8 @@ def measure_effects(
         >>> effects.completions.verdict.tolist()
         ['refusal', 'compliance']
     """
+    check_texts("positive", positive)
+    check_texts("negative", negative)
     judge = judge or SubstringJudge()
     generation = describe_generation(model, max_new_tokens, temperature, sampling)
     rows = list(known)

@@ -8,7 +8,7 @@ from typing import Literal, Protocol, runtime_checkable
 import pandas as pd
 
 from cosmic_tl.chat import THINKING_TAGS
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, check_texts
 
 Verdict = Literal["refusal", "compliance", "neither"]
 SafetyVerdict = Literal["safe", "unsafe", "neither"]
@@ -78,6 +78,7 @@ def judge_refusal(completion: str, phrases: Sequence[str] = REFUSAL_PHRASES) -> 
         >>> judge_refusal("I’m sorry, but no."), judge_refusal("Sure!"), judge_refusal(".")
         ('refusal', 'compliance', 'neither')
     """
+    check_texts("phrases", phrases)
     text = strip_thinking(completion).lower().replace("’", "'")
     if len(text) < 2:
         return "neither"
@@ -127,6 +128,7 @@ class SubstringJudge:
     """What shows refusal, or with phrases of your own another concept, which "refusal" then stands for."""
 
     def __post_init__(self) -> None:
+        check_texts("phrases", self.phrases)
         if not self.phrases or not all(phrase.strip() for phrase in self.phrases):
             raise CosmicError(f"phrases: found {list(self.phrases)!r}; give at least one, none of them empty")
 
@@ -141,13 +143,15 @@ class SubstringJudge:
 
 
 def check_lengths(prompts: Sequence[str], completions: Sequence[str]) -> None:
-    """There must be one completion a prompt.
+    """There must be one completion per prompt, in two lists of texts.
 
     Example:
         >>> check_lengths(["a"], [])
         Traceback (most recent call last):
         cosmic_tl.errors.CosmicError: completions: found 0 for 1 prompts; give one a prompt
     """
+    check_texts("prompts", prompts)
+    check_texts("completions", completions)
     if len(prompts) != len(completions):
         raise CosmicError(f"completions: found {len(completions)} for {len(prompts)} prompts; give one a prompt")
 

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl.chat import ChatFormat, TokenBatch, batches, tokenize
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, check_texts
 from cosmic_tl.forward import last_logits
 from cosmic_tl.interventions import Interventions, steering
 from cosmic_tl.progress import track
@@ -139,6 +139,8 @@ def tokenize_pairs(
         >>> len(prompts[0]), len(answers[0])
         (9, 2)
     """
+    check_texts("prompts", prompts)
+    check_texts("completions", completions)
     if len(prompts) != len(completions):
         raise CosmicError(f"completions: found {len(completions)} for {len(prompts)} prompts; give one a prompt")
     tokenizer: Any = model.tokenizer

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cosmic_tl.errors import check_texts
 from cosmic_tl.evaluation.judges import judge_refusal
 
 
@@ -42,4 +43,5 @@ def refusal_rate(completions: Sequence[str]) -> Rate:
         >>> refusal_rate(["I can't help.", "Sure!"]).value
         0.5
     """
+    check_texts("completions", completions)
     return rate(sum(judge_refusal(text) == "refusal" for text in completions), len(completions))

@@ -28,7 +28,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from cosmic_tl.chat import BATCH_SIZE, ChatFormat, tokenize
 from cosmic_tl.directions.artifact import Direction
 from cosmic_tl.display import as_html, as_text
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, check_texts
 from cosmic_tl.evaluation.completions import complete, completion_cross_entropy
 from cosmic_tl.evaluation.effects import Kind, Row
 from cosmic_tl.evaluation.judges import Judge, SubstringJudge
@@ -256,6 +256,7 @@ def sweep(
     edits |= {(name, alpha): method(direction, alpha) for name, method in methods.items() for alpha in strengths}
     sides: dict[Kind, Sequence[str]] = dict(zip(get_args(Kind), (positive, negative), strict=True))
     for side, prompts in zip(("positive", "negative"), sides.values(), strict=True):
+        check_texts(side, prompts)
         if not prompts:
             raise CosmicError(f"{side}: found no prompts; give at least one")
     rows = list(known)

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl.chat import BATCH_SIZE, ChatFormat, batches, tokenize
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, check_texts
 from cosmic_tl.forward import next_token_logits
 from cosmic_tl.interventions import Interventions, intervention_hooks
 
@@ -110,6 +110,7 @@ def refusal_tokens(model: TransformerBridge, texts: Sequence[str]) -> RefusalTok
         >>> refusal_tokens(load_model("demo", device="cpu"), ["I'm sorry", "I cannot"]).texts
         ('I',)
     """
+    check_texts("tokens", texts)
     ids = []
     for text in texts:
         tokens = model.tokenizer(text, add_special_tokens=False)["input_ids"]

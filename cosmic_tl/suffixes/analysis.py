@@ -19,7 +19,7 @@ from cosmic_tl.activations import cache_activations
 from cosmic_tl.chat import BATCH_SIZE, ChatFormat, TokenBatch, batches, post_instruction_positions, tokenize
 from cosmic_tl.directions.artifact import Direction
 from cosmic_tl.display import as_html, as_text
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, check_texts
 from cosmic_tl.evaluation.completions import complete
 from cosmic_tl.evaluation.judges import judge_refusal
 from cosmic_tl.evaluation.rates import rate
@@ -69,6 +69,8 @@ def suffix_groups(
         >>> groups["harmful + adversarial suffix"]
         ['Rob a clerk. x x']
     """
+    check_texts("harmful", harmful)
+    check_texts("harmless", harmless)
     frame = frames(model, harmful[:1], chat)[0]
     row = tokenize(model, [harmful[0] + suffix], chat)[0]
     n_tokens = max(1, len(row) - len(frame.before) - len(frame.after))

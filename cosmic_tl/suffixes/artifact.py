@@ -12,7 +12,7 @@ import pandas as pd
 from cosmic_tl.chat import ChatFormat
 from cosmic_tl.directions.artifact import versions
 from cosmic_tl.display import as_html
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, check_texts
 from cosmic_tl.evaluation.judges import Verdict
 
 FORMAT = "cosmic_tl/suffix/1"
@@ -82,6 +82,7 @@ class Suffix:
             >>> Suffix(" x", (5,), (), (), (), (), ()).append_to(["Bake a pizza."])
             ['Bake a pizza. x']
         """
+        check_texts("prompts", prompts)
         return [prompt + self.text for prompt in prompts]
 
     def table(self) -> pd.DataFrame:

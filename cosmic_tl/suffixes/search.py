@@ -16,7 +16,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl.chat import BATCH_SIZE, ChatFormat, TokenBatch, batches, tokenize
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, check_texts
 from cosmic_tl.evaluation.completions import complete
 from cosmic_tl.evaluation.judges import Verdict, judge_refusal
 from cosmic_tl.forward import last_logits
@@ -104,6 +104,8 @@ def find_suffix(
         (4, True)
     """
     options, chat = options or SuffixOptions(), chat or ChatFormat()
+    check_texts("prompts", prompts)
+    check_texts("targets", targets)
     if len(prompts) != len(targets):
         raise CosmicError(f"targets: found {len(targets)} for {len(prompts)} prompts; give one a prompt")
     places = frames(model, prompts, chat)

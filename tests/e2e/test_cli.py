@@ -292,7 +292,7 @@ def test_without_run_time_types_bad_arguments_are_still_named():
     """The test run checks types; users do not, and must get the library's own message."""
     code = """
 import torch
-from cosmic_tl import AffineEdit, ChatFormat, CosmicOptions, Direction, load_prompts
+from cosmic_tl import ChatFormat, ContrastSet, CosmicOptions, Direction, load_prompts
 from cosmic_tl.directions.difference_in_means import difference_in_means
 from cosmic_tl.evaluation.effects import Condition
 from cosmic_tl.selection.modes import induction, removal
@@ -311,6 +311,7 @@ for make in (
     lambda: induction(direction, "ace"),
     lambda: difference_in_means(means, means, "mlp"),
     lambda: ChatFormat(thinking="closed"),
+    lambda: ContrastSet("x", {"train": "abc"}, {"train": ("b",)}),
 ):
     try: make()
     except ValueError as error: print(error)
@@ -328,4 +329,5 @@ for make in (
         "mode: unknown 'ace'; use linear or affine",
         "part: unknown 'mlp'; use stream or block",
         "thinking: unknown 'closed'; use close or open",
+        "positive train: must be a list of texts, found the text 'abc'; pass ['abc']",
     ]

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from cosmic_tl import CosmicError, load_prompts
-from cosmic_tl.datasets import NAMED_PROMPTS, find_prompts, load_dataset_prompts
+from cosmic_tl.datasets import BOTH_SIDES, NAMED_PROMPTS, find_prompts, load_dataset_prompts
 
 HARMFUL = ["Rob a bank clerk.", "Poison a dog.", "Forge a passport.", "Start a smear campaign."]
 HARMLESS = ["Bake a pizza.", "Water a rose bush.", "Fix a lamp.", "Plan a picnic."]
@@ -76,6 +76,14 @@ def test_a_file_of_each_set(tmp_path, row, suffix):
     assert set(found.side) == {row.side} and set(found.dataset) == {row.name}
 
 
+def test_the_sets_with_both_sides_are_named():
+    assert tuple(name for name in NAMES if len(find_prompts(name)) == 2) == BOTH_SIDES
+    with pytest.raises(CosmicError, match="'advbench' has positive prompts alone; give positive= and negative="):
+        load_prompts("advbench")
+    with pytest.raises(CosmicError, match="no file or directory 'no-such'; give 'demo', 'jailbreakbench' or 'xstest'"):
+        load_prompts("no-such")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_snapshot_of_each_set(tmp_path, name):
     found = load_dataset_prompts(name, path=snapshot(tmp_path / "set", name))
@@ -109,7 +117,7 @@ def test_blank_rows_and_missing_values_are_left_out(tmp_path):
 
 
 def test_contrast_sets_of_named_sets(tmp_path, monkeypatch):
-    for name in ("advbench", "alpaca", "xstest"):
+    for name in ("advbench", "alpaca", "jailbreakbench", "xstest"):
         snapshot(tmp_path / find_prompts(name)[0].hub_id, name)
     read = datasets.load_dataset
     # The hub is out of reach; its sets stand in a local folder under their ids.
@@ -121,6 +129,11 @@ def test_contrast_sets_of_named_sets(tmp_path, monkeypatch):
     assert sorted(p for split in found.negative.values() for p in split) == sorted(HARMLESS)
     both = load_prompts(positive="xstest", negative="xstest")
     assert sorted(p for split in both.negative.values() for p in split) == sorted(HARMLESS)
+    assert load_prompts("xstest").negative == both.negative and load_prompts("xstest").name == "xstest"
+    alone = load_prompts("jailbreakbench")
+    assert sorted(p for split in alone.positive.values() for p in split) == sorted(HARMFUL)
+    assert sorted(p for split in alone.negative.values() for p in split) == sorted(HARMLESS)
+    assert alone.categories == dict(zip(HARMFUL + HARMLESS, KINDS * 2, strict=True))
     # A set with one side serves on either.
     swapped = load_prompts(positive="alpaca", negative="advbench")
     assert sorted(p for split in swapped.positive.values() for p in split) == sorted(HARMLESS)

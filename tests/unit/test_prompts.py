@@ -1,8 +1,11 @@
 import json
+from pathlib import Path
 
 import datasets
+import pandas as pd
 import pytest
 
+import cosmic_tl
 from cosmic_tl import CosmicError, load_prompts
 
 SIDES = {"positive": [f"bad {i}" for i in range(8)], "negative": [f"good {i}" for i in range(8)]}
@@ -24,7 +27,7 @@ def test_json_with_and_without_splits(tmp_path):
     splits = {side: {"train": p[:4], "val": p[4:6], "test": p[6:]} for side, p in SIDES.items()}
     path.write_text(json.dumps({**splits, "contrast": {"test": [["bad", "good"]]}}))
     found = load_prompts(path)
-    assert found.side("negative", "val") == ["good 4", "good 5"]
+    assert sorted(found.side("negative", "val")) == ["good 4", "good 5"]
     assert found.contrast["test"] == (("bad", "good"),)
 
 
@@ -77,10 +80,16 @@ def test_duplicates_and_leakage_are_reported(tmp_path):
         ("a.json", '{"positive": [], "negative": ["x"]}', "is empty"),
         ("a.json", '{"positive": "text", "negative": ["x"]}', "list of texts"),
         ("a.json", '{"positive": ["a", "b"], "negative": ["x"]}', "give at least 3"),
-        ("a.json", '{"positive": {"dev": ["a"]}, "negative": ["x"]}', "unknown split 'dev'"),
+        ("a.json", '{"positive": {"dev": ["a"]}, "negative": ["x"]}', "unknown 'dev'; use train, val or test"),
         ("a.jsonl", '{"side": "left", "prompt": "x"}', "has side 'left'"),
+        ("a.jsonl", '{"side": "positive", "prompt": "x"}', "negative of .* is empty"),
+        (
+            "a.csv",
+            "side,split,prompt\npositive,train,x\npositive,,y\nnegative,train,z",
+            "some positive rows of .* have a split and some have none",
+        ),
         ("a.jsonl", "[1]", "must be a JSON object"),
-        ("a.csv", "side,words\npositive,x", "not a text column"),
+        ("a.csv", "side,words\npositive,x\nnegative,y", "not a text column"),
         ("a.txt", "x", "cannot hold both sides"),
     ],
 )
@@ -109,3 +118,99 @@ def test_categories_are_kept(tmp_path):
     found = load_prompts(positive=tmp_path / "harmful.csv", negative=tmp_path / "harmless.txt")
     assert found.categories == {f"harmful {i}": "theft" for i in (1, 3, 5, 7)}
     assert load_prompts("demo").categories == {}
+
+
+def test_lists_and_mappings_in_memory():
+    lists = load_prompts(positive=SIDES["positive"], negative=tuple(SIDES["negative"]), seed=1)
+    assert lists.name == "in memory" and sorted(p for s in lists.positive.values() for p in s) == SIDES["positive"]
+    assert load_prompts(SIDES, seed=1) == lists
+    splits = {side: {"train": p[:4], "val": p[4:6], "test": p[6:]} for side, p in SIDES.items()}
+    both = load_prompts({**splits, "contrast": {"val": [("bad", "good")]}}, shuffle=False, name="mine")
+    assert both.name == "mine" and both.contrast == {"val": (("bad", "good"),)}
+    assert both.positive == {split: tuple(some) for split, some in splits["positive"].items()}
+    mixed = load_prompts(positive=splits["positive"], negative=SIDES["negative"], shuffle=False)
+    assert mixed.side("positive", "test") == splits["positive"]["test"] and len(mixed.side("negative", "train")) == 4
+    rows = [{"instruction": text, "category": f"kind {i}"} for i, text in enumerate(SIDES["positive"])]
+    found = load_prompts(positive=rows, negative=SIDES["negative"])
+    assert found.categories == {text: f"kind {i}" for i, text in enumerate(SIDES["positive"])}
+
+
+def test_a_file_beside_a_list_names_both(tmp_path):
+    (tmp_path / "bad.txt").write_text("\n".join(SIDES["positive"]))
+    assert load_prompts(positive=tmp_path / "bad.txt", negative=SIDES["negative"]).name == "bad / in memory"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"positive": {"train": "a text"}, "negative": ["b"]},
+            r"prompts: positive train of .*: must be a list of texts",
+        ),
+        ({"positive": ["a", 1, "c"], "negative": ["b"]}, "found int at 1"),
+        ({"positive": ["a"]}, "needs the keys 'positive' and 'negative'"),
+        ({"positive": pd.Series(["a"]), "negative": ["b"]}, "found Series; pass a list"),
+    ],
+)
+def test_what_is_no_list_of_texts_is_named(given, message):
+    with pytest.raises(CosmicError, match=message) as caught:
+        load_prompts(given)
+    assert "\n" not in str(caught.value)
+
+
+def test_splits_of_a_sorted_file_are_shuffled_by_the_seed(tmp_path):
+    kinds = [{"instruction": f"{kind} {i}", "category": kind} for kind in ("fraud", "theft") for i in range(20)]
+    data = {"positive": dict.fromkeys(("train", "val", "test"), kinds), "negative": {"train": ["a", "b"]}}
+    path = tmp_path / "sorted.json"
+    path.write_text(json.dumps(data))
+    texts = [row["instruction"] for row in kinds]
+    found, again, other = (load_prompts(path, seed=seed) for seed in (0, 0, 1))
+    first = found.side("positive", "train", 20)
+    assert {text.split()[0] for text in first} == {"fraud", "theft"}
+    assert sorted(found.side("positive", "train")) == sorted(texts)
+    assert again == found and other.positive != found.positive
+    assert load_prompts(path, shuffle=False).side("positive", "train") == texts
+    # A source without splits of its own is cut where it stands.
+    whole = load_prompts(positive=texts, negative=texts[::-1], shuffle=False)
+    assert whole.side("positive", "train") == texts[:20] and whole.side("positive", "test") == texts[30:]
+
+
+def test_the_demo_set_is_in_its_own_order_and_shuffled():
+    data = json.loads((Path(cosmic_tl.__file__).parent / "demo" / "prompts.json").read_text())
+    assert load_prompts("demo") == load_prompts("demo", seed=5, shuffle=False)
+    for side in ("positive", "negative"):
+        assert {split: list(some) for split, some in getattr(load_prompts("demo"), side).items()} == data[side]
+    # The way of asking is what the prompts are drawn by; the first prompts have as many of them as any others.
+    ways = [text.split()[0] for text in data["positive"]["train"]]
+    assert len(set(ways[:50])) > 0.5 * len(set(ways)) and ways != sorted(ways)
+
+
+def released(folder):
+    folder.mkdir()
+    for side, kind in (("harmful", "fraud"), ("harmless", None)):
+        for split, n in (("train", 6), ("val", 3), ("test", 3)):
+            rows = [{"instruction": f"{side} {split} {i}", "category": kind} for i in range(n)]
+            (folder / f"{side}_{split}.json").write_text(json.dumps(rows))
+    return folder
+
+
+def test_a_directory_of_released_splits_is_a_contrast_set(tmp_path):
+    folder = released(tmp_path / "splits")
+    (folder / "harmful.json").write_text("[]")
+    found = load_prompts(folder)
+    assert repr(found) == "ContrastSet('splits': train 6 + 6, val 3 + 3, test 3 + 3, positive + negative)"
+    assert sorted(found.side("negative", "val")) == [f"harmless val {i}" for i in range(3)]
+    assert set(found.categories) == {text for some in found.positive.values() for text in some}
+    assert load_prompts(str(folder), shuffle=False).side("positive", "train", 2) == [
+        "harmful train 0",
+        "harmful train 1",
+    ]
+
+
+def test_missing_files_of_released_splits_are_named(tmp_path):
+    folder = released(tmp_path / "splits")
+    (folder / "harmful_val.json").unlink()
+    (folder / "harmless_test.json").unlink()
+    with pytest.raises(CosmicError, match=r"has no harmful_val.json, harmless_test.json; ") as caught:
+        load_prompts(folder)
+    assert "\n" not in str(caught.value)

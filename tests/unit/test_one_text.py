@@ -1,0 +1,54 @@
+"""A text where a list of texts is due is one clear error, and no list of its characters."""
+
+import pytest
+import torch
+
+import cosmic_tl as ct
+from cosmic_tl.directions.erasure import fit_eraser
+from cosmic_tl.evaluation.cost import measure_cost
+
+DIRECTION = ct.Direction(torch.ones(128), torch.zeros(128), layer=3, position=-1)
+TEXT = "Bake a pie."
+SETS = (["Rob a bank clerk."], [TEXT])
+
+CALLS = {
+    "complete": lambda m: ct.complete(m, TEXT),
+    "mean_activations": lambda m: ct.mean_activations(m, TEXT),
+    "cache_activations": lambda m: ct.cache_activations(m, TEXT),
+    "refusal_scores": lambda m: ct.refusal_scores(m, TEXT, ct.refusal_tokens(m, ["I"])),
+    "refusal_tokens": lambda m: ct.refusal_tokens(m, TEXT),
+    "find_refusal_tokens": lambda m: ct.find_refusal_tokens(m, TEXT, SETS[1]),
+    "completion_cross_entropy": lambda m: ct.completion_cross_entropy(m, SETS[0], TEXT),
+    "measure_effects": lambda m: ct.measure_effects(m, SETS[0], TEXT, ct.standard_conditions(DIRECTION)),
+    "sweep": lambda m: ct.sweep(m, DIRECTION, TEXT, SETS[1], [1.0]),
+    "layer_similarities": lambda m: ct.layer_similarities(m, TEXT, SETS[1], DIRECTION),
+    "pca_of_classes": lambda m: ct.pca_of_classes(m, *SETS[:1], TEXT),
+    "fit_eraser": lambda m: fit_eraser(m, TEXT, SETS[1], [3]),
+    "measure_cost, texts": lambda m: measure_cost(m, ct.Ablation(DIRECTION), texts=TEXT),
+    "measure_cost, prompts": lambda m: measure_cost(m, ct.Ablation(DIRECTION), prompts=TEXT),
+    "suffix_groups": lambda m: ct.suffix_groups(m, TEXT, SETS[1], " x"),
+    "random_suffixes": lambda m: ct.random_suffixes(m, TEXT, 2),
+    "find_suffix": lambda m: ct.find_suffix(m, SETS[0], TEXT),
+    "append_to": lambda m: ct.Suffix(" x", (5,), (), (), (), (), ()).append_to(TEXT),
+    "refusal_rate": lambda m: ct.refusal_rate(TEXT),
+    "judge, prompts": lambda m: ct.SubstringJudge()(TEXT, SETS[1]),
+    "judge, completions": lambda m: ct.SubstringJudge()(SETS[0], TEXT),
+    "model judge": lambda m: ct.ModelJudge(m, ct.LLAMA_GUARD_3)(SETS[0], TEXT),
+    "judge_refusal": lambda m: ct.judge_refusal(TEXT, TEXT),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_text_is_no_list_of_prompts(demo, call):
+    with pytest.raises(
+        ct.CosmicError, match=r"^\w+: must be a list of texts, found the text 'Bake a pie.'; pass"
+    ) as caught:
+        CALLS[call](demo)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_else_is_no_text_is_named(demo):
+    with pytest.raises(ct.CosmicError, match="found NoneType; pass a list"):
+        ct.errors.check_texts("prompts", None)
+    with pytest.raises(ct.CosmicError, match="found int at 1"):
+        ct.errors.check_texts("prompts", ["a", 1])
