@@ -11,6 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from cosmic_tl.chat import BATCH_SIZE, ChatFormat, Positions, batches, post_instruction_positions, tokenize
 from cosmic_tl.forward import Hook, Site, read
 from cosmic_tl.interventions import Interventions, intervention_hooks
+from cosmic_tl.models import model_fingerprint, short_label
 from cosmic_tl.progress import track
 
 
@@ -24,6 +25,10 @@ class MeanActivations:
     """Mean of `y[l, i]`, the stream that leaves block `l`, at the same positions."""
     n: int
     """Number of prompts."""
+    fingerprint: str = ""
+    """`model_fingerprint` of the model; "" for unknown."""
+    model: str = ""
+    """Its name, for people."""
 
     def __repr__(self) -> str:
         n_layers, n_positions, d_model = self.resid_pre.shape
@@ -102,7 +107,9 @@ def mean_of_rows(
                 layers = [found[layer, site].cpu() for layer in range(n_layers)]
                 sums[site] += torch.stack(layers).double().sum(1)
             advance(len(batch.rows))
-    return MeanActivations(sums["hook_resid_pre"] / len(rows), sums["hook_resid_post"] / len(rows), len(rows))
+    means = {site: total / len(rows) for site, total in sums.items()}
+    origin = model_fingerprint(model), short_label(model)
+    return MeanActivations(means["hook_resid_pre"], means["hook_resid_post"], len(rows), *origin)
 
 
 def cache_activations(

@@ -37,6 +37,10 @@ class AffineMap:
     """What is read, a row each."""
     offset: Float[Tensor, " rank"]
     """What the read values become, where `right leftᵀ` is the identity."""
+    fingerprint: str = ""
+    """`model_fingerprint` of the model it was made from; "" applies to any."""
+    model: str = ""
+    """That model's name, for people."""
 
     def __repr__(self) -> str:
         rank, d_model = self.left.shape

@@ -12,7 +12,7 @@ intervention  where
 ============  ==============================================================
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -28,6 +28,7 @@ from cosmic_tl.affine import AffineMap, apply, stack
 from cosmic_tl.directions.artifact import Direction
 from cosmic_tl.errors import CosmicError, one_of
 from cosmic_tl.forward import Hook, Site, check_additive, counting_tokens, hook_name
+from cosmic_tl.models import check_origin
 
 Scope = Literal["all", "prompt", "completion"] | Bool[Tensor, "batch seq"]
 """Which tokens are edited: all, those of the prompt, those that come after it, or a mask over the first tokens (with
@@ -39,8 +40,10 @@ Place = tuple[int, Part]
 EVERYWHERE: Place = (-1, "stream")
 
 
-def _rank_one(unit: Tensor, reads: float, offset: float) -> AffineMap:
-    return AffineMap(unit[None], reads * unit[None], torch.tensor([offset], dtype=torch.float64))
+def _rank_one(direction: Direction, reads: float, offset: float) -> AffineMap:
+    unit = direction.unit[None]
+    at = torch.tensor([offset], dtype=torch.float64)
+    return AffineMap(unit, reads * unit, at, direction.fingerprint, direction.model)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +64,7 @@ class Addition:
             >>> Addition(Direction(torch.ones(4), torch.zeros(4), 0, -1), alpha=0.5).map(torch.zeros(4))
             tensor([0.5000, 0.5000, 0.5000, 0.5000])
         """
-        return _rank_one(self.direction.unit, 0.0, self.alpha * self.direction.norm)
+        return _rank_one(self.direction, 0.0, self.alpha * self.direction.norm)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +82,7 @@ class Ablation:
             >>> Ablation(Direction(torch.ones(2), torch.zeros(2), 0, -1)).map(torch.tensor([3.0, 1.0])).round()
             tensor([ 1., -1.])
         """
-        return _rank_one(self.direction.unit, 1.0, 0.0)
+        return _rank_one(self.direction, 1.0, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +109,7 @@ class AffineEdit:
             tensor([1.5000, 1.5000, 1.5000, 1.5000])
         """
         d = self.direction
-        return _rank_one(d.unit, 1.0, float(d.reference.double() @ d.unit.double()) + self.alpha * d.norm)
+        return _rank_one(d, 1.0, float(d.reference.double() @ d.unit.double()) + self.alpha * d.norm)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,8 +173,6 @@ def _hooks(
     hooks: list[Hook] = []
     last: list[Hook] = []
     for slot in slots:
-        for one in slot:
-            _check(model, one)
         edit = _editing(slot, clock, prompt_length)
         (layer, part) = place(slot[0])
         if isinstance(slot[0], Ablation):
@@ -202,6 +203,27 @@ def _added(edit: Callable[[Tensor], Tensor]) -> tuple[Callable[..., None], Calla
     return entering, leaving
 
 
+def check_interventions(model: TransformerBridge, interventions: Iterable[Intervention]) -> None:
+    """Make sure that interventions fit a model, with one look at its weights for all of them.
+
+    Raises:
+        CosmicError: As `intervention_hooks`.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> edit = AffineEdit(Direction(torch.ones(4), torch.zeros(4), layer=3, position=-1))
+        >>> check_interventions(load_model("demo", device="cpu"), [edit])
+        Traceback (most recent call last):
+        cosmic_tl.errors.CosmicError: direction: it has width 4 and layer 3, and the model width 128 and 8 layers; ...
+    """
+    origins: dict[str, tuple[str, str]] = {}
+    for one in interventions:
+        _check(model, one)
+        origins[one.map.fingerprint] = one.map.model, "map" if isinstance(one, MapEdit) else "direction"
+    for fingerprint, (name, what) in origins.items():
+        check_origin(model, fingerprint, name, what)
+
+
 def _check(model: TransformerBridge, intervention: Intervention) -> None:
     if not isfinite(alpha := getattr(intervention, "alpha", 0.0)):
         raise CosmicError(f"alpha: expected a finite number, found {alpha}; pass a float")
@@ -210,7 +232,7 @@ def _check(model: TransformerBridge, intervention: Intervention) -> None:
         raise CosmicError(f"tokens: unknown scope {tokens!r}; use all, prompt, completion or a mask")
     one_of("part", place(intervention)[1], get_args(Part))
     if not isinstance(intervention, MapEdit):
-        intervention.direction.check(model)
+        intervention.direction.check_shape(model)
     elif (width := intervention.map.left.shape[1]) != (d_model := int(model.cfg.d_model)):
         raise CosmicError(f"map: it is for a stream of width {width}, and the model's is {d_model}")
 
@@ -246,10 +268,11 @@ def batched_hooks(model: TransformerBridge, edits: Sequence[Interventions]) -> l
 
     Args:
         model: The bridge to hook.
-        edits: Interventions with the same places, each on all tokens of a prompt.
+        edits: Interventions with the same places, each on all tokens of a prompt. Whether they fit the model is for
+            `check_interventions` to say.
 
     Raises:
-        CosmicError: If the places differ, a token scope is not "all", or as `intervention_hooks`.
+        CosmicError: If the places differ, a token scope is not "all", or the architecture has no such place.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -293,6 +316,7 @@ def intervention_hooks(
         >>> [name for name, _ in intervention_hooks(load_model("demo", device="cpu"), Addition(direction))]
         ['blocks.3.hook_in']
     """
+    check_interventions(model, as_sequence(interventions))
     return _hooks(model, [[one] for one in as_sequence(interventions)], clock or {"start": 0}, prompt_length)
 
 

@@ -33,6 +33,8 @@ _NOT_IDENTITY = frozenset(
     ]
 )
 """Config entries that say how a model was loaded, not which model it is."""
+_origins: WeakKeyDictionary[TransformerBridge, dict[str, set[str]]] = WeakKeyDictionary()
+"""Fingerprints that a model had before its weights were edited on purpose, by the one that it has now."""
 _offloaded: WeakKeyDictionary[torch.nn.Module, dict[str, Tensor]] = WeakKeyDictionary()
 """Values of weights that are in memory or on disk until a pass needs them, which nobody edits there."""
 
@@ -115,6 +117,16 @@ def model_label(model: TransformerBridge) -> str:
     return next((demo for demo in DEMOS if name == str(demo_path(demo))), name)
 
 
+def short_label(model: TransformerBridge) -> str:
+    """The last part of `model_label`, without folders or the account on the hub.
+
+    Example:
+        >>> short_label(load_model("demo", device="cpu"))
+        'demo'
+    """
+    return model_label(model).rsplit("/", 1)[-1]
+
+
 def model_fingerprint(model: TransformerBridge) -> str:
     """Sixteen hex digits that identify architecture and weights, whatever dtype and device they were loaded in.
 
@@ -143,6 +155,51 @@ def model_fingerprint(model: TransformerBridge) -> str:
     for sample in samples.values():
         digest.update(sample.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def check_origin(model: TransformerBridge, fingerprint: str, name: str = "", what: str = "direction") -> None:
+    """Make sure that something was made from this model, or from what it was before `orthogonalize_weights`.
+
+    Args:
+        model: The model that it is to be used with.
+        fingerprint: `model_fingerprint` of the model that it was made from; "" fits any.
+        name: That model's name, for people.
+        what: What it is called in the error.
+
+    Raises:
+        CosmicError: If it is of another model.
+
+    Example:
+        >>> check_origin(load_model("demo", device="cpu"), "0" * 16, "other")
+        Traceback (most recent call last):
+        cosmic_tl.errors.CosmicError: direction: it was found in other (0000000000000000) and this model is ...
+    """
+    if not fingerprint or fingerprint == (found := model_fingerprint(model)):
+        return
+    if fingerprint not in _origins.get(model, {}).get(found, ()):
+        raise CosmicError(
+            f"{what}: it was found in {name or 'a model'} ({fingerprint}) and this model is {found}; "
+            f"load that model, or clear the fingerprint to transfer the {what} on purpose"
+        )
+
+
+def remember_origin(model: TransformerBridge, before: str) -> None:
+    """Let what was made from a model be used with it after an edit of its weights.
+
+    Args:
+        model: The model, edited.
+        before: Its `model_fingerprint` before the edit. What that one remembered is kept.
+
+    Example:
+        >>> model = load_model("demo", device="cpu")
+        >>> before = model_fingerprint(model)
+        >>> with torch.no_grad():
+        ...     _ = model.original_model.lm_head.weight.mul_(2.0)
+        >>> remember_origin(model, before)
+        >>> check_origin(model, before)
+    """
+    known = _origins.setdefault(model, {})
+    known[model_fingerprint(model)] = {before, *known.get(before, ())}
 
 
 def _samples(model: torch.nn.Module) -> list[tuple[str, Tensor, Tensor | None]]:

@@ -24,7 +24,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from cosmic_tl.chat import TokenBatch, batches
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.forward import KeysValues, Reached, Resume, Site, forward
-from cosmic_tl.interventions import Interventions, as_sequence, batched_hooks, place
+from cosmic_tl.interventions import Interventions, as_sequence, batched_hooks, check_interventions, place
 
 PASS_TOKENS = {"cpu": 128, "cuda": 1024}
 """What a pass costs besides its tokens, reading the weights and calling the modules, in tokens, roughly."""
@@ -412,6 +412,7 @@ def intervened(
         )
     if batch_size is not None and batch_size < 1:
         raise CosmicError(f"batch_size: must be at least 1, found {batch_size}")
+    check_interventions(model, [one for edit in edits for one in as_sequence(edit)])
     allowed = shortcuts(model, rows)
     n_prefix = shared_prefix(model, rows, reading.n_positions)
     size = batch_size or rows_a_pass(model, max(map(len, rows)) - n_prefix)

@@ -21,7 +21,7 @@ from cosmic_tl.evaluation.effects import Effects, Row, measure_effects, standard
 from cosmic_tl.evaluation.judges import SubstringJudge, strip_thinking
 from cosmic_tl.evaluation.sampling import Sampling
 from cosmic_tl.files import append_lines, read_lines, write_atomically
-from cosmic_tl.models import model_fingerprint, model_label
+from cosmic_tl.models import model_fingerprint, model_label, short_label
 from cosmic_tl.prompts import ContrastSet
 from cosmic_tl.report.page import write_report
 from cosmic_tl.selection.by_refusal_tokens import RefusalTokenOptions, select_by_refusal_tokens
@@ -224,8 +224,9 @@ def _means(
     options = settings.selection
     if path.exists():
         tensors = load_file(path)
+        origin = model_fingerprint(model), short_label(model)  # the settings were compared before
         return tuple(  # type: ignore[return-value]
-            MeanActivations(tensors[f"{side}.pre"], tensors[f"{side}.post"], int(tensors[f"{side}.n"]))
+            MeanActivations(tensors[f"{side}.pre"], tensors[f"{side}.post"], int(tensors[f"{side}.n"]), *origin)
             for side in ("positive", "negative")
         )
     positions = post_instruction_positions(model, settings.chat, options.n_positions)

@@ -75,7 +75,8 @@ def amplification(direction: Direction, alpha: float, tokens: Scope = "all") -> 
         raise CosmicError(f"alpha: expected a finite number, found {alpha}; pass a float")
     unit = direction.unit
     offset = torch.tensor([-alpha * float(direction.reference.double() @ unit.double())], dtype=torch.float64)
-    return MapEdit(AffineMap(unit[None], -alpha * unit[None], offset), direction.layer, tokens)
+    found = AffineMap(unit[None], -alpha * unit[None], offset, direction.fingerprint, direction.model)
+    return MapEdit(found, direction.layer, tokens)
 
 
 def _edit(steer: Steer, direction: Direction, alpha: float) -> Intervention:

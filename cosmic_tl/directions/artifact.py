@@ -15,7 +15,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl.errors import CosmicError
-from cosmic_tl.models import model_fingerprint
+from cosmic_tl.models import check_origin
 
 FORMAT = "cosmic_tl/direction/1"
 _version = cache(version)  # which reads files, and there are many directions
@@ -93,7 +93,7 @@ class Direction:
         return unit
 
     def check(self, model: TransformerBridge) -> None:
-        """Make sure that it belongs to a model.
+        """Make sure that it belongs to a model, or to what the model was before `orthogonalize_weights`.
 
         Raises:
             CosmicError: If width, depth or fingerprint differ.
@@ -103,16 +103,25 @@ class Direction:
             >>> direction = Direction(torch.ones(128), torch.zeros(128), layer=3, position=-1)
             >>> direction.check(load_model("demo", device="cpu"))
         """
+        self.check_shape(model)
+        check_origin(model, self.fingerprint, self.model)
+
+    def check_shape(self, model: TransformerBridge) -> None:
+        """Make sure that it is as wide as a model's stream, and of one of its layers.
+
+        Raises:
+            CosmicError: If width or depth differ.
+
+        Example:
+            >>> from cosmic_tl import load_model
+            >>> direction = Direction(torch.ones(128), torch.zeros(128), layer=3, position=-1)
+            >>> direction.check_shape(load_model("demo", device="cpu"))
+        """
         d_model, n_layers = int(model.cfg.d_model), int(model.cfg.n_layers)
         if self.vector.shape[0] != d_model or self.layer >= n_layers:
             raise CosmicError(
                 f"direction: it has width {self.vector.shape[0]} and layer {self.layer}, and the model width {d_model} and "
                 f"{n_layers} layers; load the model it was found in ({self.model or 'unknown'})"
-            )
-        if self.fingerprint and self.fingerprint != (found := model_fingerprint(model)):
-            raise CosmicError(
-                f"direction: it was found in {self.model or 'a model'} ({self.fingerprint}) and this model is {found}; "
-                "load that model, or clear the fingerprint to transfer the direction on purpose"
             )
 
     def save(self, path: str | Path) -> None:

@@ -11,7 +11,7 @@ from cosmic_tl.activations import MeanActivations
 from cosmic_tl.directions.artifact import Direction
 from cosmic_tl.errors import CosmicError, one_of
 from cosmic_tl.interventions import Part
-from cosmic_tl.models import model_fingerprint, model_label
+from cosmic_tl.models import model_fingerprint, short_label
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +21,10 @@ class Candidates:
     vectors: Float64[Tensor, "layer position d_model"]
     references: Float64[Tensor, "layer position d_model"]
     method: str
+    fingerprint: str = ""
+    """`model_fingerprint` of the model they were found in; "" for unknown."""
+    model: str = ""
+    """That model's name, for people."""
 
     def __repr__(self) -> str:
         n_layers, n_positions, d_model = self.vectors.shape
@@ -32,7 +36,7 @@ class Candidates:
         Args:
             layer: From 0.
             position: Counted from the end, so negative.
-            model: Whose fingerprint and name it gets.
+            model: Whose fingerprint and name it gets. Default: the one that the candidates were found in.
 
         Example:
             >>> import torch
@@ -46,8 +50,8 @@ class Candidates:
             layer,
             position,
             self.method,
-            model_fingerprint(model) if model is not None else "",
-            model_label(model).rsplit("/", 1)[-1] if model is not None else "",
+            model_fingerprint(model) if model is not None else self.fingerprint,
+            short_label(model) if model is not None else self.model,
         )
 
 
@@ -61,7 +65,7 @@ def difference_in_means(positive: MeanActivations, negative: MeanActivations, pa
             al. 2025).
 
     Raises:
-        CosmicError: If the two were taken at different layers or positions, or the part is unknown.
+        CosmicError: If the two were taken at different layers or positions or in different models, or the part is unknown.
 
     Example:
         >>> from cosmic_tl import load_model, mean_activations
@@ -76,7 +80,14 @@ def difference_in_means(positive: MeanActivations, negative: MeanActivations, pa
             "take both at the same positions"
         )
     one_of("part", part, get_args(Part))
+    if positive.fingerprint != negative.fingerprint:
+        raise CosmicError(
+            f"means: positive is of {positive.model or 'a model'} ({positive.fingerprint or 'unknown'}) and negative of "
+            f"{negative.model or 'a model'} ({negative.fingerprint or 'unknown'}); take both in one model, or give both "
+            "one fingerprint to compare two on purpose"
+        )
+    origin = positive.fingerprint, positive.model
     if part == "block":
         added = [side.resid_post - side.resid_pre for side in (positive, negative)]
-        return Candidates(added[0] - added[1], added[1], "difference-in-means of block outputs")
-    return Candidates(positive.resid_pre - negative.resid_pre, negative.resid_pre, "difference-in-means")
+        return Candidates(added[0] - added[1], added[1], "difference-in-means of block outputs", *origin)
+    return Candidates(positive.resid_pre - negative.resid_pre, negative.resid_pre, "difference-in-means", *origin)

@@ -19,6 +19,7 @@ from cosmic_tl.chat import BATCH_SIZE, ChatFormat, batches, tokenize
 from cosmic_tl.errors import CosmicError, check_texts, one_of
 from cosmic_tl.forward import Site, read
 from cosmic_tl.interventions import Interventions, MapEdit, intervention_hooks
+from cosmic_tl.models import model_fingerprint, short_label
 from cosmic_tl.progress import track
 from cosmic_tl.prompts import Side
 
@@ -44,6 +45,10 @@ class Eraser:
     reference: Float64[Tensor, " d_model"]
     """`nu`, the negative class's mean."""
     method: ErasureMethod
+    fingerprint: str = ""
+    """`model_fingerprint` of the model it was fit in; "" applies to any."""
+    model: str = ""
+    """That model's name, for people."""
 
     def __repr__(self) -> str:
         rank, d_model = self.left.shape
@@ -64,7 +69,7 @@ class Eraser:
             [[2.5, 8.0, 9.0], [0.0, 8.0, 9.0], [5.0, 8.0, 9.0]]
         """
         point = self.mean if alpha is None else self.reference + alpha * self.vector
-        return AffineMap(self.left, self.right, self.right @ point)
+        return AffineMap(self.left, self.right, self.right @ point, self.fingerprint, self.model)
 
 
 def fit_eraser(
@@ -122,7 +127,8 @@ def fit_eraser(
     for labels, activations in _samples(model, positive, negative, layers, positions, chat, batch_size, interventions):
         for layer, x in activations.items():
             fitters[layer].update(x, labels)
-    return {layer: _eraser(fitter, layer, method) for layer, fitter in fitters.items()}
+    origin = model_fingerprint(model), short_label(model)
+    return {layer: _eraser(fitter, layer, method, origin) for layer, fitter in fitters.items()}
 
 
 def fit_scrubber(
@@ -175,11 +181,12 @@ def fit_scrubber(
     return found
 
 
-def _eraser(fitter: Any, layer: int, method: ErasureMethod) -> Eraser:
+def _eraser(fitter: Any, layer: int, method: ErasureMethod, origin: tuple[str, str]) -> Eraser:
     share = fitter.mean_z
     vector = fitter.sigma_xz_[:, 0] / (fitter.n * share * (1 - share))
     found = fitter.eraser
-    eraser = Eraser(found.proj_left.mT, found.proj_right, found.bias, vector, fitter.mean_x - share * vector, method)
+    reference = fitter.mean_x - share * vector
+    eraser = Eraser(found.proj_left.mT, found.proj_right, found.bias, vector, reference, method, *origin)
     left_over = vector - eraser.left.mT @ (eraser.right @ vector)
     if not (vector.norm() > 1e-9 * fitter.mean_x.norm() and left_over.norm() < 1e-6 * vector.norm()):
         raise CosmicError(
@@ -243,6 +250,7 @@ def fit_quadratic_editor(
                 if len(some):
                     fitters[layer].update_single(some, label)
     start, end = (1, 0) if source == "positive" else (0, 1)
+    origin = model_fingerprint(model), short_label(model)
     eye, maps = torch.eye(width, dtype=torch.float64), {}
     for layer, fitter in fitters.items():
         smallest = torch.linalg.eigvalsh(fitter.sigma_xx)
@@ -253,7 +261,7 @@ def fit_quadratic_editor(
             )
         editor = fitter.editor()
         transport, means = editor.ot_maps[start, end], editor.class_means
-        maps[layer] = AffineMap(eye, eye - transport, means[end] - transport @ means[start])
+        maps[layer] = AffineMap(eye, eye - transport, means[end] - transport @ means[start], *origin)
     return maps
 
 

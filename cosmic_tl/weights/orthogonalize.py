@@ -17,6 +17,7 @@ from cosmic_tl.chat import batches
 from cosmic_tl.directions.artifact import Direction
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.forward import Resume, check_additive, forward
+from cosmic_tl.models import model_fingerprint, remember_origin
 from cosmic_tl.progress import track
 from cosmic_tl.weights.writers import Contribution, Writer, contributions, plain_modules, plain_parameters
 
@@ -135,6 +136,7 @@ def orthogonalize_weights(
         )
     check_additive(model)
     _check_readable(model)
+    before = model_fingerprint(model)
     chosen = [
         one
         for one in contributions(model)
@@ -155,6 +157,7 @@ def orthogonalize_weights(
                     _remove(writer, *_factors(one, direction), strength, norm_preserving)
                     edited[id(writer.parameter)] = writer.name
             advance(1)
+    remember_origin(model, before)
     return WeightEdit(
         direction,
         float(strength),
