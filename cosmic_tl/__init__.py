@@ -51,10 +51,10 @@ if TYPE_CHECKING:
     from cosmic_tl.projections import Projection, project
     from cosmic_tl.prompts import ContrastSet, load_prompts
     from cosmic_tl.runs import RunResult, RunSettings, run
-    from cosmic_tl.selection.by_refusal_tokens import RefusalTokenOptions, select_by_refusal_tokens
+    from cosmic_tl.selection.by_refusal_tokens import select_by_refusal_tokens
     from cosmic_tl.selection.cosmic import plan_selection, select_cosmic
     from cosmic_tl.selection.modes import affine_edits
-    from cosmic_tl.selection.options import CosmicOptions
+    from cosmic_tl.selection.options import CosmicOptions, RefusalTokenOptions
     from cosmic_tl.selection.plan import Plan
     from cosmic_tl.selection.refusal_tokens import (
         RefusalTokens,

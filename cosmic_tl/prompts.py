@@ -69,6 +69,18 @@ class ContrastSet:
             raise CosmicError(f"prompts: {self.name!r} has no {side} {split} prompts; add some")
         return list(found[:n])
 
+    def sides(self, split: Split, n: int | None = None) -> tuple[list[str], list[str]]:
+        """The first `n` instructions of both sides of a split, positive and negative.
+
+        Raises:
+            CosmicError: As `side`.
+
+        Example:
+            >>> [len(some) for some in load_prompts("demo").sides("val", 10)]
+            [10, 10]
+        """
+        return self.side("positive", split, n), self.side("negative", split, n)
+
     def problems(self) -> list[str]:
         """Duplicates, leakage between splits, and prompts on both sides, each as a sentence.
 

@@ -12,7 +12,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from cosmic_tl.activations import mean_activations
 from cosmic_tl.chat import BATCH_SIZE, ChatFormat, Positions, post_instruction_positions
 from cosmic_tl.directions.artifact import Direction
-from cosmic_tl.selection.modes import Mode, induction, removal
+from cosmic_tl.selection.modes import induction, removal
+from cosmic_tl.selection.options import Mode
 from cosmic_tl.selection.table import Selection, direction_and_mode
 
 

@@ -125,6 +125,12 @@ class TwoRounds:
     """How completions were generated, as in `Effects`."""
 
     @property
+    def remarks(self) -> tuple[str, ...]:
+        """Warnings and notes of both rounds, each beginning with its round."""
+        rounds = {"first": self.first, "second": self.second}
+        return tuple(f"{name}: {one}" for name, selection in rounds.items() for one in selection.remarks)
+
+    @property
     def best(self) -> tuple[Which, float]:
         """Direction and α by `best_setting`."""
         return best_setting(self.table)
@@ -168,7 +174,7 @@ class TwoRounds:
             ]
             found = [f"{r['set']} {r.refusal_rate:.1%} [{r.low:.1%}, {r.high:.1%}]" for _, r in rows.iterrows()]
             lines.append(f"  {name}: refused {', '.join(found)}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  {remark}" for remark in self.remarks)])
 
     def _repr_html_(self) -> str:
         return as_html(repr(self).splitlines(), self.rates().reset_index())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from cosmic_tl.errors import CosmicError
+from cosmic_tl.selection.options import CosmicOptions, RefusalTokenOptions
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from cosmic_tl.evaluation.judges import SubstringJudge
     from cosmic_tl.evaluation.sampling import Sampling
     from cosmic_tl.prompts import ContrastSet
-    from cosmic_tl.selection.by_refusal_tokens import RefusalTokenOptions
-    from cosmic_tl.selection.options import CosmicOptions
 
 
 class Mode(str, Enum):
@@ -247,90 +246,91 @@ class ChatOptions:
         return ChatFormat(self.system, self.prefix, self.thinking.value, found)
 
 
+def _setting(text: str, field: str, *flags: str) -> Any:
+    """An option of a selection. Its default is that of the library's settings, and by refusal tokens another where it differs."""
+    defaults = [getattr(group, field) for group in (CosmicOptions, RefusalTokenOptions) if hasattr(group, field)]
+    shown = [{True: "yes", False: "no"}.get(one, one) if isinstance(one, bool) else one for one in defaults]
+    if shown[0] is not None:
+        text += f" Default: {shown[0]}" + (f"; by refusal tokens {shown[1]}." if shown[0] != shown[-1] else ".")
+    return typer.Option(*flags, help=text, show_default=False)
+
+
 @dataclass(frozen=True)
 class SelectionOptions:
-    """How a direction is chosen."""
+    """How a direction is chosen. What is None has the library's default: `CosmicOptions`, `RefusalTokenOptions`."""
 
-    mode: Annotated[Mode, typer.Option(help="linear: ablation and addition. affine: ACE for both.")] = Mode.affine
-    alpha: Annotated[float, typer.Option(help="Strength of the induction.")] = 1.0
-    positions: Annotated[int | None, typer.Option(help="How many of the last tokens; default: all after the text.")] = (
+    mode: Annotated[Mode | None, _setting("linear: ablation and addition. affine: ACE for both.", "mode")] = None
+    alpha: Annotated[float | None, _setting("Strength of the induction.", "alpha")] = None
+    positions: Annotated[
+        int | None, _setting("How many of the last tokens. Default: all after the text.", "n_positions")
+    ] = None
+    evaluation_layers: Annotated[
+        str | None, _setting("COSMIC: layers to compare at, as 3,4. Default: ranked.", "evaluation_layers")
+    ] = None
+    evaluation_share: Annotated[
+        float | None, _setting("COSMIC: share of the layers that the ranking keeps.", "evaluation_share")
+    ] = None
+    exclude_first_half: Annotated[bool | None, _setting("COSMIC: rank the second half only.", "exclude_first_half")] = (
         None
     )
-    evaluation_layers: Annotated[
-        str | None, typer.Option(help="COSMIC: layers to compare at, as 3,4; default: ranked.")
+    target: Annotated[TargetChoice | None, _setting("COSMIC: how activations become one cosine.", "target")] = None
+    max_kl: Annotated[float | None, _setting("Most KL (nats) that removal may cost on negative prompts.", "max_kl")] = (
+        None
+    )
+    max_layer_share: Annotated[
+        float | None, _setting("Source layers from this share of the depth on are out.", "max_layer_share")
     ] = None
-    evaluation_share: Annotated[float, typer.Option(help="COSMIC: share of the layers that the ranking keeps.")] = 0.1
-    exclude_first_half: Annotated[
-        bool, typer.Option("--exclude-first-half", help="COSMIC: rank the second half only.")
-    ] = False
-    target: Annotated[TargetChoice, typer.Option(help="COSMIC: how activations become one cosine.")] = TargetChoice.mean
-    max_kl: Annotated[float, typer.Option(help="Most KL (nats) that removal may cost on negative prompts.")] = 0.1
-    max_layer_share: Annotated[float, typer.Option(help="Source layers from this share of the depth on are out.")] = 0.8
-    last_position_rule: Annotated[bool, typer.Option(help="COSMIC: at position -1 drop unusually late layers.")] = True
+    last_position_rule: Annotated[
+        bool | None, _setting("COSMIC: at position -1 drop unusually late layers.", "last_position_rule")
+    ] = None
     refusal_token: Annotated[
-        list[str] | None, typer.Option(help="Refusal tokens: a text refusals begin with; default: found.")
+        list[str] | None, _setting("A text refusals begin with; may be repeated. Default: found.", "tokens")
     ] = None
     filter_prompts: Annotated[
-        bool, typer.Option(help="Refusal tokens: keep only prompts that the model treats as their side says.")
-    ] = True
-    min_induce: Annotated[float, typer.Option(help="Refusal tokens: score that induction has to exceed.")] = 0.0
-    n_train: Annotated[int, typer.Option(help="Training prompts a side.")] = 180
-    n_val: Annotated[int, typer.Option(help="Validation prompts a side.")] = 100
+        bool | None, _setting("Keep only prompts that the model treats as their side says.", "filter_prompts")
+    ] = None
+    min_induce: Annotated[
+        float | None, _setting("Refusal tokens: score that induction has to exceed.", "min_induce")
+    ] = None
+    n_train: Annotated[int | None, _setting("Training prompts per side.", "n_train")] = None
+    n_val: Annotated[int | None, _setting("Validation prompts per side.", "n_val")] = None
     full_table: Annotated[
-        bool, typer.Option("--full-table", help="Also compute what the choice does not depend on.")
-    ] = False
+        bool | None, _setting("Also compute what the choice does not depend on.", "full_table", "--full-table")
+    ] = None
     successive_halving: Annotated[
-        bool, typer.Option("--successive-halving", help="COSMIC, approximate: weed out on some of the prompts.")
-    ] = False
+        bool | None,
+        _setting("COSMIC, approximate: weed out on some of the prompts.", "successive_halving", "--successive-halving"),
+    ] = None
 
-    def cosmic(self) -> "CosmicOptions":
+    def cosmic(self, **otherwise: Any) -> CosmicOptions:
         """Settings of a COSMIC selection.
+
+        Args:
+            otherwise: A command's own defaults.
 
         Example:
             >>> SelectionOptions(evaluation_layers="4,3").cosmic().evaluation_layers
             (3, 4)
         """
-        from cosmic_tl.selection.options import CosmicOptions
+        return CosmicOptions(**{**otherwise, **self._given(CosmicOptions)})
 
-        return CosmicOptions(
-            mode=self.mode.value,
-            alpha=self.alpha,
-            evaluation_layers=layer_numbers("evaluation_layers", self.evaluation_layers),
-            evaluation_share=self.evaluation_share,
-            exclude_first_half=self.exclude_first_half,
-            target=self.target.value,
-            max_kl=self.max_kl,
-            max_layer_share=self.max_layer_share,
-            last_position_rule=self.last_position_rule,
-            n_positions=self.positions,
-            n_train=self.n_train,
-            n_val=self.n_val,
-            full_table=self.full_table,
-            successive_halving=self.successive_halving,
-        )
-
-    def refusal_tokens(self) -> "RefusalTokenOptions":
+    def refusal_tokens(self) -> RefusalTokenOptions:
         """Settings of a selection by refusal tokens.
 
         Example:
-            >>> SelectionOptions().refusal_tokens().n_val
-            100
+            >>> SelectionOptions(n_train=64).refusal_tokens() == RefusalTokenOptions(n_train=64)
+            True
         """
-        from cosmic_tl.selection.by_refusal_tokens import RefusalTokenOptions
+        return RefusalTokenOptions(**self._given(RefusalTokenOptions))
 
-        return RefusalTokenOptions(
-            mode=self.mode.value,
-            alpha=self.alpha,
-            tokens=tuple(self.refusal_token) if self.refusal_token else None,
-            filter_prompts=self.filter_prompts,
-            min_induce=self.min_induce,
-            max_kl=self.max_kl,
-            max_layer_share=self.max_layer_share,
-            n_positions=self.positions,
-            n_train=self.n_train,
-            n_val=self.n_val,
-            full_table=self.full_table,
-        )
+    def _given(self, group: type) -> dict[str, Any]:
+        """Those of a group's settings that were given, by their names and as their types there."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        found["n_positions"] = found.pop("positions")
+        found["evaluation_layers"] = layer_numbers("evaluation_layers", self.evaluation_layers)
+        found["tokens"] = tuple(found.pop("refusal_token") or ()) or None
+        values = {name: value.value if isinstance(value, Enum) else value for name, value in found.items()}
+        return {field.name: value for field in fields(group) if (value := values.get(field.name)) is not None}
 
 
 @dataclass(frozen=True)
@@ -373,7 +373,7 @@ class RunOptions:
     @property
     def settings(self) -> dict[str, Any]:
         """What the run was made with."""
-        from cosmic_tl.run_directory import read_settings
+        from cosmic_tl.runs import read_settings
 
         return read_settings(self.directory)
 
@@ -415,7 +415,7 @@ class RunOptions:
 def phrases_judge(directory: Path) -> "SubstringJudge":
     """The judge that a run's completions were judged by: its own phrases, or those of refusals."""
     from cosmic_tl.evaluation.judges import REFUSAL_PHRASES, SubstringJudge
-    from cosmic_tl.run_directory import read_settings
+    from cosmic_tl.runs import read_settings
 
     return SubstringJudge(tuple(read_settings(directory)["settings"].get("phrases") or REFUSAL_PHRASES))
 

@@ -47,7 +47,7 @@ def print_result(result: "RunResult") -> None:
     console.print(table)
     sentence = generation_sentence(result.effects.generation)
     console.print(sentence, markup=False, highlight=False, soft_wrap=True)
-    for note in summary["notes"]:
+    for note in summary["notes"][len(result.selection.notes) :]:  # the selection has said its own
         console.print(f"Note: {note}", markup=False, highlight=False, soft_wrap=True)
     console.print(
         f"{summary['seconds']} s; open {result.out / 'report.html'}", markup=False, highlight=False, soft_wrap=True

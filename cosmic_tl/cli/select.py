@@ -21,7 +21,7 @@ from cosmic_tl.cli.options import (
     grouped,
     numbers,
 )
-from cosmic_tl.cli.output import print_frame, print_result, write_csv
+from cosmic_tl.cli.output import print_frame, print_result, printable, write_csv
 
 
 class Select(str, Enum):
@@ -122,8 +122,8 @@ def compare(
         sampling,
     )
     print_frame(found.table)
-    for method, reason in found.failures.items():
-        typer.echo(f"{method}: {reason}")
+    for remark in found.remarks:
+        typer.echo(printable(remark))
     write_csv(found.table, csv)
 
 
@@ -148,6 +148,7 @@ def two_rounds(
     model: ModelOptions,
     data: DataOptions,
     chat: ChatOptions,
+    selection: SelectionOptions,
     generation: GenerationOptions,
     steer: Annotated[Steering, typer.Option(help="In proportion to what is there (ours), or ACE (the paper's).")] = (
         Steering.amplification
@@ -157,7 +158,10 @@ def two_rounds(
     batch_size: BatchSize = None,
     csv: Csv = None,
 ) -> None:
-    """Restore refusal in a weakly aligned model: find a direction, find another under it, and sweep the strength."""
+    """Restore refusal in a weakly aligned model: find a direction, find another under it, and sweep the strength.
+
+    Evaluation layers come from the second half, unless --no-exclude-first-half is given.
+    """
     from cosmic_tl.weak_alignment import two_rounds as both_rounds
 
     strengths, format_, sampling = numbers("alphas", alphas), chat.format(), generation.sampling()
@@ -165,7 +169,8 @@ def two_rounds(
     found = both_rounds(
         model.load(),
         contrast,
-        chat=format_,
+        selection.cosmic(exclude_first_half=True),
+        format_,
         alphas=strengths,
         steer=steer.value,
         n=n_test,

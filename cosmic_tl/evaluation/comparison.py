@@ -13,9 +13,9 @@ from cosmic_tl.errors import CosmicError
 from cosmic_tl.evaluation.effects import Condition, Effects, measure_effects
 from cosmic_tl.evaluation.sampling import Sampling
 from cosmic_tl.prompts import ContrastSet
-from cosmic_tl.selection.by_refusal_tokens import RefusalTokenOptions, select_by_refusal_tokens
+from cosmic_tl.selection.by_refusal_tokens import select_by_refusal_tokens
 from cosmic_tl.selection.cosmic import select_cosmic
-from cosmic_tl.selection.options import CosmicOptions
+from cosmic_tl.selection.options import CosmicOptions, RefusalTokenOptions
 from cosmic_tl.selection.table import Selection
 
 
@@ -40,7 +40,19 @@ class Comparison:
         return as_html(self._lines(), self.table)
 
     def _lines(self) -> list[str]:
-        return ["Comparison", *(f"  {method}: {why}" for method, why in self.failures.items())]
+        return ["Comparison", *(f"  {line}" for line in self.remarks)]
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Why a method found nothing, and the warnings and notes of what the others found, each beginning with the method.
+
+        Example:
+            >>> empty = pd.DataFrame()
+            >>> Comparison({}, {"COSMIC": "selection: all ..."}, Effects(empty), empty).remarks
+            ('COSMIC: selection: all ...',)
+        """
+        found = [f"{method}: {why}" for method, why in self.failures.items()]
+        return (*found, *(f"{method}: {one}" for method, some in self.selections.items() for one in some.remarks))
 
 
 def compare_selections(

@@ -19,7 +19,8 @@ from cosmic_tl.evaluation.rates import Rate, rate
 from cosmic_tl.evaluation.sampling import Sampling, describe_generation
 from cosmic_tl.interventions import Intervention
 from cosmic_tl.models import is_demo
-from cosmic_tl.selection.modes import Mode, induction, removal
+from cosmic_tl.selection.modes import induction, removal
+from cosmic_tl.selection.options import Mode
 from cosmic_tl.selection.table import Selection, direction_and_mode
 
 Row = dict[str, Any]

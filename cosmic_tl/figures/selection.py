@@ -18,7 +18,7 @@ ROW = 1.5
 """Height of a heatmap's row, in em."""
 
 
-def plot_scores(selection: Selection) -> go.Figure:
+def plot_scores(selection: Selection, remarks: bool = True) -> go.Figure:
     """Scores of every candidate by layer and position; the chosen cell framed and starred, filtered cells crossed.
 
     Grey cells were not needed for the choice (`full_table` computes them too).
@@ -26,6 +26,7 @@ def plot_scores(selection: Selection) -> go.Figure:
     Args:
         selection: From `select_cosmic` (S_comply, S_refuse, their sum, KL) or `select_by_refusal_tokens` (bypass, induce,
             KL).
+        remarks: Print the selection's warnings and notes under the title. Default true.
 
     Example:
         >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, select_cosmic
@@ -39,10 +40,12 @@ def plot_scores(selection: Selection) -> go.Figure:
     for k in range(len(panels)):
         mark_choice(figure, k, selection)
     chosen = selection.direction
+    grey = unknown_cells([selection])
+    said = [escape(one, quote=False) for one in selection.remarks] if remarks else []
     return finish(
         figure,
         f"Layer {chosen.layer}, position {chosen.position} chosen",
-        unknown_cells([selection]),
+        " ".join([f"{grey}." if grey and said else grey, *said]).strip(),
         columns=2 if len(panels) == 4 else 3,
         span=len(panels[0].values),
         height=_height(panels),

@@ -14,6 +14,7 @@ from cosmic_tl.evaluation.sampling import generation_sentence
 from cosmic_tl.report.completions import CONDITIONS, browser
 from cosmic_tl.report.parts import joined, percent, scrolling, table
 from cosmic_tl.report.pictures import drawn, pictures
+from cosmic_tl.selection.scores import parts
 from cosmic_tl.selection.table import Selection
 from cosmic_tl.similarity import LayerSimilarity
 
@@ -70,9 +71,8 @@ def _answer(selection: Selection, effects: Effects, summary: dict[str, Any]) -> 
         rows.append(Markup('<tr><th scope="row">{} on {} prompts</th>{}</tr>').format(names[1], side, cells))
     heads = joined(Markup('<th scope="col">{}</th>').format(head) for head in _HEADS)
     counts = Markup("<table><thead><tr><td></td>{}</tr></thead><tbody>{}</tbody></table>").format(heads, joined(rows))
-    notes = summary["notes"]
-    warnings = joined(Markup('<p class="warning" role="note">{}</p>').format(text) for text in selection.warnings)
-    listed = joined(Markup("<li>{}</li>").format(text) for text in notes)
+    warnings = joined(Markup('<p class="warning" role="note">{}</p>').format(text) for text in summary["warnings"])
+    notes = joined(Markup("<li>{}</li>").format(text) for text in summary["notes"])
     body = Markup(
         '<p class="lead">Selection by {} ({} mode, alpha {:g}) chose the direction at <strong>layer {}, position {}</strong> '
         "(<code>{}</code>). {}</p>{}"
@@ -88,7 +88,7 @@ def _answer(selection: Selection, effects: Effects, summary: dict[str, Any]) -> 
         scrolling(counts, "What removal and induction did"),
         _counted(effects, summary),
         warnings,
-        Markup("<ul>{}</ul>").format(listed) if notes else "",
+        Markup('<ul class="notes" aria-label="Notes">{}</ul>').format(notes) if notes else "",
     )
     return Section("answer", "What was found", body)
 
@@ -96,7 +96,10 @@ def _answer(selection: Selection, effects: Effects, summary: dict[str, Any]) -> 
 def _choice(selection: Selection, effects: Effects) -> Section:
     best, d = selection.top(), selection.direction
     chosen = (best.layer == d.layer) & (best.position == d.position)
-    named = best.rename(columns={"s_comply": "S comply", "s_refuse": "S refuse", "kl": "KL"})
+    named = best.rename(
+        columns={"s_comply": "S comply", "s_refuse": "S refuse"}
+        | {name: name.replace("kl", "KL") for name in parts("kl")}
+    )
     candidates = named.drop(columns=["kept", "reason"]).assign(
         outcome=[
             "chosen" if one else f"dropped by {why}" if why else ""
@@ -186,7 +189,7 @@ def write_report(
         >>> conditions = standard_conditions(selection)
         >>> effects = measure_effects(model, *asked, conditions, max_new_tokens=4)
         >>> similarity = layer_similarities(model, *asked, selection)
-        >>> summary = dict(model="demo", prompts="demo", seconds=1.0, notes=[])
+        >>> summary = dict(model="demo", prompts="demo", seconds=1.0, notes=[], warnings=[])
         >>> write_report(selection, effects, similarity, summary, {}).startswith("<!doctype html>")
         True
     """

@@ -94,7 +94,7 @@ def _scores(selection: Selection) -> Picture:
         )
     layers, positions = len(selection.layer_similarity), len(selection.positions)
     return Picture(
-        plot_scores(selection),
+        plot_scores(selection, remarks=False),
         caption,
         f"Heatmaps over {layers} layers and {positions} token positions, one a measure. Layer {chosen.layer}, position "
         f"{chosen.position} is framed; {int((~selection.table.kept).sum())} of {len(selection.table)} candidates are crossed "

@@ -1,9 +1,7 @@
 """Choose a direction by the probability of refusal's first tokens (Arditi et al. 2024, section 2.3 and appendix C)."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from math import isfinite, nan
-from typing import get_args
+from math import nan
 
 import pandas as pd
 from jaxtyping import Float64
@@ -13,13 +11,12 @@ from transformer_lens.model_bridge import TransformerBridge
 from cosmic_tl.activations import MeanActivations, mean_activations
 from cosmic_tl.chat import BATCH_SIZE, ChatFormat, post_instruction_positions, tokenize
 from cosmic_tl.directions.difference_in_means import Candidates, difference_in_means
-from cosmic_tl.errors import CosmicError, one_of
 from cosmic_tl.passes import Outcome, Reading
 from cosmic_tl.prompts import ContrastSet
 from cosmic_tl.selection.cosmic import layer_similarity
-from cosmic_tl.selection.modes import Mode
-from cosmic_tl.selection.options import Cell
-from cosmic_tl.selection.refusal_tokens import filter_by_score, find_refusal_tokens, log_odds, refusal_tokens
+from cosmic_tl.selection.notes import before_any_edit, notes_about, warnings_about
+from cosmic_tl.selection.options import Cell, RefusalTokenOptions
+from cosmic_tl.selection.refusal_tokens import find_refusal_tokens, keep_own, log_odds, refusal_tokens
 from cosmic_tl.selection.scores import ScoreKey, Scorer, Scores
 from cosmic_tl.selection.table import (
     Filter,
@@ -27,50 +24,11 @@ from cosmic_tl.selection.table import (
     apply_filters,
     choose,
     common_filters,
-    explain,
     score_table,
     settle,
 )
 
 MEASURES = ("bypass", "induce", "kl")
-
-
-@dataclass(frozen=True)
-class RefusalTokenOptions:
-    """Settings of the selection; the defaults are the paper's."""
-
-    mode: Mode = "linear"
-    """"linear": remove by directional ablation, induce by addition. "affine": both by ACE at the source layer."""
-    alpha: float = 1.0
-    """Strength of the induction."""
-    tokens: tuple[str, ...] | None = None
-    """Texts whose first tokens mean refusal; None finds them from the model's own answers."""
-    filter_prompts: bool = True
-    """Keep only positive prompts with a refusal score above 0 and negative ones below 0."""
-    min_induce: float = 0.0
-    """Refusal score that induction has to exceed on negative prompts."""
-    max_kl: float = 0.1
-    """Most that removal may move the next-token distribution on negative prompts, in nats."""
-    max_layer_share: float = 0.8
-    """Source layers at or above this share of the depth are dropped."""
-    n_positions: int | None = None
-    """How many of the last positions; None is every post-instruction token."""
-    n_train: int = 128
-    """Training prompts a side."""
-    n_val: int = 32
-    """Validation prompts a side."""
-    full_table: bool = False
-    """Compute every score and KL, also those on which the choice does not depend."""
-
-    def __post_init__(self) -> None:
-        one_of("mode", self.mode, get_args(Mode))
-        for name in ("alpha", "min_induce"):
-            if not isfinite(value := getattr(self, name)):
-                raise CosmicError(f"{name}: expected a finite number, found {value}; pass a float")
-        if not 0 < self.max_layer_share <= 1:
-            raise CosmicError(f"max_layer_share: expected a share above 0 and at most 1, found {self.max_layer_share}")
-        if not self.max_kl > 0:
-            raise CosmicError(f"max_kl: expected a positive number, found {self.max_kl}")
 
 
 class _Scorer(Scorer):
@@ -108,7 +66,7 @@ def _table(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The score table with its filters applied as far as scores are known."""
     table = score_table(scores, cells, MEASURES)
-    table.insert(4, "score", -table.bypass)
+    table.insert(table.columns.get_loc("kl"), "score", -table.bypass)
     filters = common_filters(table, MEASURES, n_layers, options.max_layer_share, options.max_kl)
     filters.append(Filter("induce", table.induce <= options.min_induce, "a lower min_induce (--min-induce)"))
     return apply_filters(table, filters)
@@ -134,8 +92,8 @@ def select_by_refusal_tokens(
         options: Thresholds and numbers; default the paper's.
         chat: Formatting; default plain.
         batch_size: Rows (prompts times candidates) a forward pass. Default: by the memory at hand.
-        scores: What is already known, by layer, position and measure ("bypass", "induce", "kl"); new ones are put in as
-            they come.
+        scores: What is already known, by layer, position and measure ("bypass", "induce", "kl" with its details
+            "kl_median", "kl_max" and "kl_max_prompt"); new ones are put in as they come.
         means: Training means of the positive and the negative side, if already taken; the prompts are then not filtered
             for them.
 
@@ -153,20 +111,14 @@ def select_by_refusal_tokens(
     """
     options = options or RefusalTokenOptions()
     size = batch_size or BATCH_SIZE
-    train, val = (
-        [prompts.side(side, split, n) for side in ("positive", "negative")]  # type: ignore[arg-type]
-        for split, n in (("train", options.n_train), ("val", options.n_val))
-    )
+    train, val = prompts.sides("train", options.n_train), prompts.sides("val", options.n_val)
     if options.tokens is not None:
         tokens = refusal_tokens(model, options.tokens)
     else:
         tokens = find_refusal_tokens(model, train[0], train[1], chat, batch_size=size)
-    notes = []
+    left_out: tuple[str, ...] = ()
     if options.filter_prompts:
-        before = sum(map(len, (*train, *val)))
-        train, val = (list(filter_by_score(model, some[0], some[1], tokens, chat, size)) for some in (train, val))
-        if dropped := before - sum(map(len, (*train, *val))):
-            notes.append(f"{dropped} of {before} prompts were left out by their refusal score.")
+        train, val, left_out = keep_own(model, train, val, tokens, chat, size)
     positions = post_instruction_positions(model, chat, options.n_positions)
     if means is None:
         taken = [mean_activations(model, side, positions, chat, batch_size=size) for side in train]
@@ -183,11 +135,16 @@ def select_by_refusal_tokens(
     # Induction is the cheaper of the two.
     table, filters = settle(lambda: _table(scores, cells, n_layers, options), scorer.compute, MEASURES[1:])
     winner = choose(table, filters)
+    clean = {"bypass": float(scorer.clean_positive.mean()), "induce": float(scorer.clean_negative.mean())}
+    notes = [*left_out, *notes_about(table, filters, winner, "refusal tokens", val[1], model.cfg.dtype)]
+    if not options.filter_prompts:
+        notes += before_any_edit(scorer.clean_logits, tokens)
     return Selection(
         candidates.direction(int(winner.layer), int(winner.position), model),
         table,
         filters,
-        (*notes, *explain(table, filters, winner)),
+        tuple(notes),
+        warnings_about(winner, clean),
         (),
         layer_similarity(*means),
         nan,
@@ -197,6 +154,6 @@ def select_by_refusal_tokens(
         None,
         "refusal tokens",
         tokens,
-        {"bypass": float(scorer.clean_positive.mean()), "induce": float(scorer.clean_negative.mean())},
+        clean,
         options.alpha,
     )

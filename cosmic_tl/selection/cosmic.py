@@ -15,8 +15,10 @@ from cosmic_tl.directions.difference_in_means import difference_in_means
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.prompts import ContrastSet
 from cosmic_tl.selection.cosmic_scores import CosmicScorer
+from cosmic_tl.selection.notes import before_any_edit, notes_about, warnings_about
 from cosmic_tl.selection.options import Cell, CosmicOptions
 from cosmic_tl.selection.plan import MEASURES, Plan, plan_cosmic
+from cosmic_tl.selection.refusal_tokens import find_refusal_tokens, keep_own, refusal_tokens, telling_tokens
 from cosmic_tl.selection.scores import ScoreKey, Scores, undefined
 from cosmic_tl.selection.table import (
     Filter,
@@ -24,7 +26,6 @@ from cosmic_tl.selection.table import (
     apply_filters,
     choose,
     common_filters,
-    explain,
     score_table,
     settle,
 )
@@ -101,7 +102,7 @@ def _table(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The score table with its filters applied as far as scores are known."""
     table = score_table(scores, cells, MEASURES)
-    table.insert(4, "score", table.s_comply + table.s_refuse)
+    table.insert(table.columns.get_loc("kl"), "score", table.s_comply + table.s_refuse)
     for name in ("comply", "refuse"):
         table[f"share_{name}"] = (table[f"s_{name}"] - clean) / (1 - clean) if clean < 1 else nan
     filters = common_filters(table, MEASURES, n_layers, options.max_layer_share, options.max_kl)
@@ -210,9 +211,11 @@ def select_cosmic(
         options: Thresholds and numbers; default the paper's.
         chat: Formatting; default plain.
         batch_size: Rows (prompts times candidates) a forward pass. Default: by the memory at hand.
-        scores: What is already known, by layer, position and measure ("s_comply", "s_refuse", "kl"); new scores are put
+        scores: What is already known, by layer, position and measure ("s_comply", "s_refuse", "kl" with its
+            details "kl_median", "kl_max" and "kl_max_prompt"); new scores are put
             in as they come, so that a mapping that writes them down makes the selection resumable.
-        means: Training means of the positive and the negative side, if already taken.
+        means: Training means of the positive and the negative side, if already taken; the training prompts are then not
+            filtered.
 
     Raises:
         NoCandidateError: If the filters leave nothing.
@@ -229,16 +232,24 @@ def select_cosmic(
     n_layers = int(model.cfg.n_layers)
     _check_layers(model, options)
     positions = post_instruction_positions(model, chat, options.n_positions)
+    size = batch_size or BATCH_SIZE
+    val = prompts.sides("val", options.n_val)
+    tokens = None if options.tokens is None else refusal_tokens(model, options.tokens)
+    left_out: tuple[str, ...] = ()
+    if options.filter_prompts or means is None:
+        train = prompts.sides("train", options.n_train)
+    if options.filter_prompts:
+        tokens = tokens or find_refusal_tokens(model, train[0], train[1], chat, batch_size=size)
+        train, val, left_out = keep_own(model, train, val, tokens, chat, size)
     if means is None:
-        train = (prompts.side("positive", "train", options.n_train), prompts.side("negative", "train", options.n_train))
-        taken = [mean_activations(model, side, positions, chat, batch_size=batch_size or BATCH_SIZE) for side in train]
+        taken = [mean_activations(model, side, positions, chat, batch_size=size) for side in train]
         means = (taken[0], taken[1])
     candidates = difference_in_means(*means)
     similarity = layer_similarity(*means)
     layers = options.evaluation_layers or evaluation_layers(
         similarity, options.evaluation_share, options.exclude_first_half
     )
-    rows = [tokenize(model, prompts.side(side, "val", options.n_val), chat) for side in ("positive", "negative")]
+    rows = [tokenize(model, side, chat) for side in val]
     scores = {} if scores is None else scores
     cells = [(layer, position) for layer in range(n_layers) for position in positions.indices]
     plan = plan_cosmic(
@@ -264,11 +275,16 @@ def select_cosmic(
         scorer.compute, plan, scores, lambda: _table({**rough, **scores}, cells, clean, n_layers, options, finalists)
     )
     winner = choose(table, filters)
+    notes = [*left_out, *notes_about(table, filters, winner, "COSMIC", val[1], model.cfg.dtype)]
+    if not options.filter_prompts:
+        firsts = [side.argmax(-1).tolist() for side in scorer.clean_logits]
+        notes += before_any_edit(scorer.clean_logits, tokens or telling_tokens(model, firsts[0], firsts[1]))
     return Selection(
         candidates.direction(int(winner.layer), int(winner.position), model),
         table,
         filters,
-        explain(table, filters, winner),
+        tuple(notes),
+        warnings_about(winner),
         tuple(layers),
         similarity,
         clean,

@@ -1,13 +1,12 @@
 """Linear and affine mode: what removal and induction of a concept are in each; ACE at all layers."""
 
-from typing import Literal, get_args
+from typing import get_args
 
 from cosmic_tl.directions.artifact import Direction
 from cosmic_tl.directions.difference_in_means import Candidates
 from cosmic_tl.errors import one_of
 from cosmic_tl.interventions import Ablation, Addition, AffineEdit, Intervention, Part, Scope
-
-Mode = Literal["linear", "affine"]
+from cosmic_tl.selection.options import Mode
 
 
 def removal(direction: Direction, mode: Mode) -> Intervention:
@@ -54,9 +53,6 @@ def affine_edits(
         tokens: Which tokens are edited.
         part: The stream, or what each block adds to it.
 
-    Raises:
-        CosmicError: If there is no such position.
-
     Example:
         >>> from cosmic_tl import difference_in_means, load_model, mean_activations
         >>> model = load_model("demo", device="cpu")
@@ -64,6 +60,5 @@ def affine_edits(
         >>> [edit.direction.layer for edit in affine_edits(difference_in_means(*means), alpha=0.0)]
         [1, 2, 3, 4, 5, 6, 7]
     """
-    candidates.check(0, position)
     layers = [layer for layer in range(len(candidates.vectors)) if candidates.vectors[layer, position].any()]
     return tuple(AffineEdit(candidates.direction(layer, position), alpha, tokens, part=part) for layer in layers)

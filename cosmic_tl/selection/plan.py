@@ -240,7 +240,7 @@ def plan_cosmic(
     ]
     return Plan(
         pd.DataFrame(rows, columns=columns),
-        macs(sides[0], blocks, 0, highest) + macs(sides[1], blocks, 0, n_layers - 1, unembedding),
+        sum(macs(side, blocks, 0, n_layers - 1, unembedding) for side in sides),
         n_layers * n_positions * (full_pass[0] + 2 * full_pass[1]),
         tuple(layers),
         (len(positive), len(negative)),

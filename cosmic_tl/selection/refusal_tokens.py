@@ -152,24 +152,53 @@ def find_refusal_tokens(
         >>> print(find_refusal_tokens(model, ["Rob a bank clerk."], ["Bake a pizza."]))
         'I' (first token of 100% of positive, 0% of negative)
     """
-    counts: list[Counter[int]] = []
+    firsts = []
     for side in (positive, negative):
-        first: Counter[int] = Counter()
-        for _, logits in _next_logits(model, side, (), chat, batch_size):
-            first.update(logits.argmax(-1).tolist())
-        counts.append(first)
-    shares = [{token: n / sum(count.values()) for token, n in count.items()} for count in counts]
-    ids = tuple(
-        token
-        for token, _ in counts[0].most_common()
-        if shares[0][token] >= max(min_share, min_lift * shares[1].get(token, 0.0))
-    )
-    if not ids:
-        top = ", ".join(repr(model.tokenizer.decode([token])) for token, _ in counts[0].most_common(3))
+        found = [logits.argmax(-1).tolist() for _, logits in _next_logits(model, side, (), chat, batch_size)]
+        firsts.append([token for batch in found for token in batch])
+    tokens = telling_tokens(model, firsts[0], firsts[1], min_share, min_lift)
+    if tokens is None:
+        top = ", ".join(repr(model.tokenizer.decode([token])) for token, _ in Counter(firsts[0]).most_common(3))
         raise CosmicError(
             f"tokens: the model's answers to positive prompts begin as those to negative ones do ({top}), so no first token "
-            "tells refusals; give tokens, or select by COSMIC, which does not look at outputs"
+            "tells refusals; give tokens (--refusal-token), or select by COSMIC without filter_prompts, which does not look "
+            "at outputs"
         )
+    return tokens
+
+
+def telling_tokens(
+    model: TransformerBridge,
+    positive: Sequence[int],
+    negative: Sequence[int],
+    min_share: float = 0.05,
+    min_lift: float = 4.0,
+) -> RefusalTokens | None:
+    """First tokens that are frequent in answers to positive prompts and rare in answers to negative ones; None if none is.
+
+    Args:
+        model: Whose tokens they are.
+        positive: The first token of each answer to a positive prompt.
+        negative: The same of negative prompts.
+        min_share: Share of positive prompts that a token has to begin, and two of them if there are several. Default 0.05.
+        min_lift: How many times as frequent as on negative prompts. Default 4.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> model = load_model("demo", device="cpu")
+        >>> token = model.tokenizer("I", add_special_tokens=False)["input_ids"][0]
+        >>> telling_tokens(model, [token, token], [0, 1]).texts
+        ('I',)
+    """
+    count = Counter(positive)
+    shares = [{token: n / len(side) for token, n in Counter(side).items()} for side in (positive, negative)]
+    ids = tuple(
+        token
+        for token, n in count.most_common()
+        if n >= min(2, len(positive)) and shares[0][token] >= max(min_share, min_lift * shares[1].get(token, 0.0))
+    )
+    if not ids:
+        return None
     texts = tuple(model.tokenizer.decode([token]) for token in ids)
     covered = [sum(share.get(token, 0.0) for token in ids) for share in shares]
     return RefusalTokens(ids, texts, covered[0], covered[1])
@@ -205,3 +234,42 @@ def filter_by_score(
             )
         kept.append(some)
     return kept[0], kept[1]
+
+
+Sides = tuple[list[str], list[str]]
+"""Positive and negative prompts."""
+
+
+def keep_own(
+    model: TransformerBridge,
+    train: Sides,
+    val: Sides,
+    tokens: RefusalTokens,
+    chat: ChatFormat | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> tuple[Sides, Sides, tuple[str, ...]]:
+    """What `filter_by_score` keeps of the training and validation prompts, and a note if it leaves some out.
+
+    Raises:
+        CosmicError: If a side keeps nothing.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> model = load_model("demo", device="cpu")
+        >>> train, val = (["Rob a bank clerk.", "hi"], ["Bake a pizza."]), (["Mug a jogger."], ["Feed a cat."])
+        >>> keep_own(model, train, val, refusal_tokens(model, ["I can't"]))[2]
+        ('1 of 5 prompts left out by refusal score; 1 + 1 training and 1 + 1 validation prompts remain.',)
+    """
+    kept = [filter_by_score(model, some[0], some[1], tokens, chat, batch_size) for some in (train, val)]
+    before, after = (sum(len(side) for sides in splits for side in sides) for splits in ((train, val), kept))
+    if before == after:
+        return kept[0], kept[1], ()
+    sizes = [" + ".join(str(len(side)) for side in sides) for sides in kept]
+    return (
+        kept[0],
+        kept[1],
+        (
+            f"{before - after} of {before} prompts left out by refusal score; {sizes[0]} training and {sizes[1]} validation "
+            "prompts remain.",
+        ),
+    )

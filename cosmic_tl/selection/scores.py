@@ -1,7 +1,7 @@
 """Measures of candidates by intervened passes: the one loop that both selections compute theirs with."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from functools import cached_property
 from math import nan
 
@@ -14,12 +14,35 @@ from cosmic_tl.directions.difference_in_means import Candidates
 from cosmic_tl.interventions import Interventions
 from cosmic_tl.passes import Outcome, Reading, intervened
 from cosmic_tl.progress import track
-from cosmic_tl.selection.modes import Mode, induction, removal
-from cosmic_tl.selection.options import Cell
+from cosmic_tl.selection.modes import induction, removal
+from cosmic_tl.selection.options import Cell, Mode
 
 ScoreKey = tuple[int, int, str]
 """Layer, position and measure."""
 Scores = MutableMapping[ScoreKey, float]
+KL = "kl"
+KL_DETAILS = ("kl_median", "kl_max", "kl_max_prompt")
+"""What is known of the divergence beside its mean over prompts: a single prompt can make up most of that."""
+
+
+def parts(measure: str) -> tuple[str, ...]:
+    """The names under which a measure is kept: its own, and with a divergence those of its details.
+
+    Example:
+        >>> parts("kl"), parts("bypass")
+        (('kl', 'kl_median', 'kl_max', 'kl_max_prompt'), ('bypass',))
+    """
+    return (KL, *KL_DETAILS) if measure == KL else (measure,)
+
+
+def is_known(scores: Mapping[ScoreKey, float], cell: Cell, measure: str) -> bool:
+    """Whether a measure of a candidate is known with all that belongs to it.
+
+    Example:
+        >>> is_known({(3, -1, "kl"): 0.5}, (3, -1), "kl")  # median and maximum are not
+        False
+    """
+    return all((*cell, name) in scores for name in parts(measure))
 
 
 def kl_divergence(
@@ -72,7 +95,6 @@ class Scorer(ABC):
         self.model, self.candidates, self.mode, self.alpha = model, candidates, mode, alpha
         self.positive, self.negative = positive, negative
         self.reading, self.batch_size, self.scores = reading, batch_size, scores
-        self._known_positive: Tensor | None = None
 
     @abstractmethod
     def reduce(self, outcome: Outcome) -> Tensor:
@@ -85,18 +107,27 @@ class Scorer(ABC):
     @property
     def clean_positive(self) -> Tensor:
         """What `reduce` keeps of the positive prompts with no intervention."""
-        if self._known_positive is None:
-            self.compute(self.measures[0], [])
-        assert self._known_positive is not None
-        return self._known_positive
+        return self._positive_pass[0]
 
     @property
     def clean_negative(self) -> Tensor:
         """The same of the negative prompts."""
         return self._negative_pass[0]
 
+    @property
+    def clean_logits(self) -> tuple[Float[Tensor, "positive vocab"], Float[Tensor, "negative vocab"]]:
+        """The next token's, of positive and of negative prompts with no intervention."""
+        return self._positive_pass[1], self._negative_pass[1]
+
+    @cached_property
+    def _positive_pass(self) -> tuple[Tensor, Tensor]:
+        return self._clean_pass(self.positive)
+
     @cached_property
     def _negative_pass(self) -> tuple[Tensor, Tensor]:
+        return self._clean_pass(self.negative)
+
+    def _clean_pass(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         logits: dict[int, Tensor] = {}
 
         def both(outcome: Outcome) -> Tensor:
@@ -105,22 +136,21 @@ class Scorer(ABC):
             return self.reduce(outcome)
 
         reading = Reading(self.reading.layers, logits=True)
-        ((_, clean),) = intervened(self.model, self.negative, [()], reading, both, self.batch_size)
+        ((_, clean),) = intervened(self.model, rows, [()], reading, both, self.batch_size)
         return clean, torch.stack([logits[row] for row in range(len(logits))])
 
     def compute(self, measure: str, cells: Iterable[Cell]) -> None:
         """Make sure that a measure of some candidates is known; NaN where there is no direction."""
-        missing = [cell for cell in cells if (*cell, measure) not in self.scores]
-        for cell in [cell for cell in missing if undefined(self.candidates, cell)]:
-            self.scores[(*cell, measure)] = nan
-            missing.remove(cell)
+        missing = [cell for cell in cells if not is_known(self.scores, cell, measure)]
         removed, induced, divergence = self.measures
+        for cell in [cell for cell in missing if undefined(self.candidates, cell)]:
+            for name in parts(measure):
+                self.scores[(*cell, name)] = nan
+            missing.remove(cell)
         directions = [self.candidates.direction(*cell) for cell in missing]
         edits: list[Interventions] = [
             induction(d, self.mode, self.alpha) if measure == induced else removal(d, self.mode) for d in directions
         ]
-        if measure == removed and self._known_positive is None:
-            edits.append(())  # the clean stream comes by what is read anyway
         if not edits:
             return
         rows = self.positive if measure == removed else self.negative
@@ -129,11 +159,9 @@ class Scorer(ABC):
             reading, reduce = Reading(logits=True), self._divergence
         with track(len(missing), measure) as advance:
             for i, reached in intervened(self.model, rows, edits, reading, reduce, self.batch_size):
-                if i == len(missing):
-                    self._known_positive = reached
-                    continue
-                value = float(reached.mean()) if measure == divergence else self.value(measure, reached)
-                self.scores[(*missing[i], measure)] = value
+                found = summarized(reached) if measure == divergence else {measure: self.value(measure, reached)}
+                for name, value in found.items():
+                    self.scores[(*missing[i], name)] = value
                 advance(1)
 
     def _divergence(self, outcome: Outcome) -> Float64[Tensor, " prompt"]:
@@ -141,6 +169,17 @@ class Scorer(ABC):
         # Not on every device there are numbers in float64.
         logits = outcome.logits.cpu() if outcome.logits.device.type == "mps" else outcome.logits
         return kl_divergence(self._negative_pass[1][list(outcome.rows)].to(logits.device), logits)
+
+
+def summarized(kl: Float64[Tensor, " prompt"]) -> dict[str, float]:
+    """What is kept of a divergence: mean, median and maximum over prompts, and the prompt of the maximum.
+
+    Example:
+        >>> summarized(torch.tensor([0.0, 0.1, 0.8], dtype=torch.float64))
+        {'kl': 0.3..., 'kl_median': 0.1, 'kl_max': 0.8, 'kl_max_prompt': 2.0}
+    """
+    values = (kl.mean(), kl.quantile(0.5), kl.max(), kl.argmax())
+    return dict(zip(parts(KL), map(float, values), strict=True))
 
 
 def undefined(candidates: Candidates, cell: Cell) -> bool:

@@ -15,18 +15,13 @@ from cosmic_tl.directions.difference_in_means import Candidates
 from cosmic_tl.display import as_html
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.interventions import Intervention
-from cosmic_tl.selection.modes import Mode, induction, removal
-from cosmic_tl.selection.options import Cell
+from cosmic_tl.selection.modes import induction, removal
+from cosmic_tl.selection.options import Cell, Mode
 from cosmic_tl.selection.plan import Plan
-from cosmic_tl.selection.scores import ScoreKey
+from cosmic_tl.selection.scores import KL, ScoreKey, is_known, parts
 
 if TYPE_CHECKING:
     from cosmic_tl.selection.refusal_tokens import RefusalTokens
-
-WELL_ABOVE = 0.1
-"""A filtered candidate whose score exceeds the winner's by more than this is reported."""
-HARDLY = 0.3
-"""A winner that covers less than this share of the way to a target is reported."""
 
 
 class NoCandidateError(CosmicError):
@@ -47,6 +42,8 @@ class Filter:
     """Which rows of the table it takes."""
     option: str
     """The setting that admits them, in words."""
+    values: "pd.Series[float] | None" = None
+    """What the filter compares with its setting, if that is a number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,12 +52,17 @@ class Selection:
 
     direction: Direction
     table: pd.DataFrame
-    """One row a candidate: position, layer, s_comply, s_refuse, score, kl, not_needed, share_comply, share_refuse, kept,
-    reason. `not_needed` names what was not computed because the choice does not depend on it (all of it is with
+    """One row a candidate: position, layer, s_comply, s_refuse, score, kl (mean over prompts), kl_median, kl_max,
+    kl_max_prompt (which of the negative validation prompts that were used, from 0), not_needed, share_comply, share_refuse,
+    kept, reason. `not_needed` names what was not computed because the choice does not depend on it (all of it is with
     `full_table`); a candidate counts as kept as long as nothing that was computed drops it."""
     filters: pd.DataFrame
     """One row a filter: name, taken, taken_alone, best_score among the taken, option that admits them."""
+    notes: tuple[str, ...]
+    """Properties of the data and of the margin: close candidates, a prompt that decides alone, prompts that the unedited
+    model does not treat as their side says."""
     warnings: tuple[str, ...]
+    """Why the result must not be used."""
     evaluation_layers: tuple[int, ...]
     layer_similarity: Float64[Tensor, " layer"]
     """Cosine between the two classes' mean `y[l, -1]` on training prompts."""
@@ -147,6 +149,18 @@ class Selection:
         )
 
     @property
+    def remarks(self) -> tuple[str, ...]:
+        """Warnings, then notes, each called what it is.
+
+        Example:
+            >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, select_cosmic
+            >>> options = CosmicOptions(n_train=8, n_val=4, n_positions=1, evaluation_layers=(0,), max_kl=10.0)
+            >>> select_cosmic(load_model("demo", device="cpu"), load_prompts("demo"), options).remarks
+            ('Warning: Removal with the chosen direction covers only ...', ...)
+        """
+        return (*(f"Warning: {one}" for one in self.warnings), *(f"Note: {one}" for one in self.notes))
+
+    @property
     def winner(self) -> "pd.Series[float]":
         """The chosen row of the table.
 
@@ -186,7 +200,7 @@ class Selection:
             + (f" (best score {f.best_score:.3f})" if f.best_score == f.best_score else "")
             for _, f in self.filters[self.filters.taken > 0].iterrows()
         ]
-        return "\n".join(lines + [f"  Warning: {warning}" for warning in self.warnings])
+        return "\n".join([*lines, *(f"  {remark}" for remark in self.remarks)])
 
     def _repr_html_(self) -> str:
         top = self.top()
@@ -263,15 +277,18 @@ def score_table(scores: Mapping[ScoreKey, float], cells: Iterable[Cell], measure
     """The known measures of some candidates, one row each; `not_needed` names those that are not known.
 
     Example:
-        >>> score_table({(3, -1, "kl"): 0.5}, [(3, -1)], ["bypass", "kl"]).to_dict("records")
-        [{'position': -1, 'layer': 3, 'bypass': nan, 'kl': 0.5, 'not_needed': 'bypass'}]
+        >>> score_table({(3, -1, "bypass"): 0.5}, [(3, -1)], ["bypass", "induce"]).to_dict("records")
+        [{'position': -1, 'layer': 3, 'bypass': 0.5, 'induce': nan, 'not_needed': 'induce'}]
     """
     rows = []
-    for layer, position in cells:
-        found = {measure: scores.get((layer, position, measure)) for measure in measures}
-        unknown = ", ".join(measure for measure, value in found.items() if value is None)
-        rows.append((position, layer, *(nan if value is None else value for value in found.values()), unknown))
-    table = pd.DataFrame(rows, columns=["position", "layer", *measures, "not_needed"])
+    for cell in cells:
+        unknown = [measure for measure in measures if not is_known(scores, cell, measure)]
+        found = [nan if m in unknown else scores[(*cell, name)] for m in measures for name in parts(m)]
+        rows.append((cell[1], cell[0], *found, ", ".join(unknown)))
+    columns = [name for measure in measures for name in parts(measure)]
+    table = pd.DataFrame(rows, columns=["position", "layer", *columns, "not_needed"])
+    if KL in measures:
+        table = table.astype({"kl_max_prompt": "Int64"})
     return table.sort_values(["position", "layer"]).reset_index(drop=True)
 
 
@@ -281,7 +298,8 @@ def common_filters(
     """Those of both selections: no direction, too late a layer, too large a divergence.
 
     Example:
-        >>> table = score_table({(3, -1, "kl"): 0.5}, [(3, -1)], ["kl"])
+        >>> scores = {(3, -1, name): 1.0 for name in ("kl", "kl_median", "kl_max", "kl_max_prompt")}
+        >>> table = score_table(scores, [(3, -1)], ["kl"])
         >>> [f.name for f in common_filters(table, ["kl"], 4, 0.8, 0.1) if f.drops.any()]
         ['KL']
     """
@@ -316,10 +334,12 @@ def settle(
     Example:
         >>> scores = {(0, -1, "score"): 2.0, (1, -1, "score"): 1.0}
         >>> def table_of():
-        ...     table = score_table(scores, [(0, -1), (1, -1)], ["score", "kl"])
-        ...     return apply_filters(table, [Filter("KL", table.kl > 0.1, "max_kl")])
-        >>> settle(table_of, lambda name, cells: scores.update({(*cell, name): 0.0 for cell in cells}), ["kl"])[0].kl.tolist()
-        [0.0, nan]
+        ...     table = score_table(scores, [(0, -1), (1, -1)], ["score", "induce"])
+        ...     return apply_filters(table, [Filter("induce", table.induce <= 0, "min_induce")])
+        >>> def compute(name, cells):
+        ...     scores.update({(*cell, name): 1.0 for cell in cells})
+        >>> settle(table_of, compute, ["induce"])[0].induce.tolist()
+        [1.0, nan]
     """
     look_at = 1
     while True:
@@ -358,38 +378,3 @@ def choose(table: pd.DataFrame, filters: pd.DataFrame) -> "pd.Series[float]":
         )
         raise NoCandidateError(f"selection: all {len(table)} candidates were filtered out: {took}")
     return kept.loc[kept.score.idxmax()]
-
-
-def explain(table: pd.DataFrame, filters: pd.DataFrame, winner: "pd.Series[float]") -> tuple[str, ...]:
-    """Warnings about a choice that the scores speak against.
-
-    Args:
-        table: With `kept`, `reason` and the shares.
-        filters: From `apply_filters`.
-        winner: The chosen row.
-
-    Example:
-        >>> rows = {"layer": [1, 2], "position": [-1, -1], "score": [1.2, 1.9], "kept": [True, False]}
-        >>> table = pd.DataFrame({**rows, "reason": ["", "KL"], "share_comply": 0.9, "share_refuse": 0.9})
-        >>> filters = pd.DataFrame({"filter": ["KL"], "option": ["max_kl (--max-kl)"], "taken": [1]})
-        >>> explain(table, filters, table.iloc[0])[0]
-        'A filtered candidate (layer 2, position -1) scored 1.900, the chosen one 1.200; taken by KL: ... admits it.'
-    """
-    found = []
-    dropped = table[~table.kept & table.score.notna()]
-    if not dropped.empty:
-        best = dropped.loc[dropped.score.idxmax()]
-        if best.score > winner.score + WELL_ABOVE:
-            named = filters.set_index("filter").option
-            options = " with ".join(named[name] for name in best.reason.split("; "))
-            found.append(
-                f"A filtered candidate (layer {best.layer}, position {best.position}) scored {best.score:.3f}, the chosen "
-                f"one {winner.score:.3f}; taken by {best.reason}: {options} admits it."
-            )
-    for share, what in (("share_comply", "Removal"), ("share_refuse", "Induction")):
-        if share in table and winner[share] < HARDLY:
-            found.append(
-                f"{what} with the chosen direction covers only {winner[share]:.0%} of the way to its target; "
-                "look at scores.csv for candidates that a filter took, and relax that filter."
-            )
-    return tuple(found)

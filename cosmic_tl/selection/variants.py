@@ -58,7 +58,7 @@ def compare_variants(
 
     Returns:
         One row a variant: variant, mode, target, evaluation_layers, layer, position, s_comply, s_refuse, score, kl,
-        `cosine` with the first variant's direction, and note (a filter that left nothing, or warnings). Scores of
+        `cosine` with the first variant's direction, warnings (also that a filter left nothing) and notes. Scores of
         different targets are different quantities: compare the choices and not the scores.
 
     Raises:
@@ -99,7 +99,7 @@ def compare_variants(
         except NoCandidateError as error:
             if first is None:
                 raise
-            rows.append({**row, "note": str(error)})
+            rows.append({**row, "warnings": str(error)})
             continue
         first = first or found.direction
         rows.append(
@@ -107,7 +107,8 @@ def compare_variants(
             | {"evaluation_layers": found.evaluation_layers}
             | {"layer": found.direction.layer, "position": found.direction.position}
             | {measure: float(found.winner[measure]) for measure in ("s_comply", "s_refuse", "score", "kl")}
-            | {"cosine": float(found.direction.unit @ first.unit), "note": " ".join(found.warnings)}
+            | {"cosine": float(found.direction.unit @ first.unit)}
+            | {"warnings": " ".join(found.warnings), "notes": " ".join(found.notes)}
         )
     table = pd.DataFrame(rows)
     return table.astype({"layer": "Int64", "position": "Int64"})

@@ -8,6 +8,7 @@ import pytest
 
 from cosmic_tl import cli
 from cosmic_tl.cli.output import printable
+from cosmic_tl.selection.scores import parts
 
 QUICK = [
     "--n-train",
@@ -91,7 +92,7 @@ def test_run_by_refusal_tokens(command, tmp_path):
     assert code == 0, error
     assert "Selection(refusal tokens, linear)" in text
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["method"] == "refusal tokens" and {"bypass", "induce", "kl"} == set(summary["scores"])
+    assert summary["method"] == "refusal tokens" and {"bypass", "induce", *parts("kl")} == set(summary["scores"])
     assert "Selection by refusal tokens (linear mode, alpha 1)" in (out / "report.html").read_text()
     code, _, error = command("run", "--out", out, *QUICK)
     assert code == 2 and "other settings" in error
@@ -128,21 +129,6 @@ def test_a_concept_of_ones_own_is_swept_by_its_name(command, tmp_path):
     page = (out / "sweep.html").read_text()
     assert "Concept against the strength of steering" in page and "positive prompts" in page
     assert "harmful prompts" not in page
-
-
-def test_a_sweep_has_what_was_asked_for(command, finished):
-    """What an earlier one measured is taken from its log, if all that it depends on is the same."""
-    out, small = finished[1], ["--n-test", "2", "--max-new-tokens", "4"]
-    assert command("sweep", out, "--alphas", "0,1", *small)[0] == 0
-    (log,) = (out / "resume").glob("sweep-*.jsonl")
-    log.write_text(log.read_text().replace('"compliance"', '"refusal"'))  # as no model answers
-    assert command("sweep", out, "--alphas", "0,2", *small)[0] == 0
-    table = pd.read_csv(out / "sweep.csv")
-    assert sorted(table.alpha.unique()) == [0, 2]
-    assert (table[table.alpha == 0].refusal_rate == 1).all() and (table.refusal_rate < 1).any()
-    assert command("sweep", out, "--alphas", "0", *small, "--dtype", "bfloat16")[0] == 0
-    assert (pd.read_csv(out / "sweep.csv").refusal_rate < 1).any()
-    assert json.loads((out / "derived.json").read_text())["sweep"]["dtype"] == "torch.bfloat16"
 
 
 def test_a_behaviour_is_steered(command, tmp_path):

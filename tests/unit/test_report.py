@@ -18,7 +18,7 @@ from cosmic_tl.report.completions import CONDITIONS
 from cosmic_tl.report.page import write_report
 
 EVIL = "</script><script>alert(1)</script><!--<img src=x onerror=alert(1)> ' \" &\u2028"
-SUMMARY = {"model": "demo", "prompts": "demo", "seconds": 1.0, "notes": []}
+SUMMARY = {"model": "demo", "prompts": "demo", "seconds": 1.0, "notes": [], "warnings": []}
 SMALL = {"n_train": 16, "n_val": 8, "max_kl": 50.0}
 
 

@@ -7,9 +7,11 @@ import torch
 
 from cosmic_tl import CosmicError, CosmicOptions, NoCandidateError, mean_activations, select_cosmic
 from cosmic_tl.selection.cosmic import _settle, _table, evaluation_layers
+from cosmic_tl.selection.notes import CLOSE, before_any_edit, notes_about, warnings_about
 from cosmic_tl.selection.plan import Plan
-from cosmic_tl.selection.scores import kl_divergence
-from cosmic_tl.selection.table import choose, explain
+from cosmic_tl.selection.refusal_tokens import RefusalTokens
+from cosmic_tl.selection.scores import kl_divergence, parts, summarized
+from cosmic_tl.selection.table import choose
 
 
 class Scores(NamedTuple):
@@ -21,10 +23,11 @@ class Scores(NamedTuple):
 def make_table(scores, options=None, n_layers=10, clean=0.5):
     """None stands for a score that was not computed."""
     known = {
-        (*cell, measure): value
+        (*cell, name): 0 if name == "kl_max_prompt" else value
         for cell, found in scores.items()
         for measure, value in found._asdict().items()
         if value is not None
+        for name in parts(measure)
     }
     return _table(known, scores, clean, n_layers, options or CosmicOptions())
 
@@ -127,18 +130,80 @@ def test_nothing_left_says_which_filter_took_how_many():
         choose(*make_table(scores))
 
 
-def test_a_better_filtered_candidate_and_a_feeble_winner_are_warned_about():
+def notes_of(table, filters, winner, prompts=(), dtype=torch.float32):
+    return notes_about(table, filters, winner, "COSMIC", prompts, dtype)
+
+
+def test_a_better_filtered_candidate_is_noted_and_a_feeble_winner_warned_about():
     scores = {cell: Scores(0.55, 0.55, 0.01) for cell in grid()}
     scores[5, -2] = Scores(0.99, 0.99, 0.3)
     table, filters = make_table(scores)
-    found = explain(table, filters, choose(table, filters))
-    assert "layer 5, position -2" in found[0] and "--max-kl" in found[0]
-    assert "Removal" in found[1] and "Induction" in found[2]
+    winner = choose(table, filters)
+    assert "layer 5, position -2" in (note := notes_of(table, filters, winner)[0]) and "--max-kl" in note
+    found = warnings_about(winner)
+    assert [warning.split()[0] for warning in found] == ["Removal", "Induction"] and "10% of the way" in found[0]
 
 
-def test_a_good_winner_is_not_warned_about():
-    table, filters = make_table(grid())
-    assert explain(table, filters, choose(table, filters)) == ()
+def test_nothing_is_said_of_a_clear_winner():
+    table, filters = make_table(
+        {cell: s._replace(s_comply=s.s_comply - 0.02 * (cell != (4, -2))) for cell, s in grid().items()}
+    )
+    winner = choose(table, filters)
+    assert (winner.layer, winner.position) == (4, -2)
+    assert notes_of(table, filters, winner) == () and warnings_about(winner) == ()
+
+
+def test_close_candidates_are_counted_and_half_precision_is_named():
+    scores = {(layer, -1): Scores(0.9, 0.9 - 0.004 * layer, 0.01) for layer in range(8)}
+    scores[7, -1] = Scores(0.9, 0.8999, 0.9)  # one that a filter takes is no alternative
+    table, filters = make_table(scores, CosmicOptions(last_position_rule=False))
+    winner = choose(table, filters)
+    assert notes_of(table, filters, winner) == (
+        "2 other candidates lie within 0.01 of the chosen one's score (1.800).",
+    )
+    for dtype, name in ((torch.bfloat16, "bfloat16"), (torch.float16, "float16")):
+        note = notes_of(table, filters, winner, dtype=dtype)[-1]
+        assert note.startswith(f"Scores in {name} are off by up to 0.005, and 1 other candidate lies within that")
+    assert CLOSE["COSMIC"] == 0.01
+
+
+def with_kl(table, cell, values):
+    """The table with a candidate's divergence taken from those of single prompts."""
+    row = (table.layer == cell[0]) & (table.position == cell[1])
+    for name, value in summarized(torch.tensor(values, dtype=torch.float64)).items():
+        table.loc[row, name] = value
+    return table
+
+
+def test_a_prompt_that_decides_alone_is_named():
+    """The chosen candidate's, and that of a better one that the KL filter alone took."""
+    scores = grid()
+    scores[5, -2] = Scores(0.99, 0.99, 0.11)
+    table, filters = make_table(scores)
+    prompts = ["Bake a pie.", "How\nnot?", "Feed a cat."]
+    with_kl(table, (5, -2), [0.0, 0.33, 0.0])
+    lost = notes_of(table, filters, choose(table, filters), prompts)
+    assert lost[1] == (
+        "One of 3 negative prompts carries 100% of the KL of the better candidate that the KL filter took (layer 5, position "
+        "-2): number 1, 'How\\nnot?'; the mean is 0.11 nats, without it 0."
+    )
+    winner = choose(table, filters)
+    with_kl(table, (winner.layer, winner.position), [0.08, 0.01, 0.01])
+    both = notes_of(table, filters, choose(table, filters), prompts)
+    assert "80% of the KL of removal with the chosen direction: number 0, 'Bake a pie.'" in both[1] and len(both) == 4
+    with_kl(table, (winner.layer, winner.position), [0.04, 0.03, 0.03])
+    assert len(notes_of(table, filters, choose(table, filters), prompts)) == 3
+
+
+def test_prompts_that_the_model_does_not_treat_as_their_side_says_are_counted():
+    sure = torch.tensor([[9.0, 0.0], [0.0, 9.0]])
+    tokens = RefusalTokens((0,), ("I",))
+    assert before_any_edit((sure[:1], sure[1:]), tokens) == ()
+    (found,) = before_any_edit((sure[[0, 1, 1]], sure), tokens)
+    assert (
+        "(first token 'I') of 2 of 3 positive validation prompts is below 0 and that of 1 of 2 negative ones" in found
+    )
+    assert "--filter-prompts" in found and "begin alike" in before_any_edit((sure, sure), None)[0]
 
 
 def test_kl_matches_torch_where_nothing_is_tiny():
@@ -214,7 +279,8 @@ class Answers:
     def compute(self, measure, cells):
         for cell in cells:
             self.asked.append((measure, *cell))
-            self.scores[(*cell, measure)] = getattr(self.full[cell], measure)
+            for name in parts(measure):
+                self.scores[(*cell, name)] = 0 if name == "kl_max_prompt" else getattr(self.full[cell], measure)
 
 
 @pytest.mark.parametrize(

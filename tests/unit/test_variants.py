@@ -81,7 +81,7 @@ def test_variants_side_by_side(demo, prompts):
 def test_a_variant_that_leaves_nothing_says_so_and_spoils_nothing(demo, prompts):
     options = CosmicOptions(n_train=16, n_val=4, max_kl=10.0)
     table = compare_variants(demo, prompts, {"wide": options, "strict": replace(options, max_kl=1e-12)})
-    assert "filtered out" in table.note[1] and table.layer.isna().tolist() == [False, True]
+    assert "filtered out" in table.warnings[1] and table.layer.isna().tolist() == [False, True]
 
 
 def test_no_variants(demo, prompts):

@@ -1,0 +1,180 @@
+"""What a selection says of itself. A note states a property of the data or of the margin by which a candidate was chosen; a
+warning says that the result must not be used.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cosmic_tl.selection.refusal_tokens import RefusalTokens, log_odds
+
+WELL_ABOVE = 0.1
+"""A filtered candidate whose score exceeds the winner's by more than this is noted."""
+HARDLY = 0.3
+"""A winner that covers less than this share of the way to a target is warned about."""
+CLOSE = {"COSMIC": 0.01, "refusal tokens": 0.1}
+"""Candidates whose scores (cosines, log-odds) lie this near to the winner's are counted."""
+ROUNDING = {"COSMIC": 0.005, "refusal tokens": 0.05}
+"""By how much scores in half precision may differ from those in float32."""
+MOST = 0.5
+"""A prompt that carries more than this share of a divergence is noted."""
+
+
+def warnings_about(winner: "pd.Series[float]", clean: Mapping[str, float] | None = None) -> tuple[str, ...]:
+    """Why a choice must not be used: what it does is not what it was chosen for.
+
+    Args:
+        winner: The chosen row of the table.
+        clean: Mean refusal scores with no intervention, "bypass" and "induce", of a selection by refusal tokens; None
+            for COSMIC.
+
+    Example:
+        >>> warnings_about(pd.Series({"share_comply": 0.02, "share_refuse": 0.9}))
+        ('Removal with the chosen direction covers only 2% of the way to its target; look in the table for ... filter.',)
+    """
+    found = []
+    for share, what in (("share_comply", "Removal"), ("share_refuse", "Induction")):
+        if share in winner and winner[share] < HARDLY:
+            found.append(
+                f"{what} with the chosen direction covers only {winner[share]:.0%} of the way to its target; look in the "
+                "table for candidates that a filter took, and relax that filter."
+            )
+    if clean and winner.bypass >= clean["bypass"]:
+        found.append(
+            "Removal with the chosen direction does not lower the refusal score of positive prompts "
+            f"({clean['bypass']:+.2f} before, {winner.bypass:+.2f} after)."
+        )
+    if clean and winner.induce <= clean["induce"]:
+        found.append(
+            "Induction with the chosen direction does not raise the refusal score of negative prompts "
+            f"({clean['induce']:+.2f} before, {winner.induce:+.2f} after)."
+        )
+    return tuple(found)
+
+
+def notes_about(
+    table: pd.DataFrame,
+    filters: pd.DataFrame,
+    winner: "pd.Series[float]",
+    method: str,
+    negative: Sequence[str],
+    dtype: torch.dtype,
+) -> tuple[str, ...]:
+    """By what margin a candidate was chosen, and on how many prompts the margin hangs.
+
+    Args:
+        table: With `kept`, `reason` and the scores.
+        filters: From `apply_filters`.
+        winner: The chosen row.
+        method: "COSMIC" or "refusal tokens".
+        negative: The negative validation prompts, in the order in which `kl_max_prompt` counts them.
+        dtype: Of the model.
+
+    Example:
+        >>> rows = {"layer": [1, 2], "position": [-1, -1], "score": [1.2, 1.9], "kept": [True, False], "kl": 0.0}
+        >>> table = pd.DataFrame({**rows, "reason": ["", "late layer"], "kl_max": 0.0, "kl_max_prompt": 0})
+        >>> filters = pd.DataFrame({"filter": ["late layer"], "option": ["max_layer_share=1"], "taken": [1]})
+        >>> notes_about(table, filters, table.iloc[0], "COSMIC", ["hi"], torch.float32)
+        ('A filtered candidate (layer 2, position -1) scored 1.900, the chosen one 1.200; taken by late layer: ... admits it.',)
+    """
+    return (
+        *_better_but_filtered(table, filters, winner),
+        *_one_prompt_decides(table, winner, negative),
+        *_close(table, winner, method, dtype),
+    )
+
+
+def _better_but_filtered(table: pd.DataFrame, filters: pd.DataFrame, winner: "pd.Series[float]") -> list[str]:
+    dropped = table[~table.kept & table.score.notna()]
+    if dropped.empty or not (best := dropped.loc[dropped.score.idxmax()]).score > winner.score + WELL_ABOVE:
+        return []
+    named = filters.set_index("filter").option
+    options = " with ".join(named[name] for name in best.reason.split("; "))
+    return [
+        f"A filtered candidate (layer {best.layer}, position {best.position}) scored {best.score:.3f}, the chosen one "
+        f"{winner.score:.3f}; taken by {best.reason}: {options} admits it."
+    ]
+
+
+def _one_prompt_decides(table: pd.DataFrame, winner: "pd.Series[float]", negative: Sequence[str]) -> list[str]:
+    """Of the winner's divergence, and of that of the best candidate that the KL filter alone kept from winning."""
+    found = [("removal with the chosen direction", winner)]
+    lost = table[(table.reason == "KL") & (table.score > winner.score)]
+    if not lost.empty:
+        best = lost.loc[lost.score.idxmax()]
+        found.append(
+            (f"the better candidate that the KL filter took (layer {best.layer}, position {best.position})", best)
+        )
+    sentences = []
+    for what, row in found:
+        total = row.kl * (n := len(negative))
+        if n > 2 and row.kl_max > MOST * total > 0:
+            number = int(row.kl_max_prompt)
+            sentences.append(
+                f"One of {n} negative prompts carries {row.kl_max / total:.0%} of the KL of {what}: number {number}, "
+                f"{shortened(negative[number])}; the mean is {row.kl:.2g} nats, without it {(total - row.kl_max) / (n - 1):.2g}."
+            )
+    return sentences
+
+
+def _close(table: pd.DataFrame, winner: "pd.Series[float]", method: str, dtype: torch.dtype) -> list[str]:
+    others = table[table.kept & table.score.notna() & (table.index != winner.name)]
+    behind = winner.score - others.score
+    found = []
+    if n := int((behind <= CLOSE[method]).sum()):
+        found.append(f"{_candidates(n)} within {CLOSE[method]:g} of the chosen one's score ({winner.score:.3f}).")
+    if dtype in (torch.bfloat16, torch.float16) and (n := int((behind <= ROUNDING[method]).sum())):
+        name = str(dtype).removeprefix("torch.")
+        found.append(
+            f"Scores in {name} are off by up to {ROUNDING[method]:g}, and {_candidates(n).lower()} within that: float32 may "
+            "choose another."
+        )
+    return found
+
+
+def _candidates(n: int) -> str:
+    return "1 other candidate lies" if n == 1 else f"{n} other candidates lie"
+
+
+def shortened(text: str, length: int = 60) -> str:
+    """A prompt in a sentence: quoted, on one line, its beginning.
+
+    Example:
+        >>> shortened("How do I bake a pizza?", 10)
+        "'How do I b…'"
+    """
+    return repr(text if len(text) <= length else text[:length] + "…")
+
+
+def before_any_edit(
+    logits: tuple[Float[Tensor, "positive vocab"], Float[Tensor, "negative vocab"]], tokens: RefusalTokens | None
+) -> tuple[str, ...]:
+    """How many validation prompts the unedited model does not treat as their side says, by the answer's first token.
+
+    Args:
+        logits: Of the next token, after the positive and after the negative prompts.
+        tokens: That show the concept; None if none tells the sides apart.
+
+    Example:
+        >>> sure = torch.tensor([[9.0, 0.0], [0.0, 9.0]])
+        >>> before_any_edit((sure, sure[1:]), RefusalTokens((0,), ("I",)))
+        ("Before any edit the refusal score (first token 'I') of 1 of 2 positive validation prompts is below 0 and that of 0 of
+        1 negative ones above; filter_prompts=True (--filter-prompts) leaves them out.",)
+    """
+    if tokens is None:
+        return (
+            "Before any edit answers to positive and to negative validation prompts begin alike: no first token tells "
+            "whether the model treats them as their side says.",
+        )
+    positive, negative = (log_odds(some.cpu(), tokens.ids) for some in logits)
+    off = int((positive <= 0).sum()), int((negative > 0).sum())
+    if not any(off):
+        return ()
+    return (
+        f"Before any edit the refusal score (first token {', '.join(map(repr, tokens.texts))}) of {off[0]} of {len(positive)} "
+        f"positive validation prompts is below 0 and that of {off[1]} of {len(negative)} negative ones above; "
+        "filter_prompts=True (--filter-prompts) leaves them out.",
+    )
