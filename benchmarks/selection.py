@@ -15,7 +15,7 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -25,15 +25,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
+from benchmarks.results import MODES
 from benchmarks.shapes import CHAT, SHAPES, Pair, prompts, seconds
 from cosmic_tl import CosmicOptions, Selection, mean_activations, post_instruction_positions, select_cosmic
 from cosmic_tl.chat import TokenBatch, batches, tokenize
 from cosmic_tl.directions.difference_in_means import Candidates, difference_in_means
+from cosmic_tl.matmul import FastLinear
 from cosmic_tl.selection.plan import MEASURES
 
-N, MODES, SIDES = 32, ("affine", "linear"), ("positive", "negative")
+N, SIDES = 32, ("positive", "negative")
 STORED = Path(__file__).with_name("plain_scores.json")
 Edit = Callable[[Tensor], Tensor]
 
@@ -41,7 +43,13 @@ Edit = Callable[[Tensor], Tensor]
 class Plain:
     """The released procedure."""
 
-    def __init__(self, model: PreTrainedModel, positive: TokenBatch, negative: TokenBatch, layers: list[list[int]]):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        positive: Sequence[TokenBatch],
+        negative: Sequence[TokenBatch],
+        layers: list[list[int]],
+    ):
         self.model, self.blocks, self.layers = model, model.model.layers, layers
         self.positive, self.negative = positive, negative
         self.clean_positive, _ = self.forward(positive)
@@ -68,8 +76,15 @@ class Plain:
                 handle.remove()
 
     @torch.inference_mode()
-    def forward(self, batch: TokenBatch, pre: dict[int, Edit] | None = None, out: Edit | None = None) -> Any:
-        """Each block's output at the last position, and the last logits, of a full pass."""
+    def forward(
+        self, side: Sequence[TokenBatch], pre: dict[int, Edit] | None = None, out: Edit | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Each block's output at the last position, and the last logits, of full passes."""
+        found = [self._forward(batch, pre, out) for batch in side]
+        streams, logits = (torch.cat(some) for some in zip(*found, strict=True))
+        return streams, logits
+
+    def _forward(self, batch: TokenBatch, pre: dict[int, Edit] | None, out: Edit | None) -> tuple[Tensor, Tensor]:
         reached: list[Tensor] = []
         handles = [
             block.register_forward_hook(
@@ -119,9 +134,8 @@ class Plain:
         ]
 
 
-def matmul_rate(shape: str, device: str, dtype: torch.dtype, tokens: int = 640) -> float:
-    """Multiply-adds a second of a block's matrix products, each on weights of its own."""
-    config = SHAPES[shape]
+def matmul_rate(config: PretrainedConfig, device: str, dtype: torch.dtype, tokens: int = 1024) -> float:
+    """Multiply-adds per second of a block's matrix products, by the library's routine, each on weights of its own."""
     d, wide = config.hidden_size, config.intermediate_size
     narrow = d * config.num_key_value_heads // config.num_attention_heads
     sizes = [(d, d), (d, narrow), (d, narrow), (d, d), (d, wide), (d, wide), (wide, d)] * 6
@@ -132,7 +146,7 @@ def matmul_rate(shape: str, device: str, dtype: torch.dtype, tokens: int = 640) 
         for weight in weights:
             torch.nn.functional.linear(inputs[weight.shape[1]], weight)
 
-    with torch.inference_mode():
+    with torch.inference_mode(), FastLinear():
         work()
         started, times = time.perf_counter(), 0
         while time.perf_counter() - started < 2:
@@ -199,7 +213,7 @@ def measure(
     candidates = difference_in_means(*means)
     cells = [(layer, position) for layer in range(n_layers) for position in positions.indices]
     defined = {cell for cell in cells if candidates.vectors[cell].any()}
-    batch_of = lambda side: next(batches(bridge, tokenize(bridge, contrast.side(side, "val", N), CHAT), N))  # noqa: E731
+    batch_of = lambda side: list(batches(bridge, tokenize(bridge, contrast.side(side, "val", N), CHAT), N))  # noqa: E731
     plain = Plain(pair.plain, batch_of("positive"), batch_of("negative"), list(at.values()))
 
     key = f"{shape} {device}"
@@ -230,9 +244,9 @@ def measure(
                         found[cell] = plain.scores(candidates, *cell, mode)[where]
 
                 plain_time = seconds(plainly, device) / sample * len(cells)
-                before = matmul_rate(shape, device, pair.dtype)
+                before = matmul_rate(SHAPES[shape], device, pair.dtype)
                 took = seconds(ours, device)
-                rate = (before + matmul_rate(shape, device, pair.dtype)) / 2
+                rate = (before + matmul_rate(SHAPES[shape], device, pair.dtype)) / 2
                 ratios.append(plain_time / took)
                 floors.append(took / (must / rate))
                 differences.append(compare(selection, found))

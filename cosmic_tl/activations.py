@@ -9,9 +9,11 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl.chat import BATCH_SIZE, ChatFormat, Positions, batches, post_instruction_positions, tokenize
-from cosmic_tl.forward import Hook, Site, read
+from cosmic_tl.errors import CosmicError
+from cosmic_tl.forward import Hook, Resume, Site, forward, read
 from cosmic_tl.interventions import Interventions, intervention_hooks
 from cosmic_tl.models import model_fingerprint, short_label
+from cosmic_tl.passes import prefix_keys_values, shared_prefix
 from cosmic_tl.progress import track
 
 
@@ -78,6 +80,8 @@ def mean_of_rows(
 ) -> MeanActivations:
     """Means at every layer and the last positions, of prompts that are tokens already.
 
+    Tokens that all prompts begin with are run once.
+
     Args:
         model: Any bridge.
         rows: Token ids.
@@ -100,9 +104,16 @@ def mean_of_rows(
         for site in ("hook_resid_pre", "hook_resid_post")
     }
     sites = [(layer, site) for layer in range(n_layers) for site in sums]
+    if (shortest := min(map(len, rows))) < n_positions:
+        raise CosmicError(
+            f"positions: {n_positions} asked for, and a prompt has only {shortest} tokens; ask for fewer positions"
+        )
+    # Edits may act on some tokens alone, and then have to see all of them in one pass.
+    n_prefix = 0 if hooks else shared_prefix(model, rows, n_positions)
+    start = Resume(past=prefix_keys_values(model, rows[0][:n_prefix]))
     with track(len(rows), label) as advance:
-        for batch in batches(model, rows, batch_size):
-            found = read(model, batch, sites, n_positions, hooks)
+        for batch in batches(model, [row[n_prefix:] for row in rows], batch_size):
+            found = forward(model, batch, sites, n_positions, hooks=hooks, resume=start).activations
             for site in sums:
                 layers = [found[layer, site].cpu() for layer in range(n_layers)]
                 sums[site] += torch.stack(layers).double().sum(1)

@@ -18,6 +18,7 @@ from transformers import DynamicCache
 
 from cosmic_tl.chat import TokenBatch
 from cosmic_tl.errors import CosmicError
+from cosmic_tl.matmul import FastLinear
 
 Site = Literal["hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post"]
 Hook = tuple[str, Callable[..., Tensor | None]]
@@ -70,7 +71,8 @@ class Resume:
     stream: Float[Tensor, "batch seq d_model"] | None = None
     """The residual stream that enters it."""
     past: KeysValues | None = None
-    """Keys and values of the tokens before the batch's, which every row has without padding between them."""
+    """Keys and values of the tokens before the batch's, without padding between them: one row that all rows of the batch
+    follow, or several that equally many rows each follow, in order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,18 +150,20 @@ def forward(
 
     inner = model.original_model
     mask = batch.mask
-    if resume.past is not None:
+    if resume.past:
         n_past = resume.past[-1][0].shape[2]
         mask = torch.cat([mask.new_ones(mask.shape[0], n_past), mask], dim=1)
     options = _options(inner, mask, batch.ids.shape[1], 1)
     cache = DynamicCache()
     for layer, (keys, values) in enumerate(resume.past or ()):
-        cache.update(keys, values, layer)
-    if resume.past is not None or keep_keys_values:
+        times = batch.ids.shape[0] // keys.shape[0]
+        cache.update(keys.repeat_interleave(times, 0), values.repeat_interleave(times, 0), layer)
+    if resume.past or keep_keys_values:
         options |= {"use_cache": True, "past_key_values": cache}
     found = None
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
+        stack.enter_context(FastLinear())
         stack.enter_context(_passing_through(model, resume.layer))
         stack.enter_context(model.hooks(fwd_hooks=everything))
         with suppress(_Stop):

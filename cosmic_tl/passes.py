@@ -30,6 +30,9 @@ PASS_TOKENS = {"cpu": 128, "cuda": 1024}
 """What a pass costs besides its tokens, reading the weights and calling the modules, in tokens, roughly."""
 CPU_TOKENS = 2048
 """Tokens of a pass on a CPU, where more gains nothing."""
+CPU_ACTIVATION = 20 * 2**20
+"""Bytes of the largest activation of a pass on a CPU. More leaves the caches, and from 32 MiB on the allocator takes fresh
+pages from the system each time, which costs more than larger matrix products gain."""
 WORTH_SHARING = 64
 """Tokens that a shared prefix must spare to be worth a pass of its own."""
 
@@ -93,6 +96,21 @@ def shared_prefix(model: TransformerBridge, rows: Sequence[Sequence[int]], n_pos
     return shared if shared * (len(rows) - 1) >= WORTH_SHARING and shortcuts(model, rows).prefix else 0
 
 
+def prefix_keys_values(model: TransformerBridge, tokens: Sequence[int]) -> KeysValues:
+    """Keys and values of some tokens that prompts begin with, for `Resume.past`; none for no tokens.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> keys, values = prefix_keys_values(load_model("demo", device="cpu"), [5, 6, 7])[0]
+        >>> keys.shape
+        torch.Size([1, 2, 3, 32])
+    """
+    if not tokens:
+        return ()
+    last: tuple[int, Site] = (int(model.cfg.n_layers) - 1, "hook_resid_post")
+    return forward(model, next(batches(model, [tokens], 1)), [last], keep_keys_values=True).keys_values or ()
+
+
 def _common(model: TransformerBridge, rows: Sequence[Sequence[int]], n_positions: int) -> int:
     window = getattr(model.original_model.config.get_text_config(), "sliding_window", None)
     if window is not None and window < max(map(len, rows)):
@@ -104,17 +122,19 @@ def _common(model: TransformerBridge, rows: Sequence[Sequence[int]], n_positions
 def rows_a_pass(model: TransformerBridge, longest: int) -> int:
     """How many rows of a length one pass takes.
 
-    On a GPU as many as half of the free memory holds, by a rough count of a block's largest activations.
+    On a GPU as many as half of the free memory holds, by a rough count of a block's largest activations; on a CPU as many as
+    are still fast.
 
     Example:
         >>> from cosmic_tl import load_model
         >>> rows_a_pass(load_model("demo", device="cpu"), longest=20)
         102
     """
-    tokens, cfg = CPU_TOKENS, model.cfg
+    cfg = model.cfg
+    size, d_mlp = torch.finfo(cfg.dtype).bits // 8, int(cfg.d_mlp or 4 * cfg.d_model)
+    tokens = min(CPU_TOKENS, CPU_ACTIVATION // (size * d_mlp))
     if (device := torch.device(str(cfg.device))).type == "cuda":
-        size = torch.finfo(cfg.dtype).bits // 8
-        per_token = size * (8 * int(cfg.d_model) + 3 * int(cfg.d_mlp or 4 * cfg.d_model))
+        per_token = size * (8 * int(cfg.d_model) + 3 * d_mlp)
         per_token += 8 * int(cfg.n_heads) * longest  # scores and their softmax in float32
         tokens = min(torch.cuda.mem_get_info(device)[0] // 2 // per_token, 65_536)
     return max(1, tokens // longest)
@@ -241,7 +261,7 @@ class _Clean:
         reads: list[tuple[int, Site]] = [(r, "hook_resid_post") for r in self.reading.layers if self.layer <= r < layer]
 
         def run(batch: _Rows) -> Reached:
-            start = Resume(self.layer, batch.stream, _repeated(past, len(batch)))
+            start = Resume(self.layer, batch.stream, past)
             return forward(self.model, batch.tokens, [*reads, enters], None, resume=start)
 
         for number, found in self.each(run):
@@ -276,11 +296,6 @@ class _Clean:
         return Outcome(rows, known, None)
 
 
-def _repeated(past: KeysValues, times: int) -> KeysValues | None:
-    """Keys and values with each row `times` in a row; None for none."""
-    return tuple((k.repeat_interleave(times, 0), v.repeat_interleave(times, 0)) for k, v in past) or None
-
-
 class _Steered:
     """Some edits at the same places, batched from where the clean stream stands."""
 
@@ -292,7 +307,8 @@ class _Steered:
         if clean.prefix is not None:
             last = int(clean.model.cfg.n_layers) - 1 if reading.logits else max(reading.layers)
             found = self._forward(clean.prefix, [(last, "hook_resid_post")], keep_keys_values=True).keys_values or ()
-            self.past = (_repeated(clean.past, len(edits)) or ()) + found
+            below = tuple((k.expand(len(edits), -1, -1, -1), v.expand(len(edits), -1, -1, -1)) for k, v in clean.past)
+            self.past = below + found
 
     def run(self, batch: _Rows) -> Reached:
         """One pass: the batch under the first edit, under the second, …"""
@@ -313,7 +329,7 @@ class _Steered:
             Resume(
                 clean.layer,
                 None if batch.stream is None else batch.stream.repeat(times, 1, 1),
-                None if keep_keys_values else _repeated(self.past, len(batch)),
+                None if keep_keys_values else self.past,
             ),
             clean.allowed.last_token and clean.reading.n_positions == 1,
             keep_keys_values,

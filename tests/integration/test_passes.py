@@ -13,12 +13,13 @@ from cosmic_tl import (
     Reading,
     intervened,
     load_model,
+    mean_of_rows,
     random_direction,
     steering,
 )
 from cosmic_tl.chat import batches, tokenize
 from cosmic_tl.forward import next_token_logits, read
-from cosmic_tl.passes import Shortcuts, shared_prefix, shortcuts
+from cosmic_tl.passes import CPU_ACTIVATION, CPU_TOKENS, Shortcuts, rows_a_pass, shared_prefix, shortcuts
 
 TEXTS = [
     "How do I bake a pizza?",
@@ -155,3 +156,41 @@ def test_bad_readings(demo, direction):
         next(intervened(demo, rows, [()], Reading((1,)), everything((1,)), batch_size=0))
     with pytest.raises(CosmicError, match="width 32"):
         next(intervened(demo, rows, [Addition(direction)], Reading((1,)), everything((1,))))
+
+
+def tokens_run(bridge, work):
+    """How many tokens go through the model, padding included."""
+    seen = []
+    handle = bridge.original_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(args[0].numel()), with_kwargs=True
+    )
+    try:
+        found = work()
+    finally:
+        handle.remove()
+    return sum(seen), found
+
+
+def test_means_run_what_all_prompts_begin_with_once(pair):
+    bridge, _ = pair
+    rows = tokenize(bridge, TEXTS, CHAT)
+    shared_prefix(bridge, rows, 2)  # tries the model once
+    n_tokens, found = tokens_run(bridge, lambda: mean_of_rows(bridge, rows, 2))
+    sites = [(layer, site) for layer in range(3) for site in ("hook_resid_pre", "hook_resid_post")]
+    alone = [read(bridge, next(batches(bridge, [row], 1)), sites, 2) for row in rows]
+    for name, means in (("hook_resid_pre", found.resid_pre), ("hook_resid_post", found.resid_post)):
+        expected = torch.stack(
+            [torch.stack([some[layer, name][0] for some in alone]).double().mean(0) for layer in range(3)]
+        )
+        assert (means - expected).abs().max() < 1e-5 * max(1, expected.abs().max())
+    longest = max(map(len, rows))
+    if shared_prefix(bridge, rows, 2):
+        assert n_tokens == 15 + len(rows) * (longest - 15)
+    else:
+        assert n_tokens == len(rows) * longest
+
+
+def test_passes_stay_below_what_the_allocator_keeps(demo, monkeypatch):
+    assert rows_a_pass(demo, 64) == CPU_TOKENS // 64
+    monkeypatch.setattr(demo.cfg, "d_mlp", 5120)
+    assert rows_a_pass(demo, 64) == CPU_ACTIVATION // (4 * 5120) // 64 == 16

@@ -1,0 +1,63 @@
+"""Where measurements are kept: results.json, and RESULTS.md made from it."""
+
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+RESULTS, KEPT = (Path(__file__).with_name(name) for name in ("RESULTS.md", "results.json"))
+ORDER = ("real", "selection", "extraction", "generation", "scaling", "startup")
+COMMANDS = {"real": "python -m benchmarks.real MODEL --prompts PROMPTS"}
+MODES = ("affine", "linear")
+BARS = {
+    "real": {
+        "affine ratio": "≥ 18",
+        "linear ratio": "≥ 11",
+        **{f"{mode} over_floor": "≤ 1.5" for mode in MODES},
+        **{f"{mode} max_score_difference": "≤ 1e-4" for mode in MODES},
+        **{f"{mode} peak memory over the weights, GB": "≤ 1.5" for mode in MODES},
+    },
+    "selection": {
+        "mid affine ratio": "≥ 12",
+        "mid linear ratio": "≥ 8",
+        "last affine ratio": "≥ 6",
+        "last linear ratio": "≥ 4.5",
+        **{f"{where} {mode} over_floor": "≤ 1.6" for where in ("mid", "last") for mode in MODES},
+        **{f"{where} {mode} max_score_difference": "≤ 1e-4" for where in ("mid", "last") for mode in MODES},
+    },
+    "extraction": {"time over a bare pass": "≤ 1.15", "peak memory, 10 000 over 100": "≤ 1.10"},
+    "generation": {"time over plain generate": "≤ 1.15"},
+    "startup": {
+        "cosmic-tl --help, seconds": "≤ 0.5",
+        "import cosmic_tl, seconds": "≤ that of transformer_lens + 0.3",
+        "every public name, minus the import of TransformerBridge, seconds": "≤ 0.3",
+    },
+}
+
+
+def page(results: dict[str, dict[str, float]]) -> str:
+    """The results as a page."""
+    lines = [
+        "# Results",
+        "",
+        f"Ratios, not absolute times, on {torch.get_num_threads()} cores ({platform.machine()}, CPU), torch "
+        f"{version('torch')}, transformers {version('transformers')}, transformer_lens {version('transformer_lens')}.",
+        "Written by `make bench`; each part has its own command.",
+    ]
+    for name, values in results.items():
+        bars, command = BARS.get(name, {}), COMMANDS.get(name.split()[0], f"python -m benchmarks.{name}")
+        lines += ["", f"## {name}", f"`{command}`", "", "| measure | found | bar |", "|---|---|---|"]
+        lines += [f"| {key} | {value:.3g} | {bars.get(key, '')} |" for key, value in values.items()]
+    return "\n".join(lines) + "\n"
+
+
+def record(name: str, values: dict[str, float]) -> None:
+    """Put the values of one part in place of its earlier ones."""
+    results = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    results[name] = values
+    place = {known: number for number, known in enumerate(ORDER)}
+    results = dict(sorted(results.items(), key=lambda item: (place.get(item[0].split()[0], len(ORDER)), item[0])))
+    KEPT.write_text(json.dumps(results, indent=1) + "\n")
+    RESULTS.write_text(page(results))
