@@ -280,7 +280,7 @@ def _summary(
         | ({"clean_similarity": selection.clean_similarity} if selection.evaluation_layers else {}),
         "evaluation_layers": list(selection.evaluation_layers),
         "filters": [
-            {**row, "best_score": None if row["best_score"] != row["best_score"] else row["best_score"]}
+            {name: None if value != value else value for name, value in row.items()}
             for row in selection.filters.to_dict("records")
         ],
         "rates": rates,

@@ -1,6 +1,7 @@
 """Choose a direction by the probability of refusal's first tokens (Arditi et al. 2024, section 2.3 and appendix C)."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from math import nan
 
 import pandas as pd
@@ -20,6 +21,7 @@ from cosmic_tl.selection.refusal_tokens import find_refusal_tokens, keep_own, lo
 from cosmic_tl.selection.scores import ScoreKey, Scorer, Scores
 from cosmic_tl.selection.table import (
     Filter,
+    NoCandidateError,
     Selection,
     apply_filters,
     choose,
@@ -29,6 +31,10 @@ from cosmic_tl.selection.table import (
 )
 
 MEASURES = ("bypass", "induce", "kl")
+NEAREST = 8
+"""Of so many candidates it is found out what would admit them, if none passes."""
+STRONGER = 2.0
+"""By how much stronger induction is tried for that, once and again."""
 
 
 class _Scorer(Scorer):
@@ -68,8 +74,40 @@ def _table(
     table = score_table(scores, cells, MEASURES)
     table.insert(table.columns.get_loc("kl"), "score", -table.bypass)
     filters = common_filters(table, MEASURES, n_layers, options.max_layer_share, options.max_kl)
-    filters.append(Filter("induce", table.induce <= options.min_induce, "a lower min_induce (--min-induce)"))
+    feeble = table.induce <= options.min_induce
+    option = "a lower min_induce (--min-induce)"
+    filters.append(Filter("induce", feeble, option, table.induce, options.min_induce))
     return apply_filters(table, filters)
+
+
+def _nothing_left(
+    table_of: Callable[[], tuple[pd.DataFrame, pd.DataFrame]],
+    scorer_at: Callable[[float, Scores], _Scorer],
+    scores: Scores,
+    options: RefusalTokenOptions,
+) -> NoCandidateError:
+    """What would admit a candidate: the divergence of those that missed the induction least, and stronger induction."""
+    table, _ = table_of()
+    near = table[table.reason == "induce"].nlargest(NEAREST, "induce")
+    cells = list(zip(near.layer, near.position, strict=True))
+    scorer_at(options.alpha, scores).compute("kl", cells)
+    table, filters = table_of()
+    left = table[table.reason == "induce"].set_index(["layer", "position"])
+    passed = [cell for cell in cells if cell in left.index]
+    try:
+        choose(table, filters)
+    except NoCandidateError as error:
+        said = str(error)
+    if cells:
+        said += f"; of the {len(cells)} that induction brings furthest, {len(passed)} pass the KL filter"
+    for alpha in (STRONGER * options.alpha, STRONGER**2 * options.alpha) if passed else ():
+        stronger: Scores = {}
+        scorer_at(alpha, stronger).compute("induce", passed)
+        admitted = sum(value > options.min_induce for value in stronger.values())
+        said += f"; of these alpha={alpha:g} (--alpha {alpha:g}) alone would admit {admitted}"
+        if admitted:
+            break
+    return NoCandidateError(said)
 
 
 def select_by_refusal_tokens(
@@ -98,7 +136,7 @@ def select_by_refusal_tokens(
             for them.
 
     Raises:
-        NoCandidateError: If the filters leave nothing.
+        NoCandidateError: If the filters leave nothing; it says by how much, and whether stronger induction would help.
         CosmicError: If no token tells refusals, a side has no prompt left, or the architecture does not allow the
             intervention.
 
@@ -126,14 +164,25 @@ def select_by_refusal_tokens(
     candidates = difference_in_means(*means)
     scores = {} if scores is None else scores
     rows = [tokenize(model, side, chat) for side in val]
-    scorer = _Scorer(model, rows[0], rows[1], candidates, options, tokens.ids, batch_size, scores)
+
+    def scorer_at(alpha: float, known: Scores) -> _Scorer:
+        settings = replace(options, alpha=alpha)
+        return _Scorer(model, rows[0], rows[1], candidates, settings, tokens.ids, batch_size, known)
+
+    scorer = scorer_at(options.alpha, scores)
     n_layers = int(model.cfg.n_layers)
     cells = [(layer, position) for position in positions.indices for layer in range(n_layers)]
     early = [cell for cell in cells if cell[0] < options.max_layer_share * n_layers]
     for measure in MEASURES if options.full_table else MEASURES[:1]:
         scorer.compute(measure, cells if options.full_table else early)
     # Induction is the cheaper of the two.
-    table, filters = settle(lambda: _table(scores, cells, n_layers, options), scorer.compute, MEASURES[1:])
+
+    def table_of() -> tuple[pd.DataFrame, pd.DataFrame]:
+        return _table(scores, cells, n_layers, options)
+
+    table, filters = settle(table_of, scorer.compute, MEASURES[1:])
+    if not table.kept.any():
+        raise _nothing_left(table_of, scorer_at, scores, options)
     winner = choose(table, filters)
     clean = {"bypass": float(scorer.clean_positive.mean()), "induce": float(scorer.clean_negative.mean())}
     notes = [*left_out, *notes_about(table, filters, winner, "refusal tokens", val[1], model.cfg.dtype)]

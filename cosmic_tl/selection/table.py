@@ -43,7 +43,8 @@ class Filter:
     option: str
     """The setting that admits them, in words."""
     values: "pd.Series[float] | None" = None
-    """What the filter compares with its setting, if that is a number."""
+    """What it compares with `limit`, if it does."""
+    limit: float = nan
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +58,8 @@ class Selection:
     kept, reason. `not_needed` names what was not computed because the choice does not depend on it (all of it is with
     `full_table`); a candidate counts as kept as long as nothing that was computed drops it."""
     filters: pd.DataFrame
-    """One row a filter: name, taken, taken_alone, best_score among the taken, option that admits them."""
+    """One row a filter: name, taken, taken_alone, best_score among the taken, nearest and farthest value from the limit among
+    those that it alone took, option that admits them."""
     notes: tuple[str, ...]
     """Properties of the data and of the margin: close candidates, a prompt that decides alone, prompts that the unedited
     model does not treat as their side says."""
@@ -261,15 +263,17 @@ def apply_filters(table: pd.DataFrame, filters: list[Filter]) -> tuple[pd.DataFr
     """
     drops = pd.DataFrame({f.name: f.drops.to_numpy() for f in filters}, index=table.index)
     reasons = drops.apply(lambda row: "; ".join(name for name, dropped in row.items() if dropped), axis=1)
-    summary = pd.DataFrame(
-        {
-            "filter": [f.name for f in filters],
-            "taken": [int(drops[f.name].sum()) for f in filters],
-            "taken_alone": [int((drops[f.name] & (drops.sum(axis=1) == 1)).sum()) for f in filters],
-            "best_score": [table.score[drops[f.name]].max() for f in filters],
-            "option": [f.option for f in filters],
-        }
-    )
+    rows = []
+    for f in filters:
+        alone = drops[f.name] & (drops.sum(axis=1) == 1)
+        near, far = nan, nan
+        if f.values is not None and alone.any():
+            missed = f.values[alone].iloc[(f.values[alone] - f.limit).abs().argsort()]
+            near, far = missed.iloc[0], missed.iloc[-1]
+        best = table.score[drops[f.name]].max()
+        rows.append((f.name, int(drops[f.name].sum()), int(alone.sum()), best, near, far, f.option))
+    columns = ["filter", "taken", "taken_alone", "best_score", "nearest", "farthest", "option"]
+    summary = pd.DataFrame(rows, columns=columns)
     return table.assign(kept=~drops.any(axis=1), reason=reasons), summary
 
 
@@ -310,7 +314,7 @@ def common_filters(
     return [
         Filter("undefined", undefined, "none: there the classes do not differ, or are not finite"),
         Filter("late layer", late, "max_layer_share=1 (--max-layer-share 1)"),
-        Filter("KL", table.kl > max_kl, "a higher max_kl (--max-kl)"),
+        Filter("KL", table.kl > max_kl, "a higher max_kl (--max-kl)", table.kl, max_kl),
     ]
 
 
@@ -372,9 +376,14 @@ def choose(table: pd.DataFrame, filters: pd.DataFrame) -> "pd.Series[float]":
     kept = table[table.kept]
     if kept.empty:
         busy = filters[filters.taken > 0]
-        took = "; ".join(
-            f"{row['filter']} took {row.taken} (best score {row.best_score:.3f}; relax with {row.option})"
-            for _, row in busy.iterrows()
-        )
+        took = "; ".join(_relaxed(row) for _, row in busy.iterrows())
         raise NoCandidateError(f"selection: all {len(table)} candidates were filtered out: {took}")
     return kept.loc[kept.score.idxmax()]
+
+
+def _relaxed(row: "pd.Series[float]") -> str:
+    """What a filter took, by how much that was missed, and how many candidates it alone stands in the way of."""
+    alone = f"{row.taken_alone} of them alone"
+    if row.nearest == row.nearest:
+        alone += f", with values from {row.nearest:.3g} to {row.farthest:.3g}"
+    return f"{row['filter']} took {row.taken} (best score {row.best_score:.3f}; {alone}; relax with {row.option})"

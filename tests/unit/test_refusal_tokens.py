@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import pytest
@@ -117,6 +118,23 @@ def test_it_fails_where_the_model_refuses_everything(demo, prompts):
         select_by_refusal_tokens(demo, prompts, OPTIONS, chat)
     with pytest.raises(CosmicError, match="none of 24 negative prompts has a refusal score below 0"):
         select_by_refusal_tokens(demo, prompts, replace(OPTIONS, tokens=("I can't",)), chat)
+
+
+def test_nothing_left_says_by_how_much_and_what_would_help(demo, prompts):
+    """Induction at a twentieth of its strength makes no refusal, and at a tenth or a fifth it may."""
+    options = replace(OPTIONS, alpha=0.05, n_positions=1, max_kl=50.0)
+    with pytest.raises(NoCandidateError, match="induce took") as caught:
+        select_by_refusal_tokens(demo, prompts, options)
+    missed = re.search(r"(\d+) of them alone, with values from (-[\d.]+) to (-[\d.]+)", str(caught.value))
+    nearest, farthest = float(missed[2]), float(missed[3])
+    assert int(missed[1]) > 1 and farthest < nearest <= 0
+    # What it says is so: a lower threshold admits the nearest one, and a stronger induction as many as it says.
+    admitted = select_by_refusal_tokens(demo, prompts, replace(options, min_induce=nearest - 0.01 * abs(nearest)))
+    assert admitted.winner.induce == pytest.approx(nearest, rel=0.01)
+    with pytest.raises(NoCandidateError, match=r"alpha=0.1 \(--alpha 0.1\) alone would admit (0; .*alpha=0.2|[1-9])"):
+        select_by_refusal_tokens(demo, prompts, options)
+    with pytest.raises(NoCandidateError, match="of the 6 that induction brings furthest, 0 pass the KL filter"):
+        select_by_refusal_tokens(demo, prompts, replace(options, max_kl=1e-9))
 
 
 def test_filters_and_figure(demo, prompts):

@@ -126,7 +126,10 @@ def test_shares_measure_the_way_from_clean_to_target():
 
 def test_nothing_left_says_which_filter_took_how_many():
     scores = {cell: s._replace(kl=1.0) for cell, s in grid().items()}
-    with pytest.raises(NoCandidateError, match=r"all 30 candidates.*late layer took 6.*KL took 30 .*--max-kl"):
+    with pytest.raises(
+        NoCandidateError,
+        match=r"all 30 candidates.*late layer took 6.*KL took 30 .*21 of them alone, with values from 1 to 1.*--max-kl",
+    ):
         choose(*make_table(scores))
 
 
