@@ -16,7 +16,6 @@ from transformer_lens.model_bridge import TransformerBridge
 from cosmic_tl.activations import MeanActivations, mean_activations
 from cosmic_tl.chat import BATCH_SIZE, ChatFormat, chat_notes, post_instruction_positions
 from cosmic_tl.directions.artifact import versions
-from cosmic_tl.errors import CosmicError
 from cosmic_tl.evaluation.effects import Effects, Row, measure_effects, standard_conditions
 from cosmic_tl.evaluation.judges import SubstringJudge, strip_thinking
 from cosmic_tl.evaluation.sampling import Sampling
@@ -24,6 +23,7 @@ from cosmic_tl.files import append_lines, read_lines, write_atomically
 from cosmic_tl.models import model_fingerprint, model_label, short_label
 from cosmic_tl.prompts import ContrastSet
 from cosmic_tl.report.page import write_report
+from cosmic_tl.run_directory import RESUME, RESUME_FILES, prepare_directory
 from cosmic_tl.selection.by_refusal_tokens import select_by_refusal_tokens
 from cosmic_tl.selection.cosmic import select_cosmic
 from cosmic_tl.selection.options import CosmicOptions, RefusalTokenOptions
@@ -31,15 +31,7 @@ from cosmic_tl.selection.scores import ScoreKey, parts
 from cosmic_tl.selection.table import Selection
 from cosmic_tl.similarity import LayerSimilarity, layer_similarities
 
-RESULTS = ("direction.safetensors", "scores.csv", "completions.jsonl", "report.html", "summary.json", "settings.json")
 _SCORES = ("s_comply", "s_refuse", "bypass", "induce", *parts("kl"), "share_comply", "share_refuse")
-RESUME = "resume"
-"""Subdirectory with what a stopped run had finished."""
-_RESUME_FILES = ("activations.safetensors", "scores.jsonl", "completions.jsonl")
-_CHOICE_ONLY = frozenset(
-    ["max_kl", "max_layer_share", "last_position_rule", "min_induce", "full_table", "successive_halving"]
-)
-"""Settings of a selection that change which candidate is chosen, but no activation and no score."""
 
 
 @dataclass(frozen=True)
@@ -134,88 +126,6 @@ def _identity(model: TransformerBridge, prompts: ContrastSet, settings: RunSetti
         "settings": json.loads(json.dumps(asked, default=dict)),
         "versions": versions(),
     }
-
-
-def _scores_rest_on(identity: dict[str, Any]) -> dict[str, Any]:
-    """What must be the same for activations and scores to be the same."""
-    settings = identity["settings"]
-    selection = {name: value for name, value in settings["selection"].items() if name not in _CHOICE_ONLY}
-    return {**identity, "settings": {"selection": selection, "chat": settings["chat"]}}
-
-
-def _outdated(out: Path, identity: dict[str, Any]) -> tuple[str, ...]:
-    """The resume files that a run with other settings cannot use; all of them, if the settings are the same."""
-    try:
-        found = read_settings(out)
-        usable = found != identity and _scores_rest_on(found) == _scores_rest_on(identity)
-    except (CosmicError, KeyError, TypeError, AttributeError):  # damaged
-        return _RESUME_FILES
-    return _RESUME_FILES[2:] if usable else _RESUME_FILES
-
-
-def prepare_directory(out: Path, identity: dict[str, Any], overwrite: bool = False) -> None:
-    """Make the run's directory, or make sure that the one there belongs to the same run.
-
-    Args:
-        out: The directory.
-        identity: What must be the same for a run to be resumed.
-        overwrite: Remove an earlier run's files first, but for activations and scores if the other settings do not change
-            them: a threshold of the selection, say. Other files are never touched.
-
-    Raises:
-        CosmicError: If something else is there.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     prepare_directory(Path(folder) / "a", {"seed": 0})
-        ...     prepare_directory(Path(folder) / "a", {"seed": 1})
-        Traceback (most recent call last):
-        cosmic_tl.errors.CosmicError: out: ... holds a run with other settings (seed); choose another directory ...
-    """
-    if out.exists() and not out.is_dir():
-        raise CosmicError(f"out: {str(out)!r} is a file; give a directory")
-    settings = out / "settings.json"
-    if out.is_dir() and any(out.iterdir()) and not settings.exists():
-        raise CosmicError(f"out: {str(out)!r} is not empty and holds no run; choose another directory")
-    if settings.exists() and overwrite:
-        for name in _outdated(out, identity):
-            (out / RESUME / name).unlink(missing_ok=True)
-        for name in RESULTS:
-            (out / name).unlink(missing_ok=True)
-    elif settings.exists():
-        found = read_settings(out)
-        if differing := [key for key in identity if found.get(key) != identity[key]]:
-            raise CosmicError(
-                f"out: {str(out)!r} holds a run with other settings ({', '.join(differing)}); "
-                "choose another directory or pass --overwrite"
-            )
-    try:
-        (out / RESUME).mkdir(parents=True, exist_ok=True)
-        if not settings.exists():
-            write_atomically(settings, json.dumps(identity, indent=1) + "\n")
-    except OSError as error:
-        raise CosmicError(f"out: cannot write to {str(out)!r} ({error.strerror}); choose another directory") from error
-
-
-def read_settings(out: Path) -> dict[str, Any]:
-    """The settings of the run in a directory.
-
-    Raises:
-        CosmicError: If there is no run, or its settings cannot be read.
-
-    Example:
-        >>> read_settings(Path("nowhere"))
-        Traceback (most recent call last):
-        cosmic_tl.errors.CosmicError: run: 'nowhere' holds no run; give a directory that `cosmic-tl run` wrote
-    """
-    try:
-        found = json.loads((out / "settings.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CosmicError(f"run: {str(out)!r} holds no run; give a directory that `cosmic-tl run` wrote") from error
-    if not isinstance(found, dict):
-        raise CosmicError(f"run: settings.json in {str(out)!r} is damaged; run again with --overwrite")
-    return found
 
 
 def _means(
@@ -314,8 +224,8 @@ def run(
         out: The directory; made if needed.
         settings: Default those of the papers.
         command: How the run was started, for the report.
-        overwrite: Replace an earlier run in the same directory. If only settings differ on which no activation or score
-            depends (thresholds, test prompts, phrases), those are kept.
+        overwrite: Replace an earlier run in the same directory, and all that other commands derived from it. If only settings
+            differ on which no activation or score depends (thresholds, test prompts, phrases), those are kept.
 
     Raises:
         NoCandidateError: If the filters leave no candidate.
@@ -341,12 +251,12 @@ def run(
     prepare_directory(out, identity, overwrite)
     resume = out / RESUME
 
-    log = _ScoreLog(resume / _RESUME_FILES[1])
+    log = _ScoreLog(resume / RESUME_FILES[1])
     if isinstance(options, RefusalTokenOptions):
         selection = select_by_refusal_tokens(model, prompts, options, chat, settings.batch_size, log)
     else:
         # Which prompts are left out is decided by the selection, which then takes the means itself.
-        means = None if options.filter_prompts else _means(model, prompts, settings, resume / _RESUME_FILES[0])
+        means = None if options.filter_prompts else _means(model, prompts, settings, resume / RESUME_FILES[0])
         selection = select_cosmic(model, prompts, options, chat, settings.batch_size, log, means)
     effects = measure_effects(
         model,
@@ -359,8 +269,8 @@ def run(
         settings.seed,
         settings.batch_size or BATCH_SIZE,
         # A condition is one line, so that a stop in mid-write leaves none of it.
-        [row for line in read_lines(resume / _RESUME_FILES[2]) for row in line["rows"]],
-        lambda rows: append_lines(resume / _RESUME_FILES[2], [{"rows": rows}]),
+        [row for line in read_lines(resume / RESUME_FILES[2]) for row in line["rows"]],
+        lambda rows: append_lines(resume / RESUME_FILES[2], [{"rows": rows}]),
         judge,
         settings.sampling,
     )

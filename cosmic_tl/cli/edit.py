@@ -1,5 +1,6 @@
 """Commands that edit with a run's direction: steer, sweep, orthogonalize."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -138,33 +139,43 @@ def sweep(
 ) -> None:
     """Refusals against alpha for addition, ablation + addition and ACE; writes sweep.csv and sweep.html into the run.
 
-    A sweep that was stopped goes on where it was.
+    A sweep that was stopped goes on where it was; strengths that an earlier one measured under the same settings are not
+    measured again.
     """
-    import json
-    from dataclasses import asdict
-    from hashlib import sha256
-
     from cosmic_tl.chat import BATCH_SIZE
     from cosmic_tl.evaluation.effects import REFUSAL, terms_of
+    from cosmic_tl.evaluation.sweeps import BASELINE
     from cosmic_tl.evaluation.sweeps import sweep as sweep_all
-    from cosmic_tl.figures.export import save_figure
+    from cosmic_tl.figures.export import offline_page, restyle
     from cosmic_tl.figures.sweeps import plot_sweep
-    from cosmic_tl.files import append_lines, read_lines, write_atomically
+    from cosmic_tl.files import append_lines, read_lines
+    from cosmic_tl.run_directory import derivation, digest
     from cosmic_tl.selection.refusal_tokens import find_refusal_tokens
 
     strengths, sampling = numbers("alphas", alphas), generation.sampling()
     positive, negative = run.test_prompts(n_test)
-    chat = run.chat()
+    chat, judge = run.chat(), phrases_judge(run.directory)
     bridge, direction = run.load()
+    made = derivation(
+        run.directory,
+        "sweep",
+        direction,
+        bridge,
+        chat=asdict(chat),
+        prompts=digest([positive, negative]),
+        phrases=judge.phrases,
+        n_samples=n_samples,
+        generation=asdict(generation),
+        seed=seed,
+        alphas=strengths,
+    )
+    log = made.part(".jsonl", "alphas")
+    known = [row for line in read_lines(log) for row in line["rows"]]
     try:
         tokens = find_refusal_tokens(bridge, positive, negative, chat, batch_size=batch_size or BATCH_SIZE)
     except CosmicError as error:
         typer.echo(f"Note: no refusal scores ({printable(str(error))})", err=True)
         tokens = None
-    judge = phrases_judge(run.directory)
-    asked = json.dumps([positive, negative, n_samples, asdict(generation), seed, judge.phrases])
-    log = run.directory / "resume" / f"sweep-{sha256(asked.encode()).hexdigest()[:8]}.jsonl"
-    log.parent.mkdir(exist_ok=True)
     found = sweep_all(
         bridge,
         direction,
@@ -178,17 +189,17 @@ def sweep(
         temperature=generation.temperature,
         seed=seed,
         batch_size=batch_size,
-        known=[row for line in read_lines(log) for row in line["rows"]],
+        known=[row for row in known if row["method"] == BASELINE[0] or row["alpha"] in strengths],
         on_rows=lambda rows: append_lines(log, [{"rows": rows}]),
         judge=judge,
         sampling=sampling,
     )
     table = found.table()
-    write_atomically(run.directory / "sweep.csv", table.to_csv(index=False))
     terms = terms_of(judge.phrases)
     sides = (f"{terms.sides['harmful']} prompts", f"{terms.sides['harmless']} prompts")
     figure = plot_sweep(found, "refusal" if terms is REFUSAL else "concept", sides)
-    save_figure(figure, run.directory / "sweep.html")
+    page = offline_page([restyle(figure)], figure.layout.title.text)
+    made.write({"sweep.csv": table.to_csv(index=False), "sweep.html": page})
     print_frame(table[["method", "alpha", "kind", "refusal_rate", "low", "high", "cross_entropy"]])
     typer.echo("Non-monotonic in alpha:" if len(uneven := found.non_monotonic()) else "Monotonic in alpha.")
     if len(uneven):

@@ -1,6 +1,7 @@
 """Commands that judge a run's completions, say what its edits cost, and measure behaviours given by answers."""
 
 import json
+import re
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -64,22 +65,35 @@ def judge(
     """
     import pandas as pd
 
+    from cosmic_tl.directions.artifact import Direction
     from cosmic_tl.evaluation.agreement import SAFETY_AS_REFUSAL, agreement, rates_by
     from cosmic_tl.evaluation.judges import judged
-    from cosmic_tl.files import read_lines, write_atomically
+    from cosmic_tl.files import read_lines
+    from cosmic_tl.run_directory import JUDGE_CACHE, derivation, digest
 
     rows = read_lines(directory / "completions.jsonl")
     if not rows:
         raise CosmicError(f"run: {str(directory)!r} holds no completions; give a directory that `cosmic-tl run` wrote")
     first = pd.DataFrame(rows)
-    cache = directory / "judge-cache.jsonl"
+    cache = directory / JUDGE_CACHE
     if judge is JudgeKind.substring:
         chosen: Judge = phrases_judge(directory)
     else:
         chosen = _judge(judge, judge_model, template, base_url, api_key_env, concurrency, requests_per_minute, cache)
     frame = judged(first, chosen)
+    made = derivation(
+        directory,
+        "judge",
+        Direction.load(directory / "direction.safetensors"),
+        completions=digest(rows),
+        judge=judge.value,
+        phrases=getattr(chosen, "phrases", None),
+        judge_model=judge_model,
+        template=template.value,
+        base_url=base_url and re.sub(r"//[^/@]*@", "//", base_url),  # without a password
+    )
     text = "".join(json.dumps(row) + "\n" for row in frame.to_dict("records"))
-    write_atomically(directory / "judgements.jsonl", text)
+    made.write({"judgements.jsonl": text})
     safety = frame.verdict.isin(["safe", "unsafe"]).any()
     print_frame(rates_by(frame, ["kind", "condition"], "unsafe" if safety else "refusal"))
     if safety:

@@ -373,7 +373,7 @@ class RunOptions:
     @property
     def settings(self) -> dict[str, Any]:
         """What the run was made with."""
-        from cosmic_tl.runs import read_settings
+        from cosmic_tl.run_directory import read_settings
 
         return read_settings(self.directory)
 
@@ -415,7 +415,7 @@ class RunOptions:
 def phrases_judge(directory: Path) -> "SubstringJudge":
     """The judge that a run's completions were judged by: its own phrases, or those of refusals."""
     from cosmic_tl.evaluation.judges import REFUSAL_PHRASES, SubstringJudge
-    from cosmic_tl.runs import read_settings
+    from cosmic_tl.run_directory import read_settings
 
     return SubstringJudge(tuple(read_settings(directory)["settings"].get("phrases") or REFUSAL_PHRASES))
 

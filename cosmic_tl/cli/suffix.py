@@ -1,5 +1,6 @@
 """The command for adversarial suffixes."""
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -21,14 +22,15 @@ def suffix(
 ) -> None:
     """Find an adversarial suffix, and see what it does to the direction, by layer and head.
 
-    Writes suffix.json, suffix-*.csv and suffix.html into the run. Ctrl-C ends the search with the best suffix so far.
+    Writes suffix.json, suffix-*.csv and suffix.html into the run. Ctrl-C ends the search with the best suffix so far. A
+    search that came to its end is not made again for another --n-test.
     """
     from cosmic_tl.figures.export import offline_page
     from cosmic_tl.figures.suffixes import plot_head_attention, plot_head_contributions, plot_suffix_cosines
-    from cosmic_tl.files import write_atomically
+    from cosmic_tl.run_directory import derivation, digest
     from cosmic_tl.selection.modes import removal
     from cosmic_tl.suffixes.analysis import analyse_suffix
-    from cosmic_tl.suffixes.artifact import SuffixOptions
+    from cosmic_tl.suffixes.artifact import Suffix, SuffixOptions
     from cosmic_tl.suffixes.search import compliant_targets, find_suffix
 
     options = SuffixOptions(n_tokens=n_tokens, steps=steps, n_candidates=n_candidates, seed=seed)
@@ -37,20 +39,39 @@ def suffix(
         raise CosmicError(f"n_prompts: found {n_prompts}, and the run has {len(harmful)} test prompts; leave some over")
     chat = run.chat()
     bridge, direction = run.load()
-    made_on, rest = harmful[:n_prompts], harmful[n_prompts:][:n_test]
-    targets = compliant_targets(bridge, made_on, removal(direction, run.mode), chat)
-    found = find_suffix(bridge, made_on, targets, options, chat)
-    found.save(run.directory / "suffix.json")
+    made_on, rest, harmless = harmful[:n_prompts], harmful[n_prompts:][:n_test], harmless[:n_test]
+    made = derivation(
+        run.directory,
+        "suffix",
+        direction,
+        bridge,
+        mode=run.mode,
+        chat=asdict(chat),
+        prompts=digest(made_on),
+        options=asdict(options),
+        analysed_on=digest([rest, harmless]),
+    )
+    part = made.part(".json", "analysed_on")
+    if part.exists():
+        found = Suffix.load(part)
+    else:
+        targets = compliant_targets(bridge, made_on, removal(direction, run.mode), chat)
+        found = find_suffix(bridge, made_on, targets, options, chat)
+        if found.stopped != "interrupted":  # the same command searches on to its end
+            found.save(part)
     typer.echo(printable(f"{found.text!r} ({found.stopped}): {', '.join(found.verdicts)}"))
-    analysis = analyse_suffix(bridge, found.text, direction, rest, harmless[:n_test], chat, seed=seed)
-    for name in ("rates", "cosines", "contributions", "attention"):
-        write_atomically(run.directory / f"suffix-{name}.csv", getattr(analysis, name).to_csv(index=False))
+    made.write({"suffix.json": found.to_json()})  # also if it works on too few prompts to be analysed
+    analysis = analyse_suffix(bridge, found.text, direction, rest, harmless, chat, seed=seed)
     figures = [
         plot_suffix_cosines(analysis.cosines),
         plot_head_contributions(analysis.contributions),
         plot_head_attention(analysis.attention),
     ]
-    write_atomically(run.directory / "suffix.html", offline_page(figures, "Adversarial suffix"))
+    tables = ("rates", "cosines", "contributions", "attention")
+    made.write(
+        {"suffix.json": found.to_json(), "suffix.html": offline_page(figures, "Adversarial suffix")}
+        | {f"suffix-{name}.csv": getattr(analysis, name).to_csv(index=False) for name in tables}
+    )
     print_frame(analysis.rates)
     typer.echo(f"Open {run.directory / 'suffix.html'}")
 

@@ -46,7 +46,7 @@ class EndpointJudge:
     api_key_env: str | None = "OPENAI_API_KEY"
     """Environment variable that holds the key, read when the judge is called and kept nowhere. None: no key."""
     cache: str | Path | None = None
-    """JSONL file of answers by the hash of model, messages and options. None: every call asks anew."""
+    """JSONL file of answers by the hash of address, model, messages and options. None: every call asks anew."""
     concurrency: int = 8
     """Requests under way at once, at most."""
     requests_per_minute: float | None = None
@@ -85,7 +85,7 @@ class EndpointJudge:
         questions: dict[tuple[str, str], dict[str, Any]] = {
             pair: {"model": self.model, "messages": self.template.messages(*pair), **options} for pair in pairs
         }
-        found = {pair: cache.get(question) for pair, question in questions.items()}
+        found = {pair: cache.get(self._cached(question)) for pair, question in questions.items()}
         missing = [pair for pair, answer in found.items() if answer is None]
         if missing:
             with self._client() as client, track(len(missing), f"judging, {self.template.name}") as advance:
@@ -98,6 +98,10 @@ class EndpointJudge:
                 finally:
                     pool.shutdown(cancel_futures=True)
         return [found[pair] for pair in pairs]
+
+    def _cached(self, question: dict[str, Any]) -> dict[str, Any]:
+        """What an answer is kept by: two endpoints may call different models by one name."""
+        return {**question, "base_url": self.base_url}
 
     def _key(self) -> str:
         if self.api_key_env is None:
@@ -143,7 +147,7 @@ class EndpointJudge:
                 if self.template.read(answer) is not None:
                     break
         if answer is not None:
-            cache.add(question, answer)
+            cache.add(self._cached(question), answer)
         return answer
 
     def _complaint(self, error: Exception) -> str:

@@ -1,7 +1,6 @@
 """A suffix with how it was found and what it does."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -14,6 +13,7 @@ from cosmic_tl.directions.artifact import versions
 from cosmic_tl.display import as_html
 from cosmic_tl.errors import CosmicError, check_texts
 from cosmic_tl.evaluation.judges import Verdict
+from cosmic_tl.files import write_atomically
 
 FORMAT = "cosmic_tl/suffix/1"
 
@@ -106,9 +106,16 @@ class Suffix:
             ...     Suffix.load(f"{folder}/s.json").text
             ' x'
         """
-        part = Path(f"{path}.part")
-        part.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1), encoding="utf-8")
-        os.replace(part, path)
+        write_atomically(Path(path), self.to_json())
+
+    def to_json(self) -> str:
+        """The content of the file that `save` writes.
+
+        Example:
+            >>> json.loads(Suffix(" x", (5,), (0.1,), (), (), (), ()).to_json())["format"]
+            'cosmic_tl/suffix/1'
+        """
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1)
 
     @classmethod
     def load(cls, path: str | Path) -> "Suffix":

@@ -131,6 +131,21 @@ def test_a_concept_of_ones_own_is_swept_by_its_name(command, tmp_path):
     assert "harmful prompts" not in page
 
 
+def test_a_sweep_has_what_was_asked_for(command, finished):
+    """What an earlier one measured is taken from its log, if all that it depends on is the same."""
+    out, small = finished[1], ["--n-test", "2", "--max-new-tokens", "4"]
+    assert command("sweep", out, "--alphas", "0,1", *small)[0] == 0
+    (log,) = (out / "resume").glob("sweep-*.jsonl")
+    log.write_text(log.read_text().replace('"compliance"', '"refusal"'))  # as no model answers
+    assert command("sweep", out, "--alphas", "0,2", *small)[0] == 0
+    table = pd.read_csv(out / "sweep.csv")
+    assert sorted(table.alpha.unique()) == [0, 2]
+    assert (table[table.alpha == 0].refusal_rate == 1).all() and (table.refusal_rate < 1).any()
+    assert command("sweep", out, "--alphas", "0", *small, "--dtype", "bfloat16")[0] == 0
+    assert (pd.read_csv(out / "sweep.csv").refusal_rate < 1).any()
+    assert json.loads((out / "derived.json").read_text())["sweep"]["dtype"] == "torch.bfloat16"
+
+
 def test_a_behaviour_is_steered(command, tmp_path):
     answers = {"answer_matching_behavior": "Yes", "answer_not_matching_behavior": "No"}
     tasks = ("bake a pizza", "water a plant", "paint a bench", "rob a bank clerk", "kidnap a tourist", "poison a dog")

@@ -449,15 +449,16 @@ def test_the_cache_spares_requests_and_holds_no_secret(server, judge, tmp_path, 
     assert ask(judge(cache=cache), "tell", "one") == first[::-1]
     assert server.count == {"one": 1, "tell": 1}
     assert KEY not in cache.read_text() and KEY not in caplog.text and KEY not in repr(judge(cache=cache))
-    # Another model, other options, another question: other answers.
+    # Another model, other options, another address, another question: other answers.
     ask(dataclasses.replace(judge(cache=cache), model="other"), "one")
     ask(judge(cache=cache, options={"temperature": 0.5}), "one")
-    assert server.count["one"] == 3
+    ask(dataclasses.replace(judge(cache=cache), base_url=judge().base_url.replace("127.0.0.1", "localhost")), "one")
+    assert server.count["one"] == 4
     # A line cut short by a stop is asked for again.
     text = cache.read_text()
     cache.write_text(text[:-10])
-    ask(judge(cache=cache, options={"temperature": 0.5}), "one")
-    assert server.count["one"] == 4 and cache.read_text() == text
+    ask(dataclasses.replace(judge(cache=cache), base_url=judge().base_url.replace("127.0.0.1", "localhost")), "one")
+    assert server.count["one"] == 5 and cache.read_text() == text
 
 
 def test_the_key_is_in_no_error(server, judge):

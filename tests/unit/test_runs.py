@@ -3,8 +3,18 @@ from dataclasses import replace
 
 import pytest
 
-from cosmic_tl import CosmicError, CosmicOptions, Judgement, RunSettings, SubstringJudge, measure_effects, run
+from cosmic_tl import (
+    CosmicError,
+    CosmicOptions,
+    Direction,
+    Judgement,
+    RunSettings,
+    SubstringJudge,
+    measure_effects,
+    run,
+)
 from cosmic_tl.evaluation.effects import CONCEPT, REFUSAL, Condition
+from cosmic_tl.run_directory import DERIVED, RESULTS, RESUME_FILES, derivation
 
 SETTINGS = RunSettings(CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=50.0), n_test=2, max_new_tokens=4)
 BASELINES = [Condition("baseline", "harmful", ()), Condition("baseline", "harmless", ())]
@@ -34,6 +44,27 @@ def test_only_a_new_run_of_passes_replaces_scores(demo, prompts, finished):
     assert kept_after(replace(SETTINGS, selection=replace(options, max_kl=20.0, full_table=True)))
     assert kept_after(replace(SETTINGS, selection=replace(options, max_layer_share=1.0), n_test=1, phrases=("help",)))
     assert not kept_after(replace(SETTINGS, selection=replace(options, alpha=0.5)))
+
+
+def test_what_was_derived_from_another_direction_is_gone(demo, prompts, finished):
+    """And what is not the run's own stays."""
+    first = Direction.load(finished / "direction.safetensors")
+    made = derivation(finished, "sweep", first, demo, seed=0)
+    made.part(".jsonl").write_text("")
+    for name in (name for names in (*DERIVED.values(), ["judge-cache.jsonl"]) for name in names):
+        (finished / name).write_text("")
+    made.write({"sweep.csv": ""})
+    for name in ("sweep-notes.txt", "resume/notes.txt"):
+        (finished / name).write_text("mine")
+    lower = replace(SETTINGS, selection=replace(SETTINGS.selection, max_layer_share=0.25))
+    second = run(demo, prompts, finished, lower, overwrite=True).selection.direction
+    assert first.layer != second.layer
+    assert not made.part(".jsonl").exists() and derivation(finished, "sweep", second, demo, seed=0).part(
+        ""
+    ) != made.part("")
+    names = {path.name for path in finished.iterdir() if path.is_file()}
+    assert names == {"settings.json", *RESULTS, "sweep-notes.txt"}
+    assert {path.name for path in (finished / "resume").iterdir()} == {*RESUME_FILES, "notes.txt"}
 
 
 def test_the_same_again_is_done_again(demo, prompts, finished):
