@@ -63,6 +63,25 @@ def check_texts(name: str, found: object) -> None:
         )
 
 
+def check_whole_number(name: str, found: object) -> None:
+    """Check that an argument is an `int`; True and False are none.
+
+    Args:
+        name: The argument.
+        found: Its value.
+
+    Raises:
+        CosmicError: If it is anything else.
+
+    Example:
+        >>> check_whole_number("layer", 1.5)
+        Traceback (most recent call last):
+        cosmic_tl.errors.CosmicError: layer: expected a whole number, found 1.5; pass an int
+    """
+    if not isinstance(found, int) or isinstance(found, bool):
+        raise CosmicError(f"{name}: expected a whole number, found {found!r}; pass an int")
+
+
 def first_line(error: BaseException) -> str:
     """What another library's error says, in one line.
 

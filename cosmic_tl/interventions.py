@@ -230,7 +230,10 @@ def _check(model: TransformerBridge, intervention: Intervention) -> None:
     tokens = intervention.tokens
     if isinstance(tokens, str) and tokens not in ("all", "prompt", "completion"):
         raise CosmicError(f"tokens: unknown scope {tokens!r}; use all, prompt, completion or a mask")
-    one_of("part", place(intervention)[1], get_args(Part))
+    layer, part = place(intervention)
+    one_of("part", part, get_args(Part))
+    if not isinstance(intervention, Ablation):
+        hook_name(model, layer, "hook_resid_pre")  # −1 would be everywhere
     if not isinstance(intervention, MapEdit):
         intervention.direction.check_shape(model)
     elif (width := intervention.map.left.shape[1]) != (d_model := int(model.cfg.d_model)):

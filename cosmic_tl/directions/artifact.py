@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, check_whole_number, first_line
 from cosmic_tl.models import check_origin
 
 FORMAT = "cosmic_tl/direction/1"
@@ -33,16 +33,23 @@ def versions() -> dict[str, str]:
 
 @dataclass(frozen=True, eq=False)
 class Direction:
-    """A direction in the residual stream at the input of one block."""
+    """A direction in the residual stream at the input of one block.
+
+    Its two tensors are copies in float32 on the CPU, whatever it is made of: it does not change with the tensors given.
+
+    Raises:
+        CosmicError: If the tensors' shapes differ or are not `(d_model,)`, a value is not finite, the vector is zero, or layer
+            or position is no whole number in range.
+    """
 
     vector: Float[Tensor, " d_model"]
     """`r`, unnormalised: its length is what α = 1 adds. float32, on the CPU."""
     reference: Float[Tensor, " d_model"]
-    """`nu`, the negative class's mean activation at the same place: ACE's origin."""
+    """`nu`, the negative class's mean activation at the same place: ACE's origin. float32, on the CPU."""
     layer: int
-    """The block at whose input (`hook_resid_pre`) it was found and is applied."""
+    """The block at whose input (`hook_resid_pre`) it was found and is applied, from 0."""
     position: int
-    """The token position it was found at, counted from the end."""
+    """The token position it was found at, counted from the end: −1 is the last."""
     method: str = "difference-in-means"
     fingerprint: str = ""
     """`model_fingerprint` of the model it was found in; "" applies to any."""
@@ -56,6 +63,15 @@ class Direction:
                 f"direction: vector has shape {tuple(self.vector.shape)} and reference {tuple(self.reference.shape)}; "
                 "both must be (d_model,)"
             )
+        for name in ("vector", "reference"):
+            own = getattr(self, name).detach().to("cpu", torch.float32, copy=True).contiguous()
+            object.__setattr__(self, name, own)
+        check_whole_number("layer", self.layer)
+        check_whole_number("position", self.position)
+        if self.layer < 0:
+            raise CosmicError(f"layer: found {self.layer}; layers count from 0")
+        if self.position >= 0:
+            raise CosmicError(f"position: found {self.position}; positions count from the end, and -1 is the last")
         if not (self.vector.isfinite().all() and self.reference.isfinite().all()):
             raise CosmicError("direction: it holds NaN or infinite values; find it again on finite activations")
         if not self.vector.any():
@@ -144,7 +160,7 @@ class Direction:
             "versions": self.versions,
         }
         part = Path(f"{path}.part")
-        tensors = {"vector": self.vector.contiguous(), "reference": self.reference.contiguous()}
+        tensors = {"vector": self.vector, "reference": self.reference}
         save_file(tensors, part, metadata={"format": FORMAT, "settings": json.dumps(settings)})
         os.replace(part, path)
 
@@ -157,7 +173,7 @@ class Direction:
             model: Check the direction against it.
 
         Raises:
-            CosmicError: If the file is missing, is no direction, holds NaN, or does not belong to the model.
+            CosmicError: If the file is missing or damaged, is no direction, or does not belong to the model.
 
         Example:
             >>> Direction.load("nowhere.safetensors")
@@ -170,12 +186,16 @@ class Direction:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:
-                    raise CosmicError(f"direction: {str(path)!r} has format {metadata.get('format')!r}, not {FORMAT!r}")
-                settings = json.loads(metadata["settings"])
+                    raise ValueError(f"its format is {metadata.get('format')!r} and not {FORMAT!r}")
+                settings = dict(json.loads(metadata["settings"]))
                 hook = settings.pop("hook")
+                if not all(isinstance(settings.get(name, ""), str) for name in ("method", "fingerprint", "model")):
+                    raise TypeError("method, fingerprint and model must be texts")
                 direction = cls(file.get_tensor("vector"), file.get_tensor("reference"), **settings)
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise CosmicError(f"direction: {str(path)!r} is not a saved direction ({error}); save it again") from error
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+            raise CosmicError(
+                f"direction: {str(path)!r} is not a saved direction ({first_line(error)}); save it again"
+            ) from error
         if hook != direction.hook:
             raise CosmicError(f"direction: {str(path)!r} says hook {hook!r} and layer {direction.layer}; save it again")
         if model is not None:

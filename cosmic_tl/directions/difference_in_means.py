@@ -9,7 +9,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl.activations import MeanActivations
 from cosmic_tl.directions.artifact import Direction
-from cosmic_tl.errors import CosmicError, one_of
+from cosmic_tl.errors import CosmicError, check_whole_number, one_of
 from cosmic_tl.interventions import Part
 from cosmic_tl.models import model_fingerprint, short_label
 
@@ -30,6 +30,35 @@ class Candidates:
         n_layers, n_positions, d_model = self.vectors.shape
         return f"Candidates({self.method}, {n_layers} layers × {n_positions} positions, d_model {d_model})"
 
+    def check(self, layer: int, position: int) -> None:
+        """Check that there is such a candidate.
+
+        Args:
+            layer: From 0.
+            position: Counted from the end, so negative.
+
+        Raises:
+            CosmicError: If there is none.
+
+        Example:
+            >>> import torch
+            >>> ones = torch.ones(2, 3, 4, dtype=torch.float64)
+            >>> Candidates(ones, 0 * ones, "example").check(1, 0)
+            Traceback (most recent call last):
+            cosmic_tl.errors.CosmicError: position: found 0, and the candidates have positions -3 to -1; -1 is the last
+        """
+        n_layers, n_positions, _ = self.vectors.shape
+        check_whole_number("layer", layer)
+        check_whole_number("position", position)
+        if not 0 <= layer < n_layers:
+            raise CosmicError(
+                f"layer: found {layer}, and the candidates have layers 0 to {n_layers - 1}; name one of them"
+            )
+        if not -n_positions <= position < 0:
+            raise CosmicError(
+                f"position: found {position}, and the candidates have positions {-n_positions} to -1; -1 is the last"
+            )
+
     def direction(self, layer: int, position: int, model: TransformerBridge | None = None) -> Direction:
         """One of them as an artifact.
 
@@ -38,15 +67,19 @@ class Candidates:
             position: Counted from the end, so negative.
             model: Whose fingerprint and name it gets. Default: the one that the candidates were found in.
 
+        Raises:
+            CosmicError: If there is no such candidate, or its vector is zero or not finite.
+
         Example:
             >>> import torch
             >>> ones = torch.ones(2, 3, 4, dtype=torch.float64)
             >>> Candidates(ones, 0 * ones, "example").direction(1, -2)
             Direction(example, layer 1, position -2, norm 2, any model)
         """
+        self.check(layer, position)
         return Direction(
-            self.vectors[layer, position].float(),
-            self.references[layer, position].float(),
+            self.vectors[layer, position],
+            self.references[layer, position],
             layer,
             position,
             self.method,

@@ -53,6 +53,9 @@ def affine_edits(
         tokens: Which tokens are edited.
         part: The stream, or what each block adds to it.
 
+    Raises:
+        CosmicError: If there is no such position.
+
     Example:
         >>> from cosmic_tl import difference_in_means, load_model, mean_activations
         >>> model = load_model("demo", device="cpu")
@@ -60,5 +63,6 @@ def affine_edits(
         >>> [edit.direction.layer for edit in affine_edits(difference_in_means(*means), alpha=0.0)]
         [1, 2, 3, 4, 5, 6, 7]
     """
+    candidates.check(0, position)
     layers = [layer for layer in range(len(candidates.vectors)) if candidates.vectors[layer, position].any()]
     return tuple(AffineEdit(candidates.direction(layer, position), alpha, tokens, part=part) for layer in layers)

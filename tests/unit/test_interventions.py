@@ -1,13 +1,17 @@
 import copy
+import json
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from cosmic_tl import (
     Ablation,
     Addition,
     AffineEdit,
     AffineMap,
+    Candidates,
     CosmicError,
     Direction,
     MapEdit,
@@ -227,6 +231,9 @@ def test_bad_interventions(demo, direction, batch):
         logits(demo, batch, Addition(direction, float("nan")))
     with pytest.raises(CosmicError, match="layers 0 to 7"):
         logits(demo, batch, Addition(direction, layer=8))
+    for edits in (AffineEdit(direction, layer=-1), [Ablation(direction), Addition(direction, layer=-1)]):
+        with pytest.raises(CosmicError, match="found -1, and the model has layers 0 to 7"):
+            logits(demo, batch, edits)
     with pytest.raises(CosmicError, match="mask has 3 rows and the batch 2"):
         logits(demo, batch, Addition(direction, tokens=torch.ones(3, 4, dtype=torch.bool)))
     with pytest.raises(CosmicError, match="width 64"):
@@ -256,6 +263,101 @@ def test_a_direction_survives_the_disk_and_is_checked(tmp_path, demo, direction)
         Direction.load(path)
     with pytest.raises(CosmicError, match="no file"):
         Direction.load(tmp_path / "nothing")
+
+
+def test_a_direction_is_float32_on_the_cpu_and_its_own():
+    vector, reference = torch.ones(6, dtype=torch.float64)[::2], torch.zeros(3, dtype=torch.bfloat16)
+    found = Direction(vector, reference, 0, -1)
+    assert found.vector.dtype == found.reference.dtype == torch.float32 and found.vector.is_contiguous()
+    given = torch.ones(3, requires_grad=True)
+    found = Direction(given, torch.zeros(3), 0, -1)
+    with torch.no_grad():
+        given.mul_(5)
+    assert found.norm == pytest.approx(3**0.5) and not found.vector.requires_grad
+    with pytest.raises(CosmicError, match="NaN or infinite"):
+        Direction(torch.full((3,), 1e300, dtype=torch.float64), torch.zeros(3), 0, -1)
+
+
+@pytest.mark.parametrize(
+    ("layer", "position", "message"),
+    [
+        (-1, -1, "layer: found -1; layers count from 0"),
+        (0, 0, "position: found 0; positions count from the end"),
+        (True, -1, "layer: expected a whole number, found True"),
+        (0, False, "position: expected a whole number, found False"),
+    ],
+)
+def test_layer_and_position_of_a_direction_are_in_range(layer, position, message):
+    with pytest.raises(CosmicError, match=message) as caught:
+        Direction(torch.ones(3), torch.zeros(3), layer, position)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_direction_of_a_deeper_model_does_not_fit(demo):
+    with pytest.raises(CosmicError, match="layer 8, and the model width 128 and 8 layers"):
+        Direction(torch.ones(128), torch.zeros(128), 8, -1).check(demo)
+
+
+@pytest.mark.parametrize(
+    ("layer", "position", "message"),
+    [
+        (-1, -1, "layer: found -1, and the candidates have layers 0 to 1"),
+        (2, -1, "layer: found 2, and the candidates have layers 0 to 1"),
+        (0, 0, "position: found 0, and the candidates have positions -3 to -1"),
+        (0, -4, "position: found -4, and the candidates have positions -3 to -1"),
+    ],
+)
+def test_candidates_give_what_they_have(layer, position, message):
+    ones = torch.ones(2, 3, 4, dtype=torch.float64)
+    candidates = Candidates(ones, 0 * ones, "example")
+    with pytest.raises(CosmicError, match=message):
+        candidates.direction(layer, position)
+    if layer == 0:
+        with pytest.raises(CosmicError, match=message):
+            affine_edits(candidates, position)
+    found = candidates.direction(1, -3)
+    ones.mul_(7)
+    assert found.norm == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"settings": "[1, 2]"}, "is not a saved direction"),
+        ({"settings": '"text"'}, "is not a saved direction"),
+        ({"settings": "{"}, "is not a saved direction"),
+        ({"layer": "3"}, "is not a saved direction"),
+        ({"layer": 3.0}, "is not a saved direction"),
+        ({"layer": -3}, "layer: found -3"),
+        ({"position": 2}, "position: found 2"),
+        ({"fingerprint": 3}, "is not a saved direction"),
+        ({"extra": 1}, "is not a saved direction"),
+        ({"layer": 4}, "says hook 'blocks.3.hook_resid_pre' and layer 4"),
+    ],
+)
+def test_a_tampered_file_is_one_line(tmp_path, direction, change, message):
+    path = tmp_path / "d.safetensors"
+    direction.save(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    settings = json.dumps({**json.loads(metadata["settings"]), **change})
+    metadata["settings"] = change.get("settings", settings)
+    save_file({"vector": direction.vector, "reference": direction.reference}, path, metadata)
+    with pytest.raises(CosmicError, match=message) as caught:
+        Direction.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_with_other_tensors_is_one_line(tmp_path, direction):
+    path = tmp_path / "d.safetensors"
+    direction.save(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    for tensors in ({"vector": direction.vector}, {"vector": torch.ones(2, 2), "reference": torch.ones(2, 2)}):
+        save_file(tensors, path, metadata)
+        with pytest.raises(CosmicError, match="direction: ") as caught:
+            Direction.load(path)
+        assert "\n" not in str(caught.value)
 
 
 def test_a_random_direction_has_the_same_norm_and_another_way(direction):
