@@ -8,6 +8,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Int
@@ -29,6 +30,7 @@ _PROBES = (
 )
 """User texts that end in different tokens, so that only the template's own tokens are common to all."""
 _BASE_POSITIONS = 5
+_answers_begin: WeakKeyDictionary[TransformerBridge, dict[tuple[str, str], bool]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class ChatFormat:
     """Text that the assistant's answer begins with."""
     thinking: Literal["close", "open"] = "close"
     """"close": a thinking block that the template or the model opens is closed at once, so that positions and
-    judgements come after it. "open": leave the template as it is."""
+    judgements come after it. A model thinks if its template speaks of it, or if its own answer begins with a thinking tag; a
+    tag in the vocabulary alone is none. "open": leave the template as it is."""
     template_options: Mapping[str, Any] = field(default_factory=dict)
     """Variables for the chat template, such as `enable_thinking`."""
     use_template: bool | None = None
@@ -126,6 +129,8 @@ class _Rendering:
     merge_system: bool
     suffix: str
     notes: tuple[str, ...]
+    opened: str
+    """The tag of a thinking block that the prompt leaves open, or nothing."""
 
 
 def _plan(model: TransformerBridge, chat: ChatFormat) -> _Rendering:
@@ -147,7 +152,7 @@ def _plan(model: TransformerBridge, chat: ChatFormat) -> _Rendering:
     after = text.rpartition(probe)[2]
     suffix = chat.prefix
     if chat.thinking == "close":
-        known = str(model.tokenizer.chat_template) + " ".join(model.tokenizer.get_added_vocab())
+        template = str(model.tokenizer.chat_template)
         for opening, closing in THINKING_TAGS:
             if after.rfind(opening) > after.rfind(closing):
                 suffix = ("" if after.endswith("\n") else "\n") + f"{closing}\n\n{chat.prefix}"
@@ -156,13 +161,51 @@ def _plan(model: TransformerBridge, chat: ChatFormat) -> _Rendering:
                 )
             elif closing in after:
                 notes.append(f"The template's thinking block ({opening}) is closed and empty; positions come after it.")
-            elif opening in known or closing in known:
+            elif opening in template or closing in template or _begins_with(model, text, opening):
                 suffix = f"{opening}\n\n{closing}\n\n{chat.prefix}"
                 notes.append(f"The model may think ({opening}): an empty, closed block was put before its answer.")
             else:
                 continue
             break
-    return _Rendering(merge_system, suffix, tuple(notes))
+    return _Rendering(merge_system, suffix, tuple(notes), _left_open(after + suffix))
+
+
+def _left_open(text: str) -> str:
+    return next((opening for opening, closing in THINKING_TAGS if text.rfind(opening) > text.rfind(closing)), "")
+
+
+def _begins_with(model: TransformerBridge, prompt: str, tag: str) -> bool:
+    """Whether the model's greedy answer begins with a tag; a vocabulary may hold tags that the model never says."""
+    token = model.tokenizer.get_added_vocab().get(tag)
+    if token is None:
+        return False
+    from cosmic_tl.forward import next_token_logits  # which imports TokenBatch from here
+
+    said = _answers_begin.setdefault(model, {})
+    if (prompt, tag) not in said:
+        row = model.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        with torch.inference_mode():
+            logits = next_token_logits(model, next(batches(model, [row], 1)))
+        said[prompt, tag] = int(logits[0].argmax()) == token
+    return said[prompt, tag]
+
+
+def opened_block(model: TransformerBridge, chat: ChatFormat | None = None) -> str:
+    """The tag of the thinking block that every prompt leaves open; empty if there is none.
+
+    Answers then begin inside of the block, and do not say so themselves.
+
+    Args:
+        model: A `TransformerBridge` with a tokenizer.
+        chat: Formatting; default plain.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> opened_block(load_model("demo", device="cpu"), ChatFormat(prefix="<think>"))
+        '<think>'
+    """
+    chat = chat or ChatFormat()
+    return _plan(model, chat).opened if uses_template(model, chat) else _left_open(chat.prefix)
 
 
 def chat_notes(model: TransformerBridge, chat: ChatFormat | None = None) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from cosmic_tl.activations import MeanActivations, mean_activations
 from cosmic_tl.chat import BATCH_SIZE, ChatFormat, chat_notes, post_instruction_positions
 from cosmic_tl.directions.artifact import versions
 from cosmic_tl.evaluation.effects import Effects, Row, measure_effects, standard_conditions
-from cosmic_tl.evaluation.judges import SubstringJudge, strip_thinking
+from cosmic_tl.evaluation.judges import SubstringJudge, strip_thinking, unfinished_thinking
 from cosmic_tl.evaluation.sampling import Sampling
 from cosmic_tl.files import append_lines, read_lines, write_atomically
 from cosmic_tl.models import model_fingerprint, model_label, short_label
@@ -286,6 +286,10 @@ def run(
         n_positions=options.n_positions,
         batch_size=settings.batch_size or BATCH_SIZE,
     )
+    if unfinished := sum(map(unfinished_thinking, effects.completions.completion)):
+        notes.append(
+            f"{unfinished} completions end inside their thinking block and are judged as neither; raise max_new_tokens."
+        )
     if thinking := [text for text in effects.completions.completion if strip_thinking(text) != text]:
         notes.append(f"{len(thinking)} completions hold a thinking block; they are judged by what comes after it.")
     summary = _summary(identity, selection, effects, notes, time.perf_counter() - started)

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from math import nan
+from typing import Any
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import GenerationConfig
 
-from cosmic_tl.chat import BATCH_SIZE, ChatFormat, TokenBatch, batches, tokenize
+from cosmic_tl.chat import BATCH_SIZE, THINKING_TAGS, ChatFormat, TokenBatch, batches, opened_block, tokenize
 from cosmic_tl.evaluation.likelihood import continuation_nats, tokenize_pairs
 from cosmic_tl.evaluation.sampling import Sampling, generation_config, only
 from cosmic_tl.interventions import Interventions, steering
@@ -30,7 +31,8 @@ def complete(
 
     Generates with the underlying Hugging Face model and its key-value cache; the hooks act at every step. Of the
     checkpoint's `generation_config` only the end and padding tokens are used: no repetition penalty, top-k or top-p that
-    was not asked for.
+    was not asked for. Where the prompt leaves a thinking block open, the answer begins with its tag, so that it says by
+    itself what is thinking; an answer that is cut off inside of the block is all thinking (`strip_thinking`).
 
     Args:
         model: Any bridge with a tokenizer.
@@ -54,13 +56,13 @@ def complete(
     """
     rows = tokenize(model, prompts, chat)
     config = generation_config(model, max_new_tokens, temperature, sampling)
-    found = [""] * len(prompts)
+    found, opened = [""] * len(prompts), opened_block(model, chat)
     cuda = [torch.device(str(model.cfg.device))] if str(model.cfg.device).startswith("cuda") else []
     with torch.random.fork_rng(devices=cuda), track(len(rows), label) as advance:
         torch.manual_seed(seed)
         for batch in batches(model, rows, batch_size):
             for row, text in zip(batch.rows, _generate(model, batch, interventions, config), strict=True):
-                found[row] = text
+                found[row] = opened + text
             advance(len(batch.rows))
     return found
 
@@ -71,7 +73,12 @@ def _generate(
     prompt_length = batch.ids.shape[1]
     with torch.inference_mode(), steering(model, interventions, prompt_length), only(model, config):
         tokens = model.original_model.generate(batch.ids, attention_mask=batch.mask, generation_config=config)
-    return [text.strip() for text in model.tokenizer.batch_decode(tokens[:, prompt_length:], skip_special_tokens=True)]
+    tokenizer: Any = model.tokenizer
+    # Thinking tags are special to some tokenizers, and are kept.
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | {*tokenizer.all_special_ids}
+    special -= {i for tag, i in tokenizer.get_added_vocab().items() if tag in sum(THINKING_TAGS, ())}
+    answers = [[token for token in row if token not in special] for row in tokens[:, prompt_length:].tolist()]
+    return [text.strip() for text in tokenizer.batch_decode(answers)]
 
 
 def completion_cross_entropy(

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformer_lens.model_bridge import TransformerBridge
 
-from cosmic_tl.chat import ChatFormat, TokenBatch, batches, tokenize
+from cosmic_tl.chat import ChatFormat, TokenBatch, batches, opened_block, tokenize
 from cosmic_tl.errors import CosmicError, check_texts
 from cosmic_tl.forward import last_logits
 from cosmic_tl.interventions import Interventions, steering
@@ -127,7 +127,8 @@ def tokenize_pairs(
     Args:
         model: Any bridge with a tokenizer.
         prompts: Instructions.
-        completions: One a prompt; an empty one has no tokens.
+        completions: One a prompt; an empty one has no tokens. The tag of a thinking block that the prompt has opened is
+            not predicted again.
         chat: Formatting; default plain.
 
     Raises:
@@ -145,5 +146,6 @@ def tokenize_pairs(
         raise CosmicError(f"completions: found {len(completions)} for {len(prompts)} prompts; give one a prompt")
     tokenizer: Any = model.tokenizer
     heads = tokenize(model, prompts, chat)
-    tails = [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in completions]
+    opened = opened_block(model, chat)
+    tails = [list(tokenizer(text.removeprefix(opened), add_special_tokens=False)["input_ids"]) for text in completions]
     return heads, tails
