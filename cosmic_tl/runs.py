@@ -171,7 +171,7 @@ def _summary(
     rates: dict[str, dict[str, float]] = {"harmful": {}, "harmless": {}}
     intervals: dict[str, dict[str, list[float]]] = {"harmful": {}, "harmless": {}}
     fluency: dict[str, dict[str, dict[str, float]]] = {"harmful": {}, "harmless": {}}
-    measures = [name for name in ("cross_entropy", "well_formed", "names_topic") if name in table]
+    measures = [name for name in ("cross_entropy", "garbled", "well_formed", "names_topic") if name in table]
     for _, row in table.iterrows():
         name = row.condition.replace(" ", "_")
         rates[row.kind][name] = row.refusal_rate
@@ -296,7 +296,8 @@ def run(
     result = RunResult(selection, effects, similarity, summary, out)
     selection.direction.save(out / "direction.safetensors")
     write_atomically(out / "scores.csv", selection.table.to_csv(index=False))
-    rows: list[Row] = effects.completions.to_dict("records")
+    frame = effects.completions
+    rows: list[Row] = frame.astype(object).where(frame.notna(), None).to_dict("records")  # JSON has no NaN
     write_atomically(out / "completions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     write_atomically(out / "report.html", write_report(selection, effects, similarity, summary, identity, command))
     write_atomically(out / "summary.json", json.dumps(summary, indent=1) + "\n")

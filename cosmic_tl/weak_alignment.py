@@ -117,7 +117,7 @@ class TwoRounds:
     """The intervention that is in place during round two."""
     table: pd.DataFrame
     """One row a split, set (harmful, harmless, and on test contrast harmful, contrast harmless), direction (none, first,
-    second, both) and α: n, refusal_rate with its Wilson interval (low, high), cross_entropy under the unsteered model,
+    second, both) and α: n, refusal_rate with its Wilson interval (low, high), cross_entropy under the unsteered model, garbled,
     and with the demo models well_formed and names_topic."""
     completions: pd.DataFrame
     """One row a completion: split, set, direction, alpha, prompt, completion, verdict."""

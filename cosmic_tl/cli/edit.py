@@ -200,7 +200,7 @@ def sweep(
     figure = plot_sweep(found, "refusal" if terms is REFUSAL else "concept", sides)
     page = offline_page([restyle(figure)], figure.layout.title.text)
     made.write({"sweep.csv": table.to_csv(index=False), "sweep.html": page})
-    print_frame(table[["method", "alpha", "kind", "refusal_rate", "low", "high", "cross_entropy"]])
+    print_frame(table[["method", "alpha", "kind", "refusal_rate", "low", "high", "garbled", "cross_entropy"]])
     typer.echo("Non-monotonic in alpha:" if len(uneven := found.non_monotonic()) else "Monotonic in alpha.")
     if len(uneven):
         print_frame(uneven)

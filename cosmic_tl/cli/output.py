@@ -19,7 +19,7 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-_HEADS = {"cross_entropy": "nats/token", "well_formed": "formed", "names_topic": "topic"}
+_HEADS = {"garbled": "garbled", "cross_entropy": "nats/token", "well_formed": "formed", "names_topic": "topic"}
 
 
 def print_result(result: "RunResult") -> None:
@@ -37,7 +37,7 @@ def print_result(result: "RunResult") -> None:
     frame, terms = result.effects.table(), result.effects.terms
     title = f"{terms.outcome.capitalize()} ({summary['model']}, {summary['mode']} mode)"
     table = Table(title=title, title_justify="left", box=SIMPLE)
-    fluency = [name for name in ("cross_entropy", "well_formed", "names_topic") if name in frame]
+    fluency = [name for name in ("garbled", "cross_entropy", "well_formed", "names_topic") if name in frame]
     for head in ("prompts", "condition", escape("share [95 %]"), *(_HEADS[name] for name in fluency)):
         table.add_column(head, justify="left" if head in ("prompts", "condition") else "right", no_wrap=True)
     for _, row in frame.iterrows():

@@ -142,6 +142,8 @@ def compare_selections(
             "harmful_removal": effects.rate("harmful", f"removal, {method}").value,
             "harmless": effects.rate("harmless", "baseline").value,
             "harmless_induction": effects.rate("harmless", f"induction, {method}").value,
+            "removal_garbled": effects.garbled("harmful", f"removal, {method}").value,
+            "induction_garbled": effects.garbled("harmless", f"induction, {method}").value,
         }
         for method, selection in selections.items()
     ]

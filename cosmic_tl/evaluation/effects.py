@@ -13,7 +13,8 @@ from cosmic_tl.demo.corpus import check_completion
 from cosmic_tl.directions.artifact import Direction, random_direction
 from cosmic_tl.display import as_html, as_text
 from cosmic_tl.errors import CosmicError, check_texts, one_of
-from cosmic_tl.evaluation.completions import complete, completion_cross_entropy
+from cosmic_tl.evaluation.completions import complete
+from cosmic_tl.evaluation.fluency import garbled_share, mark_garbled, measure_fluency
 from cosmic_tl.evaluation.judges import REFUSAL_PHRASES, Judge, SubstringJudge, Verdict
 from cosmic_tl.evaluation.rates import Rate, rate
 from cosmic_tl.evaluation.sampling import Sampling, describe_generation
@@ -126,7 +127,8 @@ class Effects:
     """Completions under every condition, and what they come to."""
 
     completions: pd.DataFrame
-    """One row a completion: kind, condition, prompt, completion, verdict, cross_entropy, and with the demo model
+    """One row a completion: kind, condition, prompt, completion, verdict, cross_entropy, late_nats and repetition
+    (`evaluation.fluency`), garbled (if there is a condition without interventions to compare with), and with the demo model
     well_formed and names_topic. The verdict "refusal" stands for whatever the judge looked for."""
     terms: Terms = REFUSAL
     """What people are shown."""
@@ -141,11 +143,36 @@ class Effects:
             >>> Effects(pd.DataFrame([row])).rate("harmful", "baseline").value
             1.0
         """
-        some = self.completions[(self.completions.kind == kind) & (self.completions.condition == condition)]
+        some = self._of(kind, condition)
         return rate(int((some.verdict == "refusal").sum()), len(some))
 
+    def garbled(self, kind: Kind, condition: str) -> Rate:
+        """Share of garbled completions under one condition; a low refusal rate says nothing without it.
+
+        Raises:
+            CosmicError: If there is no such condition, or none without steering to compare with.
+
+        Example:
+            >>> row = {"kind": "harmful", "condition": "removal", "verdict": "compliance", "garbled": True}
+            >>> Effects(pd.DataFrame([row])).garbled("harmful", "removal").value
+            1.0
+        """
+        if "garbled" not in self.completions:
+            raise CosmicError("garbled: no condition without interventions to compare with; measure a baseline too")
+        some = self._of(kind, condition)
+        return rate(int(some.garbled.sum()), len(some))
+
+    def _of(self, kind: Kind, condition: str) -> pd.DataFrame:
+        some = self.completions[(self.completions.kind == kind) & (self.completions.condition == condition)]
+        if some.empty:
+            pairs = self.completions[["kind", "condition"]].drop_duplicates().itertuples(index=False)
+            known = "; ".join(f"{one.kind}, {one.condition}" for one in pairs)
+            raise CosmicError(f"condition: no {condition!r} on {kind!r} prompts; there are {known}")
+        return some
+
     def table(self) -> pd.DataFrame:
-        """One row a condition: refusal rate (`rate`) with interval, cross-entropy, and the demo's grammar check.
+        """One row a condition: refusal rate (`rate`) with interval, cross-entropy, the share of garbled ones, and the
+        demo's grammar check.
 
         `well_formed` is the share that the demo's grammar could have made, `names_topic` the share of compliant ones
         among them that name what was asked about.
@@ -165,8 +192,10 @@ class Effects:
                 "refusal_rate": found.value,
                 "low": found.low,
                 "high": found.high,
-                "cross_entropy": some.cross_entropy.mean(),
+                "cross_entropy": some.cross_entropy.astype(float).mean(),
             }
+            if "garbled" in some:
+                row["garbled"] = garbled_share(some)
             if "well_formed" in some:
                 row["well_formed"] = some.well_formed.mean()
                 row["names_topic"] = (
@@ -253,7 +282,7 @@ def measure_effects(
             label,
             sampling,
         )
-        surprise = completion_cross_entropy(model, prompts, texts, chat, batch_size)
+        fluency = measure_fluency(model, prompts, texts, chat, batch_size).to_dict("records")
         verdicts = [found.verdict for found in judge(prompts, texts)]
         if unknown := set(verdicts).difference(get_args(Verdict)):
             raise CosmicError(
@@ -267,12 +296,17 @@ def measure_effects(
                 "prompt": prompt,
                 "completion": text,
                 "verdict": verdict,
-                "cross_entropy": None if isnan(nats) else nats,
+                **{name: None if isnan(value) else value for name, value in measured.items()},
                 **(check_completion(prompt, text) if is_demo(model) else {}),
             }
-            for prompt, text, verdict, nats in zip(prompts, texts, verdicts, surprise, strict=True)
+            for prompt, text, verdict, measured in zip(prompts, texts, verdicts, fluency, strict=True)
         ]
         on_rows(new)
         rows += new
     terms = terms_of(judge.phrases if isinstance(judge, SubstringJudge) else None)
-    return Effects(pd.DataFrame(rows), terms, {**generation, "seed": seed})
+    frame = pd.DataFrame(rows)
+    unsteered = {(condition.kind, condition.name) for condition in conditions if not condition.interventions}
+    baseline = pd.Series([place in unsteered for place in zip(frame.kind, frame.condition, strict=True)], frame.index)
+    if baseline.any():
+        frame["garbled"] = mark_garbled(model, frame, baseline, chat, batch_size)
+    return Effects(frame, terms, {**generation, "seed": seed})

@@ -112,10 +112,43 @@ def continuation_nats(
         >>> own < 1 < 10 < garbled
         True
     """
-    found = [0.0] * len(prompts)
+    found = continuation_token_nats(model, prompts, continuations, interventions, batch_size, plain_text, label)
+    return [sum(nats) for nats in found]
+
+
+def continuation_token_nats(
+    model: TransformerBridge,
+    prompts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[int]],
+    interventions: Interventions = (),
+    batch_size: int = 8,
+    plain_text: bool = False,
+    label: str = "cross-entropy",
+) -> list[list[float]]:
+    """`−log p` of each continuation's tokens, in nats, in the order of the rows.
+
+    Args:
+        model: A `TransformerBridge`.
+        prompts: Token ids of what comes before, at least one per row.
+        continuations: Token ids to predict, at least one per row.
+        interventions: Steering; default none.
+        batch_size: Rows per forward pass. Default 8.
+        plain_text: As in `continuation_logits`.
+        label: Name on the progress bar.
+
+    Raises:
+        CosmicError: As `continuation_logits`.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> model = load_model("demo", device="cpu")
+        >>> [len(nats) for nats in continuation_token_nats(model, [[5], [6]], [[7, 8], [9]])]
+        [2, 1]
+    """
+    found: list[list[float]] = [[] for _ in prompts]
     for row, logits in continuation_logits(model, prompts, continuations, interventions, batch_size, plain_text, label):
         target = torch.tensor(continuations[row], device=logits.device)
-        found[row] = float(cross_entropy(logits, target, reduction="sum"))
+        found[row] = cross_entropy(logits, target, reduction="none").tolist()
     return found
 
 

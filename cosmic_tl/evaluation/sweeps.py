@@ -29,8 +29,9 @@ from cosmic_tl.chat import BATCH_SIZE, ChatFormat, tokenize
 from cosmic_tl.directions.artifact import Direction
 from cosmic_tl.display import as_html, as_text
 from cosmic_tl.errors import CosmicError, check_texts
-from cosmic_tl.evaluation.completions import complete, completion_cross_entropy
+from cosmic_tl.evaluation.completions import complete
 from cosmic_tl.evaluation.effects import Kind, Row
+from cosmic_tl.evaluation.fluency import garbled_share, mark_garbled, measure_fluency
 from cosmic_tl.evaluation.judges import Judge, SubstringJudge
 from cosmic_tl.evaluation.rates import rate
 from cosmic_tl.evaluation.sampling import Sampling, describe_generation
@@ -71,9 +72,10 @@ class Sweep:
     """Completions and refusal scores for every method and α, and what they come to."""
 
     completions: pd.DataFrame
-    """One row a completion: method, alpha, kind, prompt, sample, completion, verdict, cross_entropy (nats a token, of the
-    unsteered model; None for an empty completion), and, if refusal tokens were given, score (the prompt's, so the same for
-    all its samples). The model without intervention is `BASELINE`."""
+    """One row a completion: method, alpha, kind, prompt, sample, completion, verdict, cross_entropy (nats per token, of the
+    unsteered model; None for an empty completion), late_nats and repetition (as in `evaluation.fluency`), garbled, and, if
+    refusal tokens were given, score (the prompt's, so the same for all its samples). The model without intervention is
+    `BASELINE`."""
     generation: Mapping[str, Any] = field(default_factory=dict)
     """How completions were generated: `describe_generation`, and the seed."""
 
@@ -95,8 +97,8 @@ class Sweep:
 
         `low` and `high` are the Wilson 95 % interval of the rate, as if completions were independent; `rate_q25` and
         `rate_q75` the quartiles of each prompt's own rate, which say something only with several completions a prompt.
-        `cross_entropy` (mean over completions) tells a garbled refusal from compliance. Scores (mean and quartiles over
-        prompts) are there if refusal tokens were given.
+        `garbled` is the share of garbled completions (`evaluation.fluency`), `cross_entropy` the mean over completions.
+        Scores (mean and quartiles over prompts) are there if refusal tokens were given.
 
         Example:
             >>> row = {"method": "affine", "alpha": 1.0, "kind": "harmful", "prompt": "hi", "sample": 0}
@@ -123,6 +125,8 @@ class Sweep:
             }
             if "cross_entropy" in some:
                 row["cross_entropy"] = some.cross_entropy.astype(float).mean()
+            if "garbled" in some:
+                row["garbled"] = garbled_share(some)
             if (score := scores.get((method, kind, alpha))) is not None:
                 row["score_mean"] = score.mean()
                 row["score_q25"], row["score_q75"] = score.quantile(0.25), score.quantile(0.75)
@@ -282,7 +286,7 @@ def sweep(
                     sampling,
                 )
                 verdicts = (judge or SubstringJudge())(prompts, texts)
-                surprise = completion_cross_entropy(model, prompts, texts, chat, batch_size or BATCH_SIZE)
+                fluency = measure_fluency(model, prompts, texts, chat, batch_size or BATCH_SIZE).to_dict("records")
                 for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
                     row: dict[str, Any] = {
                         "method": method,
@@ -292,12 +296,14 @@ def sweep(
                         "sample": sample,
                         "completion": text,
                         "verdict": verdicts[i].verdict,
-                        "cross_entropy": None if isnan(surprise[i]) else surprise[i],
+                        **{name: None if isnan(value) else value for name, value in fluency[i].items()},
                     }
                     new.append(row if score is None else {**row, "score": float(score[i])})
             on_rows(new)
             rows += new
-    return Sweep(pd.DataFrame(rows), {**generation, "seed": seed})
+    frame = pd.DataFrame(rows)
+    frame["garbled"] = mark_garbled(model, frame, frame.method == BASELINE[0], chat, batch_size or BATCH_SIZE)
+    return Sweep(frame, {**generation, "seed": seed})
 
 
 def _scores(

@@ -5,7 +5,7 @@ from html import escape
 import pandas as pd
 import plotly.graph_objects as go
 
-from cosmic_tl.figures.style import COLOURS, finish
+from cosmic_tl.figures.style import COLOURS, GREEN, finish
 
 SIDES = ("harmful prompts", "harmless prompts")
 """What the positive and the negative side are called, if the concept is refusal."""
@@ -45,8 +45,19 @@ def plot_refusal_rates(
             "<extra></extra>",
         )
     )
+    garbled = "garbled" in effects
+    if garbled:
+        figure.add_scatter(
+            x=[[names[kind] for kind in effects.kind], conditions],
+            y=effects.garbled,
+            mode="markers",
+            marker={"symbol": "x-thin", "size": 9, "line": {"width": 2, "color": GREEN}},
+            hovertemplate="%{x}: %{y:.1%} garbled<extra></extra>",
+            showlegend=False,
+        )
     figure.update_yaxes(title_text=outcome, range=[0, 1.04], tickformat=".0%", showgrid=True)
     figure.update_xaxes(tickangle=0 if len(effects) <= 6 else None)
     lines = max(name.count("<br>") for name in conditions) + 2.4
     title = f"{outcome[:1].upper()}{outcome[1:]}"
-    return finish(figure, title, "lines: 95 % Wilson intervals", tick_lines=lines)
+    subtitle = "lines: 95 % Wilson intervals" + ("; ×: share of garbled answers" if garbled else "")
+    return finish(figure, title, subtitle, tick_lines=lines)

@@ -52,6 +52,8 @@ def plot_sweep(sweep: Sweep, outcome: str = "refusal", sides: tuple[str, str] = 
             for kind, some in steered.items():
                 _band(figure, some, low, high, LOOKS[kind][0], (row, column))
             for kind, some in steered.items():  # above both bands
+                if row == 1 and "garbled" in some:
+                    _crosses(figure, some, LOOKS[kind][0], (row, column))
                 if not some.empty:
                     _line(figure, some, (mean, low, high), kind, names[kind], (row, column))
                 for value in shown[kind][mean][shown[kind].method == BASELINE[0]]:
@@ -66,6 +68,8 @@ def plot_sweep(sweep: Sweep, outcome: str = "refusal", sides: tuple[str, str] = 
         margin = 0.05 * (most - least) or 1.0
         figure.update_yaxes(title_text=f"{outcome} score (log-odds)", range=[least - margin, most + margin], row=2)
     subtitle = f"dashed: no intervention; {_bands(sampled, len(measures) > 1)}"
+    if "garbled" in table:
+        subtitle += "; ×: share of garbled answers"
     if len(drops):
         subtitle += "; grey: less than at a smaller α"
     title = f"{outcome[:1].upper()}{outcome[1:]} against the strength of steering"
@@ -116,6 +120,19 @@ def _band(figure: go.Figure, some: pd.DataFrame, low: str, high: str, colour: st
         fillcolor=translucent(colour, 0.18),
         line={"width": 0},
         hoverinfo="skip",
+        showlegend=False,
+        row=at[0],
+        col=at[1],
+    )
+
+
+def _crosses(figure: go.Figure, some: pd.DataFrame, colour: str, at: Panel) -> None:
+    figure.add_scatter(
+        x=some.alpha,
+        y=some.garbled,
+        mode="markers",
+        marker={"symbol": "x-thin", "size": 7, "line": {"width": 1.5, "color": colour}},
+        hovertemplate="α = %{x}: %{y:.1%} garbled<extra></extra>",
         showlegend=False,
         row=at[0],
         col=at[1],

@@ -21,21 +21,26 @@ NAMES = ("baseline", "steered", "random direction")
 
 
 def completion_rows(effects: Effects) -> list[dict[str, Any]]:
-    """One row a prompt: side, prompt, category and, in the order of `CONDITIONS`, its answers with their verdicts.
+    """One row a prompt: side, prompt, category and, in the order of `CONDITIONS`, answers: text, verdict, whether garbled.
 
     Example:
         >>> import pandas as pd
         >>> row = {"kind": "harmful", "prompt": "Rob a clerk.", "completion": "No.", "verdict": "compliance"}
         >>> effects = Effects(pd.DataFrame([{**row, "condition": name} for name in CONDITIONS["harmful"]]))
         >>> completion_rows(effects)[0]["answers"]
-        [['No.', 'compliance'], ['No.', 'compliance'], ['No.', 'compliance']]
+        [['No.', 'compliance', False], ['No.', 'compliance', False], ['No.', 'compliance', False]]
     """
     rows = []
     for kind, names in CONDITIONS.items():
         some = effects.completions[effects.completions.kind == kind]
+        if "garbled" not in some:
+            some = some.assign(garbled=False)
         first, *others = [some[some.condition == name] for name in names]
         categories = first.category if "category" in first else [None] * len(first)
-        answers = zip(*(zip(one.completion, one.verdict, strict=True) for one in (first, *others)), strict=True)
+        answers = zip(
+            *(zip(one.completion, one.verdict, one.garbled.tolist(), strict=True) for one in (first, *others)),
+            strict=True,
+        )
         for prompt, category, three in zip(first.prompt, categories, answers, strict=True):
             # A missing category is None, or NaN where a table was read from a file.
             named = category if isinstance(category, str) else ""
@@ -80,7 +85,7 @@ def browser(effects: Effects) -> Markup:
     filters = [
         _choice("side", "Prompts", {"": "both sides", **terms.sides}),
         _choice("condition", "Condition", {"": "side by side", **{str(i): name for i, name in enumerate(NAMES)}}),
-        _choice("verdict", "Verdict", {"": "any", **terms.verdicts}),
+        _choice("verdict", "Verdict", {"": "any", **terms.verdicts, "garbled": "garbled"}),
     ]
     if categories:
         filters.append(_choice("category", "Category", {"": "any", **{name: name for name in categories}}))

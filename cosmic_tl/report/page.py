@@ -36,8 +36,9 @@ def _counted(effects: Effects, summary: dict[str, Any]) -> str:
     sides = effects.terms.sides
     text = (
         f"Share of {effects.terms.outcome}, with Wilson 95 % intervals in brackets; {n['harmful']} {sides['harmful']} and "
-        f"{n['harmless']} {sides['harmless']} test prompts. Nats: cross-entropy of a token under the unsteered model, higher "
-        "for answers that it would not give, and highest for garbled text: read the completions where it is."
+        f"{n['harmless']} {sides['harmless']} test prompts. Garbled: answers that are more repetitive, or after their first "
+        "eight tokens less probable to the unsteered model, than its own. Nats: cross-entropy per token under the unsteered "
+        "model."
     )
     if effects.generation:
         text += f" {generation_sentence(effects.generation)}"
@@ -46,16 +47,19 @@ def _counted(effects: Effects, summary: dict[str, Any]) -> str:
     return text
 
 
+def _quality(row: "pd.Series[Any]") -> str:
+    """What stands under a rate: the share of garbled answers, and their nats."""
+    garbled = [f"{row.garbled:.0%} garbled"] if "garbled" in row and row.garbled == row.garbled else []
+    return ", ".join(
+        [*garbled, f"{row.cross_entropy:.2f} nats" if row.cross_entropy == row.cross_entropy else "– nats"]
+    )
+
+
 def _answer(selection: Selection, effects: Effects, summary: dict[str, Any]) -> Section:
     d, terms = selection.direction, effects.terms
     token = selection.positions.labels[d.position].replace("\n", "\\n")
     rows, sentences = [], []
-    nats = (
-        effects.table()
-        .set_index(["kind", "condition"])
-        .cross_entropy.map("{:.2f}".format, na_action="ignore")
-        .fillna("–")
-    )
+    measured = effects.table().set_index(["kind", "condition"])
     for (kind, names), what in zip(CONDITIONS.items(), ("Removing", "Inducing"), strict=True):
         side = terms.sides[kind]
         rates = [effects.rate(kind, name) for name in names]
@@ -65,7 +69,9 @@ def _answer(selection: Selection, effects: Effects, summary: dict[str, Any]) -> 
             )
         )
         cells = joined(
-            Markup('<td>{}<div class="interval">{} nats</div></td>').format(percent(rate), nats[kind, name])
+            Markup('<td>{}<div class="interval">{}</div></td>').format(
+                percent(rate), _quality(measured.loc[(kind, name)])
+            )
             for rate, name in zip(rates, names, strict=True)
         )
         rows.append(Markup('<tr><th scope="row">{} on {} prompts</th>{}</tr>').format(names[1], side, cells))

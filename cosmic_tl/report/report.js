@@ -17,10 +17,11 @@ const STEERED = 1;
 let matching = [], shown = 0;
 
 function answer(row, i) {
-  const [text, verdict] = row.answers[i];
+  const [text, verdict, garbled] = row.answers[i];
   const made = element("div", "answer " + verdict);
   const head = element("dt", "", names[i]);
   head.append(element("span", "verdict", verdicts[verdict] ?? verdict));
+  if (garbled) head.append(element("span", "verdict", "garbled"));
   made.append(head, element("dd", text ? "" : "muted", text || "(empty)"));
   return made;
 }
@@ -53,7 +54,8 @@ function filter() {
   matching = rows.filter((row) =>
     (!form.side.value || row.side === form.side.value) &&
     (!form.category?.value || row.category === form.category.value) &&
-    (!form.verdict.value || row.answers[judged][1] === form.verdict.value) &&
+    (!form.verdict.value || row.answers[judged][1] === form.verdict.value ||
+      (form.verdict.value === "garbled" && row.answers[judged][2])) &&
     (!words || [row.prompt, ...looked().map((i) => row.answers[i][0])].some((text) => text.toLowerCase().includes(words))));
   list.replaceChildren();
   shown = 0;

@@ -78,6 +78,10 @@ def test_rates_stand_beside_fluency(report):
     page = report(Effects(effects.completions.assign(cross_entropy=nats)))
     rows = page.text[page.text.index("removal on harmful") :].split("nats")[:6]
     assert [row.rpartition("]")[2].strip() for row in rows] == ["1.00", "–", "1.00", "1.00", "1.00", "3.38"]
+    page = report(Effects(effects.completions.assign(cross_entropy=nats, garbled=garbled)))
+    assert "100% garbled, 3.38 nats" in page.text and page.text.count("0% garbled, 1.00 nats") >= 4
+    rows = page.data["completion-data"]["rows"]
+    assert [[answer[2] for answer in row["answers"]] for row in rows][-1] == [False, False, True]
 
 
 def test_model_output_stays_text(report):
@@ -86,7 +90,7 @@ def test_model_output_stays_text(report):
     assert "img" not in page.tags and "onerror" not in dict(page.attributes)
     assert page.tags.count("script") == 9  # five figures, their templates, completions, plotly.js, the page's own
     row = page.data["completion-data"]["rows"][0]
-    assert row == {"side": "harmful", "prompt": EVIL, "category": EVIL, "answers": [[EVIL, "compliance"]] * 3}
+    assert row == {"side": "harmful", "prompt": EVIL, "category": EVIL, "answers": [[EVIL, "compliance", False]] * 3}
     assert page.text.count(EVIL) == 6  # title, heading, contrast set, note, category, command
 
 
