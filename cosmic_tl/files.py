@@ -39,6 +39,45 @@ def is_missing_path(name: str, suffixes: tuple[str, ...] = ()) -> bool:
     return looks_like_one and not path.exists()
 
 
+def check_model_path(name: str) -> None:
+    """Check that what can only be a path leads to a model, which takes no import of torch.
+
+    Args:
+        name: A name or path of a model.
+
+    Raises:
+        CosmicError: If there is nothing at the path, or a directory without a model.
+
+    Example:
+        >>> check_model_path("no/such/folder")
+        Traceback (most recent call last):
+        cosmic_tl.errors.CosmicError: model: no file or directory 'no/such/folder'; give 'demo', 'demo-weak', a ...
+    """
+    path = Path(name)
+    if is_missing_path(name, (".gguf",)):
+        raise CosmicError(
+            f"model: no file or directory {name!r}; give 'demo', 'demo-weak', a directory in Hugging Face format, or a hub id"
+        )
+    if path.is_dir() and not any(path.glob("*config.json")):
+        raise CosmicError(f"model: {name!r} has no config.json; give a directory in Hugging Face format")
+
+
+def settings_file(run: Path) -> Path:
+    """The settings of the run in a directory.
+
+    Raises:
+        CosmicError: If there is no run.
+
+    Example:
+        >>> settings_file(Path("nowhere"))
+        Traceback (most recent call last):
+        cosmic_tl.errors.CosmicError: run: 'nowhere' holds no run; give a directory that `cosmic-tl run` wrote
+    """
+    if not (path := run / "settings.json").is_file():
+        raise CosmicError(f"run: {str(run)!r} holds no run; give a directory that `cosmic-tl run` wrote")
+    return path
+
+
 def text_lines(path: Path) -> list[str]:
     r"""Lines of a UTF-8 text file that are not blank, with or without a byte-order mark.
 

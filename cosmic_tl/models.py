@@ -13,6 +13,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl.errors import CosmicError
+from cosmic_tl.files import check_model_path
 
 DEMO = "demo"
 DEMOS = {DEMO: "model", "demo-weak": "weak"}
@@ -80,6 +81,8 @@ def load_model(
         if dtype not in DTYPES:
             raise CosmicError(f"dtype: unknown name {dtype!r}; use one of {', '.join(DTYPES)}")
         dtype = DTYPES[dtype]
+    if "hf_model" not in boot_options:
+        check_model_path(str(name_or_path))
     name = str(demo_path(str(name_or_path)) if str(name_or_path) in DEMOS else name_or_path)
     try:
         model = TransformerBridge.boot_transformers(name, device=device, dtype=dtype, **boot_options)

@@ -389,7 +389,7 @@ def _read_side(source: Source, side: Side, column: str | None, hf_split: str) ->
             return _texts(_rows(path), column, str(path))
         return _content(_json(path) if path.suffix == ".json" else _text(path), column, str(path))
     if is_missing_path(str(source), (".txt", ".json", ".jsonl", ".csv")):
-        raise CosmicError(f"prompts: no file {str(source)!r}; give the path of a prompt file")
+        raise CosmicError(f"prompts: no file or directory {str(source)!r}; give the path of a prompt file")
     from cosmic_tl.datasets import dataset_side, find_prompts, read_split
 
     if column is None and hf_split == "train" and find_prompts(str(source)) and not path.exists():

@@ -11,7 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl.directions.artifact import Direction, versions
 from cosmic_tl.errors import CosmicError
-from cosmic_tl.files import write_atomically
+from cosmic_tl.files import settings_file, write_atomically
 from cosmic_tl.models import model_fingerprint, model_label
 
 RESULTS = ("summary.json", "direction.safetensors", "scores.csv", "completions.jsonl", "report.html")
@@ -248,11 +248,10 @@ def read_settings(out: Path) -> dict[str, Any]:
         Traceback (most recent call last):
         cosmic_tl.errors.CosmicError: run: 'nowhere' holds no run; give a directory that `cosmic-tl run` wrote
     """
+    path = settings_file(out)
     try:
-        found = json.loads((out / "settings.json").read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CosmicError(f"run: {str(out)!r} holds no run; give a directory that `cosmic-tl run` wrote") from error
-    except ValueError:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         found = None
     if not isinstance(found, dict):
         raise CosmicError(f"run: settings.json in {str(out)!r} is damaged; run again with --overwrite")

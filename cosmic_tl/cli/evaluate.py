@@ -15,6 +15,7 @@ from cosmic_tl.cli.options import (
     ModelOptions,
     RunOptions,
     Seed,
+    check_file,
     grouped,
     layer_numbers,
     numbers,
@@ -22,6 +23,7 @@ from cosmic_tl.cli.options import (
 )
 from cosmic_tl.cli.output import print_frame, printable, write_csv
 from cosmic_tl.errors import CosmicError
+from cosmic_tl.files import settings_file
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -63,6 +65,7 @@ def judge(
 
     An endpoint's answers are kept in judge-cache.jsonl, so that a judging that was stopped goes on where it was.
     """
+    settings_file(directory)
     import pandas as pd
 
     from cosmic_tl.directions.artifact import Direction
@@ -158,8 +161,10 @@ Alpha = Annotated[float | None, typer.Option(help="Strength of the induction; de
 @grouped
 def cost(
     run: RunOptions,
-    texts: Annotated[Path | None, typer.Option(help="Plain text, a document a line.")] = None,
-    instructions: Annotated[Path | None, typer.Option(help="JSONL with an instruction and a response a line.")] = None,
+    texts: Annotated[Path | None, typer.Option(help="Plain text, one document per line.")] = None,
+    instructions: Annotated[
+        Path | None, typer.Option(help="JSONL with an instruction and a response per line.")
+    ] = None,
     n_test: Annotated[int, typer.Option(help="The run's negative prompts, for KL and the model's own answers.")] = 32,
     alpha: Alpha = None,
     batch_size: BatchSize = None,
@@ -167,9 +172,8 @@ def cost(
     """What removal and induction cost: cross-entropy on texts, instructions and the model's own answers, and KL."""
     from cosmic_tl.files import text_lines
 
-    for name, path in (("texts", texts), ("instructions", instructions)):
-        if path is not None and not path.is_file():
-            raise CosmicError(f"{name}: no file {str(path)!r}; check the path")
+    check_file("texts", texts)
+    check_file("instructions", instructions)
     documents, pairs = None, None
     if texts is not None:
         try:
@@ -232,6 +236,7 @@ def behaviour(
     csv: Csv = None,
 ) -> None:
     """Steer a behaviour given by questions with two answers: log-odds of the matching one by layer and strength."""
+    check_file("file", file)
     from cosmic_tl.behaviours import load_behaviour
     from cosmic_tl.evaluation.behaviour_sweep import sweep_behaviour
     from cosmic_tl.interventions import Addition, AffineEdit

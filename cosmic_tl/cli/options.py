@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from cosmic_tl.errors import CosmicError
+from cosmic_tl.files import check_model_path, settings_file
 from cosmic_tl.selection.options import CosmicOptions, RefusalTokenOptions
 
 if TYPE_CHECKING:
@@ -67,6 +68,18 @@ Phrases = Annotated[
 BatchSize = Annotated[
     int | None, typer.Option(help="Rows a forward pass; changes no result. Default: 32; in the selection by memory.")
 ]
+
+
+def check_file(name: str, path: Path | None) -> None:
+    """A file that an option names has to be there.
+
+    Example:
+        >>> check_file("texts", Path("nowhere.txt"))
+        Traceback (most recent call last):
+        cosmic_tl.errors.CosmicError: texts: no file 'nowhere.txt'; check the path
+    """
+    if path is not None and not path.is_file():
+        raise CosmicError(f"{name}: no file {str(path)!r}; check the path")
 
 
 def _in_a_folder(csv: Path | None) -> Path | None:
@@ -163,6 +176,9 @@ class ModelOptions:
     device_map: DeviceMap = None
     dtype: DtypeOption = Dtype.float32
     trust_remote_code: RemoteCode = False
+
+    def __post_init__(self) -> None:
+        check_model_path(self.model)  # here, and not after seconds of imports
 
     def load(self) -> "TransformerBridge":
         """The model.
@@ -369,6 +385,11 @@ class RunOptions:
     device_map: DeviceMap = None
     dtype: DtypeOption = Dtype.float32
     trust_remote_code: RemoteCode = False
+
+    def __post_init__(self) -> None:
+        settings_file(self.directory)
+        if self.model is not None:
+            check_model_path(self.model)
 
     @property
     def settings(self) -> dict[str, Any]:

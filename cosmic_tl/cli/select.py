@@ -54,6 +54,7 @@ def run(
 
     A run that was stopped goes on where it was when the same command is given again.
     """
+    contrast = data.load()  # before the imports that take seconds
     from cosmic_tl.runs import RunSettings
     from cosmic_tl.runs import run as run_all
 
@@ -70,7 +71,6 @@ def run(
         phrases,
         generation.sampling(),
     )
-    contrast = data.load()
     command = shlex.join(["cosmic-tl", *sys.argv[1:]])
     bridge = model.load()
     try:
@@ -87,9 +87,10 @@ def plan(model: ModelOptions, data: DataOptions, chat: ChatOptions, selection: S
 
     Takes the options of `run`. Without --evaluation-layers the last layer is assumed, which is the most expensive.
     """
+    contrast = data.load()
     from cosmic_tl.selection.cosmic import plan_selection
 
-    options, format_, contrast = selection.cosmic(), chat.format(), data.load()
+    options, format_ = selection.cosmic(), chat.format()
     typer.echo(repr(plan_selection(model.load(), contrast, options, format_)))
 
 
@@ -105,10 +106,11 @@ def compare(
     csv: Csv = None,
 ) -> None:
     """Choose by COSMIC and by refusal tokens, and tabulate where the two agree and what their directions do."""
+    contrast = data.load()
     from cosmic_tl.evaluation.comparison import compare_selections
 
     options = (selection.cosmic(), selection.refusal_tokens())
-    format_, sampling, contrast = chat.format(), generation.sampling(), data.load()
+    format_, sampling = chat.format(), generation.sampling()
     found = compare_selections(
         model.load(),
         contrast,
@@ -130,9 +132,10 @@ def compare(
 @grouped
 def variants(model: ModelOptions, data: DataOptions, chat: ChatOptions, selection: SelectionOptions) -> None:
     """Select under each of COSMIC's variants of layer ranking and target, and tabulate what each chooses."""
+    contrast = data.load()
     from cosmic_tl.selection.variants import compare_variants, standard_variants
 
-    settings, format_, contrast = standard_variants(selection.cosmic()), chat.format(), data.load()
+    settings, format_ = standard_variants(selection.cosmic()), chat.format()
     print_frame(compare_variants(model.load(), contrast, settings, format_))
 
 
@@ -162,10 +165,10 @@ def two_rounds(
 
     Evaluation layers come from the second half, unless --no-exclude-first-half is given.
     """
+    contrast = data.load()
     from cosmic_tl.weak_alignment import two_rounds as both_rounds
 
     strengths, format_, sampling = numbers("alphas", alphas), chat.format(), generation.sampling()
-    contrast = data.load()
     found = both_rounds(
         model.load(),
         contrast,

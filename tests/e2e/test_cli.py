@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from cosmic_tl import cli
+from cosmic_tl.cli.options import DataOptions
 from cosmic_tl.cli.output import printable
 from cosmic_tl.selection.scores import parts
 
@@ -161,7 +162,7 @@ def test_a_behaviour_is_steered(command, tmp_path):
     found = table[(table.direction == "found") & (table.layer == 5)].log_odds
     assert found.is_monotonic_increasing
     code, _, error = command("behaviour", tmp_path / "none.json")
-    assert code == 2 and "behaviour: no file" in error
+    assert code == 2 and "file: no file" in error
 
 
 def test_a_run_can_be_judged_costed_swept_and_exported(command, tmp_path):
@@ -254,7 +255,7 @@ def test_another_run_does_not_overwrite(finished, command):
     ("args", "message"),
     [
         (["run", "no-such-folder/model"], "model: could not load 'no-such-folder/model'"),
-        (["run", "--prompts", "missing.json"], "prompts: no file 'missing.json'"),
+        (["run", "--prompts", "missing.json"], "prompts: no file or directory 'missing.json'"),
         (["run", "--max-kl", "-1"], "max_kl: expected a positive number"),
         (["run", "--alpha", "nan"], "alpha: expected a finite number, found nan"),
         (["run", "--evaluation-layers", "a,b"], "evaluation_layers: expected numbers like 3,4, found 'a,b'"),
@@ -302,6 +303,60 @@ def test_help_does_not_import_torch():
     assert done.returncode == 0, done.stderr
     assert "steer" in done.stdout
     assert time.perf_counter() - started < 10
+
+
+def test_wrong_paths_are_said_before_anything_heavy_is_imported(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.json").write_text("{")
+    commands = {
+        ("run", "no/such/dir"): "model: no file or directory 'no/such/dir'",
+        ("run", "./model.gguf"): "model: no file or directory './model.gguf'",
+        ("run", str(tmp_path / "empty")): "has no config.json",
+        ("run", "--positive", "nofile.txt", "--negative", "x.txt"): "prompts: no file or directory 'nofile.txt'",
+        ("run", "--positive", "no/such/dir", "--negative", "x.txt"): "prompts: no file or directory 'no/such/dir'",
+        ("run", "--prompts", "no/such/dir"): "prompts: no file or directory 'no/such/dir'",
+        ("run", "--prompts", str(tmp_path / "empty")): "has no harmful_train.json, harmful_val.json",
+        ("run", "--prompts", str(tmp_path / "bad.json")): "is not JSON",
+        ("plan", "--prompts", "missing.csv"): "prompts: no file or directory 'missing.csv'",
+        ("compare", "--prompts", "missing.csv"): "prompts: no file or directory 'missing.csv'",
+        ("variants", "--prompts", "missing.csv"): "prompts: no file or directory 'missing.csv'",
+        ("two-rounds", "--prompts", "missing.csv"): "prompts: no file or directory 'missing.csv'",
+        ("behaviour", "missing.json"): "file: no file 'missing.json'",
+        ("steer", "no-run", "hi"): "run: 'no-run' holds no run",
+        ("sweep", "no-run"): "run: 'no-run' holds no run",
+        ("suffix", "no-run"): "run: 'no-run' holds no run",
+        ("judge", "no-run"): "run: 'no-run' holds no run",
+        ("cost", "no-run"): "run: 'no-run' holds no run",
+        ("capability", "no-run", "--tasks", "x"): "run: 'no-run' holds no run",
+    }
+    code = f"""
+import sys
+from cosmic_tl import cli
+for command in {list(commands)!r}:
+    sys.argv = ["cosmic-tl", *command]
+    try: cli.main()
+    except SystemExit as stop: assert stop.code == 2, command
+print(sorted({{"torch", "transformer_lens", "transformers", "datasets", "plotly"}} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    errors = done.stderr.splitlines()
+    assert len(errors) == len(commands), done.stderr
+    for error, message in zip(errors, commands.values(), strict=True):
+        assert error.startswith("Error: ") and message in error
+    assert done.stdout == "[]\n"
+
+
+def test_prompts_in_the_order_of_their_source(tmp_path, command):
+    (tmp_path / "splits").mkdir()
+    for side in ("harmful", "harmless"):
+        for split in ("train", "val", "test"):
+            rows = [{"instruction": f"{side} {split} {i}", "category": None} for i in range(4)]
+            (tmp_path / "splits" / f"{side}_{split}.json").write_text(json.dumps(rows))
+    found = DataOptions(prompts=str(tmp_path / "splits"), keep_order=True).load()
+    assert found.side("positive", "train") == [f"harmful train {i}" for i in range(4)]
+    assert DataOptions(prompts=str(tmp_path / "splits")).load().positive != found.positive
+    text = command("plan", "--prompts", tmp_path / "splits", "--keep-order", "--evaluation-layers", "4")
+    assert text[0] == 0 and "passes" in text[1], text
 
 
 def test_without_run_time_types_bad_arguments_are_still_named():

@@ -103,7 +103,7 @@ def test_bad_files_are_named_in_one_line(tmp_path, name, content, message):
 def test_bad_arguments(prompts):
     with pytest.raises(CosmicError, match="together"):
         load_prompts(positive="x.txt")
-    with pytest.raises(CosmicError, match=r"no file 'x.txt'"):
+    with pytest.raises(CosmicError, match=r"no file or directory 'x.txt'"):
         load_prompts(positive="x.txt", negative="y.txt")
     with pytest.raises(CosmicError, match="could not load data set 'no/such'"):
         load_prompts(positive="no/such", negative="no/such")
