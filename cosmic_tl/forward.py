@@ -3,32 +3,35 @@
 The only file that knows how TransformerLens names, starts and stops things.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from inspect import signature
-from typing import Any, Literal
-from weakref import WeakKeyDictionary, WeakSet
+from typing import Any, Literal, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
 from cosmic_tl.chat import TokenBatch
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.matmul import FastLinear
+from cosmic_tl.models import model_fingerprint
 
+T = TypeVar("T")
 Site = Literal["hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post"]
 Hook = tuple[str, Callable[..., Tensor | None]]
 """A hook point's name and a function `(activation, hook=…)` that returns its replacement, or None."""
 KeysValues = tuple[tuple[Tensor, Tensor], ...]
 """Keys and values of some tokens, `[row, head, token, d_head]`, one pair a layer."""
 _names: WeakKeyDictionary[TransformerBridge, dict[str, str]] = WeakKeyDictionary()
-_additive: WeakSet[TransformerBridge] = WeakSet()
 _block_outputs: WeakKeyDictionary[TransformerBridge, int | None] = WeakKeyDictionary()
-_padding_masked: WeakKeyDictionary[TransformerBridge, bool] = WeakKeyDictionary()
+_probed: WeakKeyDictionary[TransformerBridge, dict[tuple[str, ...], Any]] = WeakKeyDictionary()
 
 
 def hook_name(model: TransformerBridge, layer: int, site: Site) -> str:
@@ -56,6 +59,68 @@ def hook_name(model: TransformerBridge, layer: int, site: Site) -> str:
             "there; edits of one layer's input (Addition, AffineEdit) need hook_resid_pre alone"
         )
     return name
+
+
+def _hooked(model: TransformerBridge) -> list[HookPoint]:
+    """The hook points that somebody has hooked, each once."""
+    return [point for point in {id(point): point for point in model.hook_dict.values()}.values() if point.fwd_hooks]
+
+
+def hooks_around(model: TransformerBridge) -> list[Callable[..., Any]]:
+    """The functions that are hooked to a model, by `steering` or by the user.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> model = load_model("demo", device="cpu")
+        >>> with model.hooks(fwd_hooks=[("blocks.3.hook_in", lambda x, hook: x)]):
+        ...     len(hooks_around(model))
+        1
+    """
+    handles = [handle for point in _hooked(model) for handle in point.fwd_hooks]
+    return [handle.user_hook for handle in handles if handle.user_hook is not None]
+
+
+@contextmanager
+def without_hooks(model: TransformerBridge) -> Iterator[None]:
+    """The model as if nobody had hooked it; afterwards all hooks are where they were.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> model = load_model("demo", device="cpu")
+        >>> with model.hooks(fwd_hooks=[("blocks.3.hook_in", lambda x, hook: 0 * x)]), without_hooks(model):
+        ...     hooks_around(model)
+        []
+    """
+    kept = [(point, point._forward_hooks, point.fwd_hooks) for point in _hooked(model)]
+    try:
+        for point, _, _ in kept:
+            point._forward_hooks, point.fwd_hooks = OrderedDict(), []
+        yield
+    finally:
+        for point, hooks, handles in kept:
+            point._forward_hooks, point.fwd_hooks = hooks, handles
+
+
+def probed(model: TransformerBridge, what: str, probe: Callable[[], T]) -> T:
+    """What trying a model finds, tried once for each set of weights and dtype, without anybody's hooks.
+
+    Args:
+        model: The model.
+        what: What is tried.
+        probe: Tries it.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> model = load_model("demo", device="cpu")
+        >>> probed(model, "an example", lambda: 1), probed(model, "an example", lambda: 2)
+        (1, 1)
+    """
+    known = _probed.setdefault(model, {})
+    key = (what, model_fingerprint(model), str(next(model.original_model.parameters()).dtype))
+    if key not in known:
+        with without_hooks(model):
+            known[key] = probe()
+    return cast(T, known[key])
 
 
 class _Stop(Exception):
@@ -240,7 +305,8 @@ def _n_outputs(model: TransformerBridge) -> int | None:
 
         handle = model.blocks[0].register_forward_hook(look)
         try:
-            forward(model, _tiny_batch(model), logits=True)
+            with without_hooks(model):
+                forward(model, _tiny_batch(model), logits=True)
         finally:
             handle.remove()
     return _block_outputs[model]
@@ -306,7 +372,8 @@ def masks_padding(model: TransformerBridge) -> bool:
     """Whether padding before a prompt leaves its activations as they are.
 
     Attention masks it. A recurrent model may take it into its state: RWKV ignores the mask, and so does RecurrentGemma's
-    convolution. A recurrent model is tried once, on a short row beside a long one.
+    convolution. A recurrent model is tried once, on a short row beside a long one. And where an intervention around
+    (`steering`) has a mask of tokens, padding would move the tokens under it.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -315,9 +382,12 @@ def masks_padding(model: TransformerBridge) -> bool:
     """
     if not getattr(model.adapter, "supports_batched_generation", True):
         return False
+    if any(isinstance(getattr(hook, "tokens", None), Tensor) for hook in hooks_around(model)):
+        return False
     if not getattr(model.original_model, "_is_stateful", False):
         return True
-    if model not in _padding_masked:
+
+    def probe() -> bool:
         short = _tiny_batch(model)
         n, device = short.ids.shape[1], short.ids.device
         ids, mask = torch.arange(1, 3 * n + 1, device=device).repeat(2, 1), torch.ones(2, 3 * n, device=device).long()
@@ -327,8 +397,9 @@ def masks_padding(model: TransformerBridge) -> bool:
             read(model, batch, [site], n)[site][0].float() for batch in (TokenBatch(ids, mask, (0, 1)), short)
         )
         tolerance = 1e-4 if model.cfg.dtype in (torch.float32, torch.float64) else 5e-2
-        _padding_masked[model] = bool((padded - alone).norm() <= tolerance * alone.norm())
-    return _padding_masked[model]
+        return bool((padded - alone).norm() <= tolerance * alone.norm())
+
+    return probed(model, "padding", probe)
 
 
 def check_additive(model: TransformerBridge) -> None:
@@ -343,8 +414,14 @@ def check_additive(model: TransformerBridge) -> None:
         >>> from cosmic_tl import load_model
         >>> check_additive(load_model("demo", device="cpu"))
     """
-    if model in _additive:
-        return
+    if (layer := probed(model, "additive", lambda: _first_not_additive(model))) is not None:
+        raise CosmicError(
+            f"model: block {layer} of {type(model.original_model).__name__} does more than add attention and MLP "
+            "outputs to its input, so directional ablation would not hold; use AffineEdit (mode='affine') instead"
+        )
+
+
+def _first_not_additive(model: TransformerBridge) -> int | None:
     n_layers = int(model.cfg.n_layers)
     sites: tuple[Site, ...] = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
     found = read(
@@ -356,11 +433,8 @@ def check_additive(model: TransformerBridge) -> None:
         if before.shape != after.shape or not (after - before - attn.to(after) - mlp.to(after)).norm() <= (
             tolerance * after.norm()
         ):
-            raise CosmicError(
-                f"model: block {layer} of {type(model.original_model).__name__} does more than add attention and MLP "
-                "outputs to its input, so directional ablation would not hold; use AffineEdit (mode='affine') instead"
-            )
-    _additive.add(model)
+            return layer
+    return None
 
 
 @contextmanager

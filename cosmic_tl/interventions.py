@@ -27,7 +27,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from cosmic_tl.affine import AffineMap, apply, stack
 from cosmic_tl.directions.artifact import Direction
 from cosmic_tl.errors import CosmicError, one_of
-from cosmic_tl.forward import Hook, Site, check_additive, counting_tokens, hook_name
+from cosmic_tl.forward import Hook, Site, check_additive, counting_tokens, hook_name, hooks_around
 from cosmic_tl.models import check_origin
 
 Scope = Literal["all", "prompt", "completion"] | Bool[Tensor, "batch seq"]
@@ -127,7 +127,59 @@ Intervention = Addition | Ablation | AffineEdit | MapEdit
 Interventions = Intervention | Sequence[Intervention]
 
 
-def _edited(tokens: Scope, x: Tensor, start: int, prompt_length: int | None) -> Bool[Tensor, "#batch seq"]:
+@dataclass(frozen=True, eq=False, repr=False)
+class ScopedHook:
+    """A hook that says which tokens it edits, for those who feed a model the same tokens in other ways."""
+
+    edit: Callable[[Tensor], Tensor | None]
+    tokens: Scope
+
+    def __call__(self, x: Tensor, hook: Any) -> Tensor | None:
+        """The edited activation."""
+        return self.edit(x)
+
+
+def check_scopes_around(model: TransformerBridge) -> None:
+    """Make sure that no intervention around has a mask of several rows, for those who choose the rows of a pass themselves.
+
+    Raises:
+        CosmicError: If one has.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> check_scopes_around(load_model("demo", device="cpu"))
+    """
+    for hook in hooks_around(model):
+        tokens = getattr(hook, "tokens", None)
+        if isinstance(tokens, Tensor) and tokens.shape[0] > 1:
+            raise CosmicError(
+                f"tokens: the mask of the intervention around has {tokens.shape[0]} rows, and prompts are batched in an order "
+                "of their own here; give a mask of one row, for every prompt"
+            )
+
+
+def same_for_all_tokens(model: TransformerBridge) -> bool:
+    """Whether all that is hooked to a model does the same to every token, wherever in a pass it stands.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> model = load_model("demo", device="cpu")
+        >>> direction = Direction(torch.ones(128), torch.zeros(128), layer=3, position=-1)
+        >>> with steering(model, Ablation(direction)):
+        ...     same_for_all_tokens(model)
+        True
+        >>> with steering(model, Ablation(direction, tokens="prompt")):
+        ...     same_for_all_tokens(model)
+        False
+    """
+    return all(isinstance(hook, ScopedHook) and _is_all(hook.tokens) for hook in hooks_around(model))
+
+
+def _is_all(tokens: Scope) -> bool:
+    return isinstance(tokens, str) and tokens == "all"
+
+
+def _edited(tokens: Scope, x: Tensor, start: int, prompt_length: int | None) -> Bool[Tensor, "rows length"]:
     """Which of a pass's tokens a scope takes in; the pass starts at token `start`."""
     index = torch.arange(start, start + x.shape[1], device=x.device)[None]
     if isinstance(tokens, str):
@@ -156,7 +208,7 @@ def _editing(
 
     def edit(x: Tensor) -> Tensor:
         edited = apply(x.reshape(len(edits), -1, x.shape[-1]), *on(x.device)).view(x.shape)
-        if isinstance(tokens, str) and tokens == "all":
+        if _is_all(tokens):
             return edited
         return torch.where(_edited(tokens, x, clock["start"], prompt_length)[..., None], edited, x)
 
@@ -173,7 +225,7 @@ def _hooks(
     hooks: list[Hook] = []
     last: list[Hook] = []
     for slot in slots:
-        edit = _editing(slot, clock, prompt_length)
+        edit, tokens = _editing(slot, clock, prompt_length), slot[0].tokens
         (layer, part) = place(slot[0])
         if isinstance(slot[0], Ablation):
             check_additive(model)
@@ -184,16 +236,16 @@ def _hooks(
         if part == "block":
             entering, edit = _added(edit)
             # What enters is looked at after every edit of it.
-            last.append((hook_name(model, layer, "hook_resid_pre"), entering))
-        hooks += [(hook_name(model, *point), lambda x, hook, edit=edit: edit(x)) for point in points]
+            last.append((hook_name(model, layer, "hook_resid_pre"), ScopedHook(entering, tokens)))
+        hooks += [(hook_name(model, *point), ScopedHook(edit, tokens)) for point in points]
     return [*hooks, *last]
 
 
-def _added(edit: Callable[[Tensor], Tensor]) -> tuple[Callable[..., None], Callable[[Tensor], Tensor]]:
+def _added(edit: Callable[[Tensor], Tensor]) -> tuple[Callable[[Tensor], None], Callable[[Tensor], Tensor]]:
     """A hook on what enters a block, and the edit of what the block adds as one of what leaves it."""
     entered: list[Tensor] = []
 
-    def entering(x: Tensor, hook: Any) -> None:
+    def entering(x: Tensor) -> None:
         entered[:] = [x]
 
     def leaving(y: Tensor) -> Tensor:
@@ -287,9 +339,7 @@ def batched_hooks(model: TransformerBridge, edits: Sequence[Interventions]) -> l
     if len({tuple(map(place, as_sequence(edit))) for edit in edits}) > 1:
         raise CosmicError("edits: they act at different places; batch those that act at the same ones")
     slots = list(zip(*map(as_sequence, edits), strict=True))
-    if scopes := [
-        one.tokens for slot in slots for one in slot if not (isinstance(one.tokens, str) and one.tokens == "all")
-    ]:
+    if scopes := [one.tokens for slot in slots for one in slot if not _is_all(one.tokens)]:
         raise CosmicError(f"tokens: found the scope {scopes[0]!r}; edits in a batch act on all tokens")
     return _hooks(model, slots, {"start": 0}, None)
 

@@ -12,9 +12,8 @@ reads, and what several passes have in common.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, takewhile
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -23,8 +22,16 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl.chat import TokenBatch, batches
 from cosmic_tl.errors import CosmicError
-from cosmic_tl.forward import KeysValues, Reached, Resume, Site, forward
-from cosmic_tl.interventions import Interventions, as_sequence, batched_hooks, check_interventions, place
+from cosmic_tl.forward import KeysValues, Reached, Resume, Site, forward, probed
+from cosmic_tl.interventions import (
+    Interventions,
+    as_sequence,
+    batched_hooks,
+    check_interventions,
+    check_scopes_around,
+    place,
+    same_for_all_tokens,
+)
 
 PASS_TOKENS = {"cpu": 128, "cuda": 1024}
 """What a pass costs besides its tokens, reading the weights and calling the modules, in tokens, roughly."""
@@ -72,7 +79,6 @@ class Shortcuts:
 
 
 NONE = Shortcuts(False, False, False)
-_known_shortcuts: WeakKeyDictionary[TransformerBridge, dict[bool, Shortcuts]] = WeakKeyDictionary()
 
 
 def shared_prefix(model: TransformerBridge, rows: Sequence[Sequence[int]], n_positions: int = 1) -> int:
@@ -143,7 +149,9 @@ def rows_a_pass(model: TransformerBridge, longest: int) -> int:
 def shortcuts(model: TransformerBridge, rows: Sequence[Sequence[int]]) -> Shortcuts:
     """Which ways to spare work give this model's own result, tried on two of the prompts.
 
-    Architectures differ in what their blocks take and keep; what does not reproduce the plain pass is left out.
+    Architectures differ in what their blocks take and keep; what does not reproduce the plain pass is left out. And so is what
+    feeds tokens in other places than the plain pass, where a hook around (`steering` with a scope of tokens, or the user's
+    own) may tell tokens by their place.
 
     Args:
         model: Any bridge.
@@ -156,12 +164,16 @@ def shortcuts(model: TransformerBridge, rows: Sequence[Sequence[int]]) -> Shortc
         >>> shortcuts(model, tokenize(model, ["hi", "hello there"]))
         Shortcuts(resume=True, last_token=True, prefix=True)
     """
-    n_layers = int(model.cfg.n_layers)
     probe = sorted(rows, key=len)[:: max(1, len(rows) - 1)][:2]
     shared = _common(model, probe, 1)
-    known = _known_shortcuts.setdefault(model, {})
-    if (shared > 0) in known:
-        return known[shared > 0]
+    found = probed(
+        model, f"shortcuts, {'with' if shared else 'without'} a prefix", lambda: _tried(model, probe, shared)
+    )
+    return found if same_for_all_tokens(model) else replace(found, last_token=False, prefix=False)
+
+
+def _tried(model: TransformerBridge, probe: Sequence[Sequence[int]], shared: int) -> Shortcuts:
+    n_layers = int(model.cfg.n_layers)
     reading = Reading((n_layers - 1,), logits=True)
     plain = next(batches(model, probe, len(probe)))
     expected = forward(model, plain, [(n_layers - 1, "hook_resid_post")], logits=True)
@@ -184,7 +196,6 @@ def shortcuts(model: TransformerBridge, rows: Sequence[Sequence[int]]) -> Shortc
             continue
         if _agree(found, expected, n_layers - 1):
             break
-    known[shared > 0] = allowed
     return allowed
 
 
@@ -428,6 +439,7 @@ def intervened(
         )
     if batch_size is not None and batch_size < 1:
         raise CosmicError(f"batch_size: must be at least 1, found {batch_size}")
+    check_scopes_around(model)
     check_interventions(model, [one for edit in edits for one in as_sequence(edit)])
     allowed = shortcuts(model, rows)
     n_prefix = shared_prefix(model, rows, reading.n_positions)

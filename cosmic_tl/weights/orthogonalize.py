@@ -16,7 +16,7 @@ from transformer_lens.utilities.quantization import unreadable_weight_reason
 from cosmic_tl.chat import batches
 from cosmic_tl.directions.artifact import Direction
 from cosmic_tl.errors import CosmicError
-from cosmic_tl.forward import Resume, check_additive, forward
+from cosmic_tl.forward import Resume, check_additive, forward, without_hooks
 from cosmic_tl.models import model_fingerprint, remember_origin
 from cosmic_tl.progress import track
 from cosmic_tl.weights.writers import Contribution, Writer, contributions, plain_modules, plain_parameters
@@ -147,7 +147,8 @@ def orthogonalize_weights(
             f"model: {normed[0]} of {type(model.original_model).__name__} passes a norm before the stream, so no edit of "
             "weights equals directional ablation; use the Ablation intervention, or approximate=True"
         )
-    rescaling = _rehearse(model, chosen, direction)
+    with without_hooks(model):
+        rescaling = _rehearse(model, chosen, direction)
     tied = _untie(model, chosen[0].writers) if layers is None else False
     edited: dict[int, str] = {}
     with track(len(chosen), "weights") as advance:
