@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from cosmic_tl.affine import AffineMap
     from cosmic_tl.behaviours import AnswerPair, BehaviourSet, answer_log_odds, answer_means, load_behaviour
     from cosmic_tl.chat import ChatFormat, Positions, post_instruction_positions
+    from cosmic_tl.check import Check, ModelCheck, check_model
     from cosmic_tl.datasets import NAMED_PROMPTS, load_dataset_prompts
     from cosmic_tl.demo.corpus import REFUSE_EVERYTHING
     from cosmic_tl.directions.artifact import Direction, random_direction
@@ -85,6 +86,7 @@ _HOMES = {
     "affine": "AffineMap",
     "activations": "MeanActivations cache_activations mean_activations mean_of_rows",
     "chat": "ChatFormat Positions post_instruction_positions",
+    "check": "Check ModelCheck check_model",
     "directions.artifact": "Direction random_direction",
     "directions.difference_in_means": "Candidates difference_in_means",
     "errors": "CosmicError",
@@ -155,6 +157,7 @@ __all__ = [
     "Candidates",
     "Capability",
     "ChatFormat",
+    "Check",
     "ClassPca",
     "Comparison",
     "ContrastSet",
@@ -171,6 +174,7 @@ __all__ = [
     "LayerSimilarity",
     "MapEdit",
     "MeanActivations",
+    "ModelCheck",
     "ModelJudge",
     "NoCandidateError",
     "Outcome",
@@ -199,6 +203,7 @@ __all__ = [
     "answer_log_odds",
     "answer_means",
     "cache_activations",
+    "check_model",
     "compare_selections",
     "compare_variants",
     "complete",

@@ -5,7 +5,7 @@ import warnings
 
 import typer
 
-from cosmic_tl.cli import edit, evaluate, select, suffix
+from cosmic_tl.cli import check, edit, evaluate, select, suffix
 from cosmic_tl.cli.output import printable
 from cosmic_tl.errors import CosmicError
 
@@ -16,7 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for part in (select, edit, evaluate, suffix):
+for part in (select, edit, evaluate, suffix, check):
     for command in part.COMMANDS:
         app.command()(command)
 

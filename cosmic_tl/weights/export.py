@@ -63,7 +63,7 @@ def save_checkpoint(
         raise CosmicError(
             f"folder: {str(folder)!r} exists and is not empty; choose another, or overwrite it (overwrite=True)"
         )
-    plain = _plain_model(model)
+    plain = plain_model(model)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         new, old = Path(scratch) / "new", Path(scratch) / "old"
@@ -95,8 +95,20 @@ def _replace(new: Path, folder: Path, old: Path) -> None:
         raise
 
 
-def _plain_model(model: TransformerBridge) -> Any:
-    """A `transformers` model without the bridge's modules, holding the very same weights."""
+def plain_model(model: TransformerBridge) -> Any:
+    """A `transformers` model without the bridge's modules and hooks, holding the very same weights in memory.
+
+    Args:
+        model: The bridge; it stays as it is.
+
+    Raises:
+        CosmicError: If the weights are not those of a plain model: quantized, offloaded or processed by TransformerLens.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> type(plain_model(load_model("demo", device="cpu"))).__name__
+        'Qwen2ForCausalLM'
+    """
     inner: Any = model.original_model
     if getattr(model, "_weights_processed", False):
         raise CosmicError(
@@ -104,8 +116,10 @@ def _plain_model(model: TransformerBridge) -> Any:
             "load it again, or use enable_compatibility_mode(no_processing=True)"
         )
     state: dict[str, Tensor] = {}
+    computed: dict[str, Tensor] = {}
     for path, module in plain_modules(inner):
         transient = module._non_persistent_buffers_set
+        computed |= {path + leaf: x for leaf, x in module._buffers.items() if leaf in transient and x is not None}
         named = {**module._parameters, **{k: v for k, v in module._buffers.items() if k not in transient}}
         state |= {path + leaf: tensor.detach() for leaf, tensor in named.items() if tensor is not None}
     for name, tensor in state.items():
@@ -126,6 +140,9 @@ def _plain_model(model: TransformerBridge) -> Any:
             f"{len(differing)}); load it again without changing its modules"
         )
     plain.load_state_dict({name: state[name] for name in expected}, assign=True)
+    for name, tensor in computed.items():  # such as a rotary embedding's frequencies, which no checkpoint holds
+        path, _, leaf = name.rpartition(".")
+        plain.get_submodule(path)._buffers[leaf] = tensor
     plain.generation_config = copy.deepcopy(getattr(inner, "generation_config", None))
     # So that fused experts are taken apart again shard by shard, and not the whole model at once.
     plain.hf_device_map = {"": "cpu"}

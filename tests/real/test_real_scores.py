@@ -1,0 +1,93 @@
+"""Scores, divergences and the choice against the formulas on a plain model, and in bfloat16 against float32."""
+
+import pytest
+import torch
+from plain import ablate, ace, add, kl
+from torch.nn.functional import cosine_similarity
+
+from cosmic_tl import CosmicOptions, difference_in_means, load_model, mean_activations, select_cosmic
+from cosmic_tl.chat import tokenize
+from cosmic_tl.selection.cosmic_scores import CosmicScorer
+
+pytestmark = pytest.mark.real
+
+FEW = 8
+"""Prompts per side for the grid, whose every cell takes three full passes of the plain model."""
+
+
+def edits(mode, layer, r, nu):
+    """Removal and induction as keywords of `PlainModel.run`."""
+    if mode == "linear":
+        return {"everywhere": ablate(r)}, {"pre": (layer, add(r))}
+    return {"pre": (layer, ace(r, nu, 0.0))}, {"pre": (layer, ace(r, nu, 1.0))}
+
+
+class Formulas:
+    """S_comply, S_refuse and KL of a candidate (Siu et al. 2025, section 3)."""
+
+    def __init__(self, plain, positive, negative, low):
+        self.plain, self.positive, self.negative, self.low = plain, positive, negative, list(low)
+        self.t_pos = self.at_low(plain.run(positive))
+        clean = plain.run(negative)
+        self.t_neg, self.logits = self.at_low(clean), clean[2]
+
+    def at_low(self, found):
+        return found[1][:, self.low, -1].mean((0, 1))
+
+    def scores(self, removal, induction):
+        comply = cosine_similarity(self.at_low(self.plain.run(self.positive, **removal)), self.t_neg, dim=0)
+        refuse = cosine_similarity(self.at_low(self.plain.run(self.negative, **induction)), self.t_pos, dim=0)
+        return float(comply), float(refuse), kl(self.logits, self.plain.run(self.negative, **removal)[2])
+
+
+@pytest.mark.parametrize("mode", ["affine", "linear"])
+def test_a_grid_of_candidates_equals_plain_torch_hooks(real_model, plain, real_prompts, mode):
+    train, val = (
+        [real_prompts.side(side, split)[:FEW] for side in ("positive", "negative")] for split in ("train", "val")
+    )
+    # The engine's own way from prompts to scores …
+    candidates = difference_in_means(*(mean_activations(real_model, texts) for texts in train))
+    n_layers, n_positions, _ = candidates.vectors.shape
+    layers = sorted({max(1, round(share * n_layers)) for share in (0.1, 0.4, 0.6, 0.75)})
+    cells = [(layer, -1 - 2 * i % n_positions) for i, layer in enumerate(layers)]
+    (mu_x, mu_y, _), (nu_x, nu_y, _) = ([x.mean(0) for x in plain.run(texts, n_positions)] for texts in train)
+    similarity = cosine_similarity(mu_y[:, -1], nu_y[:, -1], dim=-1)
+    low = similarity.argsort()[: max(1, n_layers // 10)].tolist()
+    found = {}
+    rows = [tokenize(real_model, texts) for texts in val]
+    scorer = CosmicScorer(real_model, *rows, candidates, sorted(low), CosmicOptions(mode=mode), None, found)
+    for measure in ("s_comply", "s_refuse", "kl"):
+        scorer.compute(measure, cells)
+    # … and the formulas, from the plain model's own means on.
+    formulas = Formulas(plain, *val, low)
+    for layer, position in cells:
+        r, nu = ((x[layer, position]).float().to(plain.model.device) for x in (mu_x - nu_x, nu_x))
+        expected = formulas.scores(*edits(mode, layer, r, nu))
+        ours = tuple(found[layer, position, measure] for measure in ("s_comply", "s_refuse", "kl"))
+        assert ours == pytest.approx(expected, abs=1e-4), (layer, position)
+
+
+@pytest.mark.parametrize("mode", ["affine", "linear"])
+def test_the_chosen_candidate_scores_what_the_formulas_give(request, plain, real_prompts, mode):
+    selection = request.getfixturevalue(f"{mode}_selection")
+    val = [real_prompts.side(side, "val") for side in ("positive", "negative")]
+    d, row = selection.direction, selection.winner
+    r, nu = (x.to(plain.model.device) for x in (d.vector, d.reference))
+    expected = Formulas(plain, *val, selection.evaluation_layers).scores(*edits(mode, d.layer, r, nu))
+    assert (row.s_comply, row.s_refuse, row.kl) == pytest.approx(expected, abs=1e-4)
+    kept = selection.table[selection.table.kept]
+    assert row.score == kept.score.max()
+    assert row.kl <= 0.1 and d.layer < 0.8 * len(plain.blocks)
+
+
+def test_bfloat16_scores_lie_close_to_those_in_float32(real_model_path, affine_selection, real_prompts, real_n):
+    model = load_model(real_model_path, dtype="bfloat16")
+    half = select_cosmic(model, real_prompts, CosmicOptions(n_train=real_n, n_val=real_n))
+    assert half.evaluation_layers == affine_selection.evaluation_layers
+    for measure in ("s_comply", "s_refuse"):
+        apart = (half.table[measure] - affine_selection.table[measure]).abs().dropna()
+        assert len(apart) >= len(half.table) / 2
+        assert apart.max() < 0.005, measure
+    # Either the same is chosen, or the two lie so close that the numbers' precision decides.
+    assert half.winner.score - affine_selection.winner.score == pytest.approx(0, abs=0.01)
+    assert torch.isfinite(half.direction.vector).all()

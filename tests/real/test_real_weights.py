@@ -1,0 +1,28 @@
+"""A checkpoint with a direction taken out of its weights is, in plain transformers, the model under ablation."""
+
+import gc
+
+import pytest
+from plain import PlainModel, ablate
+
+from cosmic_tl import load_model, orthogonalize_weights, save_checkpoint
+
+pytestmark = pytest.mark.real
+
+
+def test_an_orthogonalized_checkpoint_equals_ablation(real_model_path, plain, linear_selection, real_prompts, tmp_path):
+    direction = linear_selection.direction
+    model = load_model(real_model_path, dtype="float32", device=plain.model.device)
+    edit = orthogonalize_weights(model, direction)
+    save_checkpoint(model, tmp_path / "edited", edit)
+    del model
+    gc.collect()
+    texts = [text for side in ("positive", "negative") for text in real_prompts.side(side, "test")[:4]]
+    edited = PlainModel(tmp_path / "edited", plain.model.device).run(texts)
+    expected = plain.run(texts, everywhere=ablate(direction.vector.to(plain.model.device)))
+    clean = plain.run(texts)
+    assert edit.exact
+    assert (edited[2] - expected[2]).abs().max() < 1e-3
+    assert (clean[2] - expected[2]).abs().max() > 0.1  # so that equality says something
+    unit = direction.unit.double()
+    assert (edited[1] @ unit).abs().max() < 1e-3 * edited[1].norm(dim=-1).max()
