@@ -28,8 +28,7 @@ from cosmic_tl.models import model_label
 from cosmic_tl.prompts import ContrastSet, load_prompts
 from cosmic_tl.selection.cosmic import evaluation_layers
 from cosmic_tl.selection.cosmic_scores import CosmicScorer
-from cosmic_tl.selection.options import Mode
-from cosmic_tl.selection.options import Cell, CosmicOptions
+from cosmic_tl.selection.options import Cell, CosmicOptions, Mode
 from cosmic_tl.selection.scores import Scores
 from cosmic_tl.weights.export import plain_model
 
