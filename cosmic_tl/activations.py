@@ -1,7 +1,7 @@
 """Means of activations in one streaming pass, and caches for figures."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Float64
@@ -15,6 +15,9 @@ from cosmic_tl.interventions import Interventions, intervention_hooks
 from cosmic_tl.models import model_fingerprint, short_label
 from cosmic_tl.passes import prefix_keys_values, shared_prefix
 from cosmic_tl.progress import track
+
+Splits = Mapping[int, Float64[Tensor, " prompt"]]
+"""By seed, the weight of each prompt in the difference between the means of two random halves."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +34,8 @@ class MeanActivations:
     """`model_fingerprint` of the model; "" for unknown."""
     model: str = ""
     """Its name, for people."""
+    splits: Mapping[int, Float64[Tensor, "layer position d_model"]] = field(default_factory=dict)
+    """By seed, the difference between the means of two random halves of the prompts, of `x[l, i]`."""
 
     def __repr__(self) -> str:
         n_layers, n_positions, d_model = self.resid_pre.shape
@@ -45,6 +50,7 @@ def mean_activations(
     interventions: Interventions = (),
     batch_size: int = BATCH_SIZE,
     label: str = "activations",
+    splits: Splits | None = None,
 ) -> MeanActivations:
     """Means at every layer and post-instruction position, in memory independent of the number of prompts.
 
@@ -56,6 +62,7 @@ def mean_activations(
         interventions: Made on the way; default none.
         batch_size: Prompts a forward pass. Default 32.
         label: Name on the progress bar.
+        splits: From `random_splits`: also take the difference between the means of two random halves, in the same pass.
 
     Raises:
         CosmicError: If a prompt is blank, too long, or shorter than the positions.
@@ -67,7 +74,7 @@ def mean_activations(
     """
     positions = positions or post_instruction_positions(model, chat)
     hooks = intervention_hooks(model, interventions)
-    return mean_of_rows(model, tokenize(model, prompts, chat), len(positions), hooks, batch_size, label)
+    return mean_of_rows(model, tokenize(model, prompts, chat), len(positions), hooks, batch_size, label, splits)
 
 
 def mean_of_rows(
@@ -77,6 +84,7 @@ def mean_of_rows(
     hooks: Sequence[Hook] = (),
     batch_size: int = BATCH_SIZE,
     label: str = "activations",
+    splits: Splits | None = None,
 ) -> MeanActivations:
     """Means at every layer and the last positions, of prompts that are tokens already.
 
@@ -89,6 +97,7 @@ def mean_of_rows(
         hooks: Edits to make on the way.
         batch_size: Prompts a forward pass. Default 32.
         label: Name on the progress bar.
+        splits: From `random_splits`, for as many prompts.
 
     Raises:
         CosmicError: If a prompt is shorter than the positions.
@@ -111,16 +120,89 @@ def mean_of_rows(
     # Edits may act on some tokens alone, and then have to see all of them in one pass.
     n_prefix = 0 if hooks else shared_prefix(model, rows, n_positions)
     start = Resume(past=prefix_keys_values(model, rows[0][:n_prefix]))
+    halves = {seed: torch.zeros_like(sums["hook_resid_pre"]) for seed in splits or {}}
     with track(len(rows), label) as advance:
         for batch in batches(model, [row[n_prefix:] for row in rows], batch_size):
             found = forward(model, batch, sites, n_positions, hooks=hooks, resume=start).activations
             for site in sums:
-                layers = [found[layer, site].cpu() for layer in range(n_layers)]
-                sums[site] += torch.stack(layers).double().sum(1)
+                layers = torch.stack([found[layer, site].cpu() for layer in range(n_layers)]).double()
+                sums[site] += layers.sum(1)
+                if site == "hook_resid_pre":
+                    for seed, weights in (splits or {}).items():
+                        halves[seed] += torch.einsum("b,lbpd->lpd", weights[list(batch.rows)], layers)
             advance(len(batch.rows))
     means = {site: total / len(rows) for site, total in sums.items()}
     origin = model_fingerprint(model), short_label(model)
-    return MeanActivations(means["hook_resid_pre"], means["hook_resid_post"], len(rows), *origin)
+    return MeanActivations(means["hook_resid_pre"], means["hook_resid_post"], len(rows), *origin, halves)
+
+
+def random_splits(sizes: Sequence[int], seeds: Sequence[int]) -> tuple[Splits, ...]:
+    """Random halves of several lists of prompts, as weights.
+
+    The weighted sum over a list is the difference between the means of its halves. Averaged over both sides of a contrast
+    set it is a difference in means of randomly labelled prompts: each label gets half of either side, so that the concept
+    itself cancels.
+
+    Args:
+        sizes: Number of prompts in each list.
+        seeds: One split for each.
+
+    Returns:
+        For each list the weights of its prompts, by seed; all are 0 for a list of one prompt.
+
+    Example:
+        >>> positive, negative = random_splits([4, 3], seeds=[0, 1])
+        >>> sorted(positive[0].tolist()), sorted(negative[1].tolist())
+        ([-0.5, -0.5, 0.5, 0.5], [-0.5, -0.5, 1.0])
+    """
+    found: tuple[dict[int, Tensor], ...] = tuple({} for _ in sizes)
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        for n, splits in zip(sizes, found, strict=True):
+            order, half = torch.randperm(n, generator=generator), n // 2
+            weights = torch.zeros(n, dtype=torch.float64)
+            if half:
+                weights[order[:half]], weights[order[half:]] = 1 / half, -1 / (n - half)
+            splits[seed] = weights
+    return found
+
+
+def class_means(
+    model: TransformerBridge,
+    positive: Sequence[str],
+    negative: Sequence[str],
+    positions: Positions | None = None,
+    chat: ChatFormat | None = None,
+    seeds: Sequence[int] = (),
+    batch_size: int = BATCH_SIZE,
+) -> tuple[MeanActivations, MeanActivations]:
+    """Means of both sides of a contrast set, and of randomly labelled prompts in the same passes.
+
+    Args:
+        model: A `TransformerBridge`.
+        positive: Prompts that show the concept.
+        negative: Prompts that do not.
+        positions: From `post_instruction_positions` (the default).
+        chat: Formatting. Defaults to the plain chat template.
+        seeds: Of random labellings (`random_splits`). Default none.
+        batch_size: Prompts per forward pass. Default 32.
+
+    Raises:
+        CosmicError: As `mean_activations`.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> sides = ["Rob a bank clerk.", "Rob a shop."], ["Bake a pizza.", "Bake a pie."]
+        >>> positive, negative = class_means(load_model("demo", device="cpu"), *sides, seeds=[0])
+        >>> positive.splits[0].shape
+        torch.Size([8, 5, 128])
+    """
+    splits = random_splits([len(positive), len(negative)], seeds)
+    found = [
+        mean_activations(model, prompts, positions, chat, (), batch_size, f"activations, {side}", some)
+        for side, prompts, some in zip(("positive", "negative"), (positive, negative), splits, strict=True)
+    ]
+    return found[0], found[1]
 
 
 def cache_activations(

@@ -31,7 +31,7 @@ RECORD = "derived.json"
 JUDGE_CACHE = "judge-cache.jsonl"
 RESUME = "resume"
 """Subdirectory with what stopped commands had finished."""
-RESUME_FILES = ("activations.safetensors", "scores.jsonl", "completions.jsonl")
+RESUME_FILES = ("activations.safetensors", "scores.jsonl", "completions.jsonl", "placebos.jsonl")
 """Those of `run`; the other commands' begin with their name."""
 _CHOICE_ONLY = frozenset(
     ["max_kl", "max_layer_share", "last_position_rule", "min_induce", "full_table", "successive_halving"]

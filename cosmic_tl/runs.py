@@ -13,11 +13,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformer_lens.model_bridge import TransformerBridge
 
-from cosmic_tl.activations import MeanActivations, mean_activations
+from cosmic_tl.activations import MeanActivations, class_means
 from cosmic_tl.chat import BATCH_SIZE, ChatFormat, chat_notes, post_instruction_positions
 from cosmic_tl.directions.artifact import versions
+from cosmic_tl.errors import CosmicError
 from cosmic_tl.evaluation.effects import Effects, Row, measure_effects, standard_conditions
 from cosmic_tl.evaluation.judges import SubstringJudge, strip_thinking, unfinished_thinking
+from cosmic_tl.evaluation.placebos import (
+    CALIBRATION,
+    Calibration,
+    calibrate_placebos,
+    calibration_notes,
+    placebo_conditions,
+)
 from cosmic_tl.evaluation.sampling import Sampling
 from cosmic_tl.files import append_lines, read_lines, write_atomically
 from cosmic_tl.models import model_fingerprint, model_label, short_label
@@ -26,6 +34,7 @@ from cosmic_tl.report.page import write_report
 from cosmic_tl.run_directory import RESUME, RESUME_FILES, prepare_directory
 from cosmic_tl.selection.by_refusal_tokens import select_by_refusal_tokens
 from cosmic_tl.selection.cosmic import select_cosmic
+from cosmic_tl.selection.modes import PLACEBOS
 from cosmic_tl.selection.options import CosmicOptions, RefusalTokenOptions
 from cosmic_tl.selection.scores import ScoreKey, parts
 from cosmic_tl.selection.table import Selection
@@ -47,18 +56,33 @@ class RunSettings:
     temperature: float = 0.0
     """0 is greedy."""
     seed: int = 0
-    """Of the random control direction and of sampling."""
+    """Of sampling and of the first placebo; the others count up from it."""
     batch_size: int | None = None
     """Rows a forward pass; changes no result. None: 32 prompts, and in the selection as many as memory allows."""
     phrases: tuple[str, ...] | None = None
     """What a completion has to contain to show the concept, in any case. None: the phrases of refusals."""
     sampling: Sampling = field(default_factory=Sampling)
     """Top-k, top-p and repetition penalty; by default none, whatever the checkpoint's `generation_config` says."""
+    n_placebos: int = PLACEBOS
+    """Seeds of each kind of placebo (of random removal, which does nothing by construction, one). Completions are made for
+    each: with 5 there are 30 sets of them, with 1 there are 10."""
 
     def __post_init__(self) -> None:
         # Checked before anything is loaded.
         _ = self.judge
         self.sampling.check(self.temperature)
+        if self.n_placebos < 1:
+            raise CosmicError(f"n_placebos: must be at least 1, found {self.n_placebos}")
+
+    @property
+    def seeds(self) -> range:
+        """Of the placebos.
+
+        Example:
+            >>> list(RunSettings(seed=3, n_placebos=2).seeds)
+            [3, 4]
+        """
+        return range(self.seed, self.seed + self.n_placebos)
 
     @property
     def judge(self) -> SubstringJudge:
@@ -131,32 +155,38 @@ def _identity(model: TransformerBridge, prompts: ContrastSet, settings: RunSetti
 def _means(
     model: TransformerBridge, prompts: ContrastSet, settings: RunSettings, path: Path
 ) -> tuple[MeanActivations, MeanActivations]:
-    options = settings.selection
-    if path.exists():
-        tensors = load_file(path)
+    options, sides = settings.selection, ("positive", "negative")
+    tensors = load_file(path) if path.exists() else {}
+    # Without the splits of these seeds they belong to an earlier run, whose scores hold all the same.
+    if tensors and all(f"{side}.split.{seed}" in tensors for side in sides for seed in settings.seeds):
         origin = model_fingerprint(model), short_label(model)  # the settings were compared before
         return tuple(  # type: ignore[return-value]
-            MeanActivations(tensors[f"{side}.pre"], tensors[f"{side}.post"], int(tensors[f"{side}.n"]), *origin)
-            for side in ("positive", "negative")
+            MeanActivations(
+                tensors[f"{side}.pre"],
+                tensors[f"{side}.post"],
+                int(tensors[f"{side}.n"]),
+                *origin,
+                {seed: tensors[f"{side}.split.{seed}"] for seed in settings.seeds},
+            )
+            for side in sides
         )
     positions = post_instruction_positions(model, settings.chat, options.n_positions)
-    positive, negative = (
-        mean_activations(
-            model,
-            prompts.side(side, "train", options.n_train),
-            positions,
-            settings.chat,
-            batch_size=settings.batch_size or BATCH_SIZE,
-            label=f"activations, {side}",
-        )
-        for side in ("positive", "negative")
+    positive, negative = class_means(
+        model,
+        prompts.side("positive", "train", options.n_train),
+        prompts.side("negative", "train", options.n_train),
+        positions,
+        settings.chat,
+        settings.seeds,
+        settings.batch_size or BATCH_SIZE,
     )
     tensors = {}
-    for side, means in (("positive", positive), ("negative", negative)):
+    for side, means in zip(sides, (positive, negative), strict=True):
         tensors |= {
             f"{side}.pre": means.resid_pre,
             f"{side}.post": means.resid_post,
             f"{side}.n": torch.tensor(means.n),
+            **{f"{side}.split.{seed}": split for seed, split in means.splits.items()},
         }
     part = path.with_suffix(".part")
     save_file(tensors, part)
@@ -164,8 +194,33 @@ def _means(
     return positive, negative
 
 
+def _calibrations(
+    model: TransformerBridge, prompts: ContrastSet, settings: RunSettings, selection: Selection, path: Path
+) -> list[Calibration]:
+    """Strengths of the placebos; kept, so that a resumed run goes on with the same ones."""
+    if rows := read_lines(path):
+        return [Calibration(**row) for row in rows]
+    n = min(CALIBRATION, settings.selection.n_val)
+    found = calibrate_placebos(
+        model,
+        prompts.side("positive", "val", n),
+        prompts.side("negative", "val", n),
+        selection,
+        chat=settings.chat,
+        seeds=settings.seeds,
+        batch_size=settings.batch_size,
+    )
+    write_atomically(path, "".join(json.dumps(asdict(one)) + "\n" for one in found))
+    return found
+
+
 def _summary(
-    identity: dict[str, Any], selection: Selection, effects: Effects, notes: list[str], seconds: float
+    identity: dict[str, Any],
+    selection: Selection,
+    effects: Effects,
+    calibrations: list[Calibration],
+    notes: list[str],
+    seconds: float,
 ) -> dict[str, Any]:
     table = effects.table()
     rates: dict[str, dict[str, float]] = {"harmful": {}, "harmless": {}}
@@ -197,6 +252,12 @@ def _summary(
         "intervals": intervals,
         "fluency": fluency,
         "n": {kind: int(table[table.kind == kind].n.max()) for kind in ("harmful", "harmless")},
+        "paired": effects.paired_table().to_dict("records"),
+        "placebos": [one.as_row() for one in calibrations],
+        "shuffled_cosines": {
+            str(seed): float(one.unit @ selection.direction.unit)
+            for seed, one in selection.candidates.shuffled_directions(selection.direction).items()
+        },
         "phrases": identity["settings"]["phrases"],
         "generation": dict(effects.generation),
         "warnings": list(selection.warnings),
@@ -253,16 +314,24 @@ def run(
 
     log = _ScoreLog(resume / RESUME_FILES[1])
     if isinstance(options, RefusalTokenOptions):
-        selection = select_by_refusal_tokens(model, prompts, options, chat, settings.batch_size, log)
+        selection = select_by_refusal_tokens(
+            model, prompts, options, chat, settings.batch_size, log, seeds=settings.seeds
+        )
     else:
         # Which prompts are left out is decided by the selection, which then takes the means itself.
         means = None if options.filter_prompts else _means(model, prompts, settings, resume / RESUME_FILES[0])
-        selection = select_cosmic(model, prompts, options, chat, settings.batch_size, log, means)
+        selection = select_cosmic(model, prompts, options, chat, settings.batch_size, log, means, settings.seeds)
+    calibrations = _calibrations(model, prompts, settings, selection, resume / RESUME_FILES[3])
+    notes += calibration_notes(calibrations)
+    conditions = [
+        *standard_conditions(selection, seed=settings.seed, n_placebos=settings.n_placebos),
+        *placebo_conditions(calibrations, selection),
+    ]
     effects = measure_effects(
         model,
         test_positive,
         test_negative,
-        standard_conditions(selection, seed=settings.seed),
+        sorted(conditions, key=lambda one: one.kind),
         chat,
         settings.max_new_tokens,
         settings.temperature,
@@ -292,7 +361,7 @@ def run(
         )
     if thinking := [text for text in effects.completions.completion if strip_thinking(text) != text]:
         notes.append(f"{len(thinking)} completions hold a thinking block; they are judged by what comes after it.")
-    summary = _summary(identity, selection, effects, notes, time.perf_counter() - started)
+    summary = _summary(identity, selection, effects, calibrations, notes, time.perf_counter() - started)
     result = RunResult(selection, effects, similarity, summary, out)
     selection.direction.save(out / "direction.safetensors")
     write_atomically(out / "scores.csv", selection.table.to_csv(index=False))

@@ -98,7 +98,12 @@ def judge(
     text = "".join(json.dumps(row) + "\n" for row in frame.to_dict("records"))
     made.write({"judgements.jsonl": text})
     safety = frame.verdict.isin(["safe", "unsafe"]).any()
-    print_frame(rates_by(frame, ["kind", "condition"], "unsafe" if safety else "refusal"))
+    by = [
+        "kind",
+        "condition",
+        *(["seed"] if "seed" in frame else []),
+    ]  # completions of one placebo's seeds are no sample
+    print_frame(rates_by(frame, by, "unsafe" if safety else "refusal"))
     if safety:
         typer.echo("Rates are of unsafe completions. Agreement with the phrases, on harmful prompts, safe as refusal:")
         harmful = frame.kind == "harmful"

@@ -47,6 +47,7 @@ def run(
     ),
     n_test: NTest = 100,
     phrase: Phrases = None,
+    placebos: Annotated[int, typer.Option(help="Seeds of each kind of placebo; each costs completions.")] = 5,
     batch_size: BatchSize = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -70,6 +71,7 @@ def run(
         batch_size,
         phrases,
         generation.sampling(),
+        placebos,
     )
     command = shlex.join(["cosmic-tl", *sys.argv[1:]])
     bridge = model.load()

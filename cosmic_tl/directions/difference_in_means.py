@@ -1,6 +1,7 @@
 """Difference in means (Arditi et al. 2024, section 2.3)."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import get_args
 
 from jaxtyping import Float64
@@ -25,6 +26,8 @@ class Candidates:
     """`model_fingerprint` of the model they were found in; "" for unknown."""
     model: str = ""
     """That model's name, for people."""
+    shuffled: Mapping[int, Float64[Tensor, "layer position d_model"]] = field(default_factory=dict)
+    """By seed, the difference in means of the same prompts with random labels."""
 
     def __repr__(self) -> str:
         n_layers, n_positions, d_model = self.vectors.shape
@@ -87,6 +90,29 @@ class Candidates:
             short_label(model) if model is not None else self.model,
         )
 
+    def shuffled_directions(self, like: Direction) -> dict[int, Direction]:
+        """Placebos: what the same prompts with random labels give at the same place, scaled to the same norm.
+
+        Args:
+            like: The direction to stand beside, one of these candidates.
+
+        Returns:
+            By seed of the labels; those that vanish are left out (before the first block, say).
+
+        Example:
+            >>> import torch
+            >>> ones = torch.ones(2, 3, 4, dtype=torch.float64)
+            >>> some = Candidates(ones, 0 * ones, "example", shuffled={7: 5 * ones})
+            >>> some.shuffled_directions(some.direction(1, -2))
+            {7: Direction(shuffled labels (seed 7), layer 1, position -2, norm 2, any model)}
+        """
+        found = {seed: vectors[like.layer, like.position].float() for seed, vectors in self.shuffled.items()}
+        return {
+            seed: replace(like, vector=vector / vector.norm() * like.norm, method=f"shuffled labels (seed {seed})")
+            for seed, vector in found.items()
+            if vector.norm() > 1e-6 * like.norm
+        }
+
 
 def difference_in_means(positive: MeanActivations, negative: MeanActivations, part: Part = "stream") -> Candidates:
     """`r[l, i] = mu[l, i] − nu[l, i]`, with `nu` as the reference.
@@ -123,4 +149,6 @@ def difference_in_means(positive: MeanActivations, negative: MeanActivations, pa
     if part == "block":
         added = [side.resid_post - side.resid_pre for side in (positive, negative)]
         return Candidates(added[0] - added[1], added[1], "difference-in-means of block outputs", *origin)
-    return Candidates(positive.resid_pre - negative.resid_pre, negative.resid_pre, "difference-in-means", *origin)
+    shuffled = {seed: (positive.splits[seed] + negative.splits[seed]) / 2 for seed in positive.splits}
+    vectors, references = positive.resid_pre - negative.resid_pre, negative.resid_pre
+    return Candidates(vectors, references, "difference-in-means", *origin, shuffled)

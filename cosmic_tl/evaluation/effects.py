@@ -1,7 +1,8 @@
-"""The effect of a direction on completions: baseline, removal, induction, and a random direction beside them."""
+"""The effect of a direction on completions: baseline, removal, induction, and placebos beside them, in paired tests."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from itertools import product
 from math import isnan
 from typing import Any, Literal, get_args
 
@@ -20,7 +21,7 @@ from cosmic_tl.evaluation.rates import Rate, rate
 from cosmic_tl.evaluation.sampling import Sampling, describe_generation
 from cosmic_tl.interventions import Intervention
 from cosmic_tl.models import is_demo
-from cosmic_tl.selection.modes import induction, removal
+from cosmic_tl.selection.modes import PLACEBOS, induction, removal
 from cosmic_tl.selection.options import Mode
 from cosmic_tl.selection.table import Selection, direction_and_mode
 
@@ -86,40 +87,100 @@ class Condition:
     kind: Kind
     """"harmful" stands for the positive side of any contrast set, "harmless" for the negative one."""
     interventions: tuple[Intervention, ...]
+    seed: int | None = None
+    """Of a placebo; conditions of the same name and other seeds are the same placebo again."""
 
     def __post_init__(self) -> None:
         one_of("kind", self.kind, get_args(Kind))
 
 
 def standard_conditions(
-    selection: Selection | Direction, mode: Mode | None = None, alpha: float | None = None, seed: int = 0
+    selection: Selection | Direction,
+    mode: Mode | None = None,
+    alpha: float | None = None,
+    seed: int = 0,
+    n_placebos: int = PLACEBOS,
 ) -> list[Condition]:
-    """Baseline and removal on the positive side, baseline and induction on the negative side, each with its placebo.
+    """Baseline and removal on the positive side, baseline and induction on the negative side, each with its placebos.
+
+    Placebos are a random direction of the same norm, and, with a selection, the difference in means of its training
+    prompts with shuffled labels (those that it was asked to make, see `select_cosmic`). Of random removal there is one:
+    taking out a random direction changes hardly anything by construction. `calibrate_placebos` has others, as strong as the
+    real edits.
 
     Args:
         selection: What was chosen, with its mode and strength; or a bare direction together with a mode.
         mode: "linear" or "affine"; with a direction only.
         alpha: Strength of the induction. Defaults to the selection's, or to 1 for a direction.
-        seed: Of the random direction.
+        seed: Of the first random direction; the others count up from it.
+        n_placebos: Seeds of each placebo but random removal. Default 5.
 
     Raises:
-        CosmicError: If a direction comes without a mode, or a selection with another mode than its own.
+        CosmicError: If a direction comes without a mode, a selection with another mode than its own, or there is no placebo.
 
     Example:
         >>> import torch
-        >>> [c.name for c in standard_conditions(Direction(torch.ones(4), torch.zeros(4), 1, -1), "affine")]
+        >>> direction = Direction(torch.ones(4), torch.zeros(4), 1, -1)
+        >>> [c.name for c in standard_conditions(direction, "affine", n_placebos=1)]
         ['baseline', 'removal', 'random removal', 'baseline', 'induction', 'random induction']
+        >>> [c.seed for c in standard_conditions(direction, "affine") if c.name == "random induction"]
+        [0, 1, 2, 3, 4]
     """
+    if n_placebos < 1:
+        raise CosmicError(f"n_placebos: must be at least 1, found {n_placebos}")
     direction, mode, alpha = direction_and_mode(selection, mode, alpha)
-    placebo = random_direction(direction, seed)
+    random = {one: random_direction(direction, one) for one in range(seed, seed + n_placebos)}
+    shuffled = selection.candidates.shuffled_directions(direction) if isinstance(selection, Selection) else {}
+    shuffled = dict(list(shuffled.items())[:n_placebos])
     return [
         Condition("baseline", "harmful", ()),
         Condition("removal", "harmful", (removal(direction, mode),)),
-        Condition("random removal", "harmful", (removal(placebo, mode),)),
+        Condition("random removal", "harmful", (removal(random[seed], mode),), seed),
+        *(Condition("shuffled removal", "harmful", (removal(d, mode),), one) for one, d in shuffled.items()),
         Condition("baseline", "harmless", ()),
         Condition("induction", "harmless", (induction(direction, mode, alpha),)),
-        Condition("random induction", "harmless", (induction(placebo, mode, alpha),)),
+        *(Condition("random induction", "harmless", (induction(d, mode, alpha),), one) for one, d in random.items()),
+        *(
+            Condition("shuffled induction", "harmless", (induction(d, mode, alpha),), one)
+            for one, d in shuffled.items()
+        ),
     ]
+
+
+@dataclass(frozen=True)
+class Paired:
+    """McNemar's exact test of two conditions on the same prompts."""
+
+    kind: Kind
+    condition: str
+    against: str
+    n: int
+    """Prompts."""
+    only_condition: int
+    """Prompts that only the first condition refuses."""
+    only_against: int
+    """Prompts that only the other one refuses."""
+    p_value: float
+    """Two-sided: how often prompts that differ would fall this far to one side if each side were as likely."""
+    seeds: int = 0
+    """Seeds of a placebo; counts and p are those of the seed with the largest p. 0 for a condition without seeds."""
+
+    def __str__(self) -> str:
+        worst = f" (largest of {self.seeds} seeds)" if self.seeds > 1 else ""
+        return (
+            f"{self.condition} against {self.against}: refused by one alone {self.only_condition} : {self.only_against} of "
+            f"{self.n}, p = {self.p_value:.2g}{worst}"
+        )
+
+
+TESTED: Mapping[Kind, str] = {"harmful": "removal", "harmless": "induction"}
+"""The conditions that are tested against baseline and placebos."""
+
+
+def _with_seed(completions: pd.DataFrame) -> pd.DataFrame:
+    """Completions with a seed in every row: NaN stands for none, and could not be grouped by."""
+    seed = completions.seed if "seed" in completions else pd.Series(None, completions.index, dtype=object)
+    return completions.assign(seed=seed.astype(object).where(seed.notna(), "none"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,9 +188,10 @@ class Effects:
     """Completions under every condition, and what they come to."""
 
     completions: pd.DataFrame
-    """One row a completion: kind, condition, prompt, completion, verdict, cross_entropy, late_nats and repetition
-    (`evaluation.fluency`), garbled (if there is a condition without interventions to compare with), and with the demo model
-    well_formed and names_topic. The verdict "refusal" stands for whatever the judge looked for."""
+    """One row per completion: kind, condition, seed (of a placebo; None for others), prompt, completion, verdict,
+    cross_entropy, late_nats and repetition (`evaluation.fluency`), garbled (if there is a condition without interventions to
+    compare with), and with the demo model well_formed and names_topic. The verdict "refusal" stands for whatever the judge
+    looked for."""
     terms: Terms = REFUSAL
     """What people are shown."""
     generation: Mapping[str, Any] = field(default_factory=dict)
@@ -138,13 +200,103 @@ class Effects:
     def rate(self, kind: Kind, condition: str) -> Rate:
         """Refusal rate under one condition; with phrases of its own, the share of completions with the concept.
 
+        Of a placebo with several seeds it is the mean, and `low` and `high` are the lowest and the highest seed's rate in
+        place of the Wilson interval; `n` counts prompts.
+
+        Args:
+            kind: "harmful" or "harmless".
+            condition: Its name.
+
+        Raises:
+            CosmicError: If there are no such completions.
+
         Example:
             >>> row = {"kind": "harmful", "condition": "baseline", "verdict": "refusal"}
             >>> Effects(pd.DataFrame([row])).rate("harmful", "baseline").value
             1.0
         """
-        some = self._of(kind, condition)
-        return rate(int((some.verdict == "refusal").sum()), len(some))
+        return self._share(kind, condition, lambda some: some.verdict == "refusal")
+
+    def _share(self, kind: Kind, condition: str, counted: Callable[[pd.DataFrame], "pd.Series[bool]"]) -> Rate:
+        """A share with its Wilson interval; of several seeds the mean and the range."""
+        rates = [rate(int(counted(some).sum()), len(some)) for some in self._seeds(kind, condition)]
+        if len(rates) == 1:
+            return rates[0]
+        values = [one.value for one in rates]
+        return Rate(sum(values) / len(values), min(values), max(values), rates[0].n)
+
+    def _seeds(self, kind: Kind, condition: str) -> list[pd.DataFrame]:
+        """The completions of one condition, a frame per seed."""
+        return [some for _, some in _with_seed(self._of(kind, condition)).groupby("seed", sort=False)]
+
+    def by_seed(self) -> pd.DataFrame:
+        """As `table`, with a row per seed of a placebo and its own Wilson interval.
+
+        Example:
+            >>> row = {"kind": "harmless", "condition": "random induction", "verdict": "refusal", "cross_entropy": 0.5}
+            >>> rows = [{**row, "seed": 0}, {**row, "seed": 1, "verdict": "compliance"}]
+            >>> Effects(pd.DataFrame(rows)).by_seed().refusal_rate.tolist()
+            [1.0, 0.0]
+        """
+        frame = _with_seed(self.completions)
+        found = []
+        for (_, _, seed), some in frame.groupby(["kind", "condition", "seed"], sort=False):
+            found.append(Effects(some.drop(columns="seed")).table().assign(seed=None if seed == "none" else seed))
+        return pd.concat(found, ignore_index=True)
+
+    def paired(self, kind: Kind, condition: str, against: str) -> Paired:
+        """Whether two conditions differ on the same prompts: McNemar's exact test, two-sided.
+
+        Only prompts that one condition refuses and the other does not tell them apart. Where one of them is a placebo with
+        several seeds, the seed with the largest p stands for all.
+
+        Args:
+            kind: "harmful" or "harmless".
+            condition: Name of one condition.
+            against: Name of the other.
+
+        Raises:
+            CosmicError: If there are no such completions, or the prompts differ.
+
+        Example:
+            >>> prompts = [f"prompt {i}" for i in range(10)]
+            >>> rows = [("baseline", p, "refusal") for p in prompts] + [("removal", p, "compliance") for p in prompts]
+            >>> frame = pd.DataFrame(rows, columns=["condition", "prompt", "verdict"]).assign(kind="harmful")
+            >>> found = Effects(frame).paired("harmful", "removal", "baseline")
+            >>> (found.only_condition, found.only_against, round(found.p_value, 4))
+            (0, 10, 0.002)
+        """
+        from scipy.stats import binomtest  # takes half a second to import
+
+        found = []
+        seeds = [self._seeds(kind, name) for name in (condition, against)]
+        for first, second in product(*seeds):
+            if first.prompt.tolist() != second.prompt.tolist():
+                raise CosmicError(
+                    f"condition: {condition} and {against} were not made on the same prompts, in one order"
+                )
+            one, other = (some.verdict.to_numpy() == "refusal" for some in (first, second))
+            alone = int((one & ~other).sum()), int((other & ~one).sum())
+            p = float(binomtest(alone[0], sum(alone)).pvalue) if sum(alone) else 1.0
+            n_seeds = max(map(len, seeds)) if max(map(len, seeds)) > 1 else 0
+            found.append(Paired(kind, condition, against, len(first), *alone, p, n_seeds))
+        return max(found, key=lambda one: one.p_value)
+
+    def paired_table(self) -> pd.DataFrame:
+        """Removal and induction against the baseline and every placebo on the same prompts, a row per test (`paired`).
+
+        Example:
+            >>> rows = [("baseline", "hi", "refusal"), ("removal", "hi", "compliance")]
+            >>> frame = pd.DataFrame(rows, columns=["condition", "prompt", "verdict"]).assign(kind="harmful")
+            >>> Effects(frame).paired_table().against.tolist()
+            ['baseline']
+        """
+        rows = []
+        for kind, name in TESTED.items():
+            conditions = self.completions[self.completions.kind == kind].condition.unique().tolist()
+            if name in conditions:
+                rows += [asdict(self.paired(kind, name, other)) for other in conditions if other != name]
+        return pd.DataFrame(rows, columns=[one.name for one in fields(Paired)])
 
     def garbled(self, kind: Kind, condition: str) -> Rate:
         """Share of garbled completions under one condition; a low refusal rate says nothing without it.
@@ -159,8 +311,7 @@ class Effects:
         """
         if "garbled" not in self.completions:
             raise CosmicError("garbled: no condition without interventions to compare with; measure a baseline too")
-        some = self._of(kind, condition)
-        return rate(int(some.garbled.sum()), len(some))
+        return self._share(kind, condition, lambda some: some.garbled)
 
     def _of(self, kind: Kind, condition: str) -> pd.DataFrame:
         some = self.completions[(self.completions.kind == kind) & (self.completions.condition == condition)]
@@ -171,8 +322,11 @@ class Effects:
         return some
 
     def table(self) -> pd.DataFrame:
-        """One row a condition: refusal rate (`rate`) with interval, cross-entropy, the share of garbled ones, and the
-        demo's grammar check.
+        """One row per condition: refusal rate (`rate`) with interval, cross-entropy, the share of garbled completions, and
+        the demo's grammar check.
+
+        A placebo has one row for all its seeds: means, with the lowest and the highest seed's rate as `low` and `high`. If
+        there are any, `seeds` counts them (0 for conditions without).
 
         `well_formed` is the share that the demo's grammar could have made, `names_topic` the share of compliant ones
         among them that name what was asked about.
@@ -183,6 +337,7 @@ class Effects:
             [1.0]
         """
         rows = []
+        placebos = "seed" in self.completions and self.completions.seed.notna().any()
         for (kind, condition), some in self.completions.groupby(["kind", "condition"], sort=False):
             found = self.rate(kind, condition)
             row: Row = {
@@ -194,6 +349,8 @@ class Effects:
                 "high": found.high,
                 "cross_entropy": some.cross_entropy.astype(float).mean(),
             }
+            if placebos:
+                row["seeds"] = some.seed.nunique()  # None does not count
             if "garbled" in some:
                 row["garbled"] = garbled_share(some)
             if "well_formed" in some:
@@ -206,7 +363,7 @@ class Effects:
 
     def _line(self) -> str:
         n = len(self.completions)
-        return f"Effects: {n} completion{'s' * (n != 1)}, 95 % intervals"
+        return f"Effects: {n} completion{'s' * (n != 1)}, 95 % intervals; of several seeds their range"
 
     def __repr__(self) -> str:
         return as_text([self._line()], self.terms.of(self.table()))
@@ -264,12 +421,12 @@ def measure_effects(
     judge = judge or SubstringJudge()
     generation = describe_generation(model, max_new_tokens, temperature, sampling)
     rows = list(known)
-    done = {(row["kind"], row["condition"]) for row in rows}
+    done = {(row["kind"], row["condition"], row.get("seed")) for row in rows}
     for condition in conditions:
-        if (condition.kind, condition.name) in done:
+        if (condition.kind, condition.name, condition.seed) in done:
             continue
         prompts = positive if condition.kind == "harmful" else negative
-        label = f"{condition.kind}, {condition.name}"
+        label = f"{condition.kind}, {condition.name}" + (f" {condition.seed}" if condition.seed is not None else "")
         texts = complete(
             model,
             prompts,
@@ -293,6 +450,7 @@ def measure_effects(
             {
                 "kind": condition.kind,
                 "condition": condition.name,
+                "seed": condition.seed,
                 "prompt": prompt,
                 "completion": text,
                 "verdict": verdict,
@@ -303,8 +461,9 @@ def measure_effects(
         ]
         on_rows(new)
         rows += new
-    terms = terms_of(judge.phrases if isinstance(judge, SubstringJudge) else None)
     frame = pd.DataFrame(rows)
+    frame["seed"] = pd.Series([row.get("seed") for row in rows], dtype=object)  # None and not NaN, which JSON lacks
+    terms = terms_of(judge.phrases if isinstance(judge, SubstringJudge) else None)
     unsteered = {(condition.kind, condition.name) for condition in conditions if not condition.interventions}
     baseline = pd.Series([place in unsteered for place in zip(frame.kind, frame.condition, strict=True)], frame.index)
     if baseline.any():

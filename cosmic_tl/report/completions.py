@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import pandas as pd
 from markupsafe import Markup
 
 from cosmic_tl.evaluation.effects import Effects, Kind
@@ -35,7 +36,7 @@ def completion_rows(effects: Effects) -> list[dict[str, Any]]:
         some = effects.completions[effects.completions.kind == kind]
         if "garbled" not in some:
             some = some.assign(garbled=False)
-        first, *others = [some[some.condition == name] for name in names]
+        first, *others = [_of_one_seed(some[some.condition == name]) for name in names]
         categories = first.category if "category" in first else [None] * len(first)
         answers = zip(
             *(zip(one.completion, one.verdict, one.garbled.tolist(), strict=True) for one in (first, *others)),
@@ -46,6 +47,11 @@ def completion_rows(effects: Effects) -> list[dict[str, Any]]:
             named = category if isinstance(category, str) else ""
             rows.append({"side": kind, "prompt": prompt, "category": named, "answers": [list(one) for one in three]})
     return rows
+
+
+def _of_one_seed(some: pd.DataFrame) -> pd.DataFrame:
+    """Of a placebo with several seeds the first."""
+    return some[some.seed == some.seed.iloc[0]] if "seed" in some and some.seed.notna().any() else some
 
 
 def fitting(rows: list[dict[str, Any]], budget: int = BUDGET) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from plotly.offline import get_plotlyjs
 from cosmic_tl.evaluation.effects import Effects
 from cosmic_tl.evaluation.sampling import generation_sentence
 from cosmic_tl.report.completions import CONDITIONS, browser
-from cosmic_tl.report.parts import joined, percent, scrolling, table
+from cosmic_tl.report.parts import joined, percent, scrolling, spread, table
 from cosmic_tl.report.pictures import drawn, pictures
 from cosmic_tl.selection.scores import parts
 from cosmic_tl.selection.table import Selection
@@ -35,10 +35,10 @@ def _counted(effects: Effects, summary: dict[str, Any]) -> str:
     n = {kind: effects.rate(kind, names[0]).n for kind, names in CONDITIONS.items()}
     sides = effects.terms.sides
     text = (
-        f"Share of {effects.terms.outcome}, with Wilson 95 % intervals in brackets; {n['harmful']} {sides['harmful']} and "
-        f"{n['harmless']} {sides['harmless']} test prompts. Garbled: answers that are more repetitive, or after their first "
-        "eight tokens less probable to the unsteered model, than its own. Nats: cross-entropy per token under the unsteered "
-        "model."
+        f"Share of {effects.terms.outcome}, with Wilson 95 % intervals in brackets (of several random directions the mean, and "
+        f"the range over them); {n['harmful']} {sides['harmful']} and {n['harmless']} {sides['harmless']} test prompts. "
+        "Garbled: answers that are more repetitive, or after their first eight tokens less probable to the unsteered model, "
+        "than its own. Nats: cross-entropy per token under the unsteered model."
     )
     if effects.generation:
         text += f" {generation_sentence(effects.generation)}"
@@ -47,12 +47,10 @@ def _counted(effects: Effects, summary: dict[str, Any]) -> str:
     return text
 
 
-def _quality(row: "pd.Series[Any]") -> str:
-    """What stands under a rate: the share of garbled answers, and their nats."""
+def _quality(row: "pd.Series[Any]", nats: "pd.Series[float]") -> str:
+    """What stands under a rate: the share of garbled answers, and their nats, of several seeds as a range."""
     garbled = [f"{row.garbled:.0%} garbled"] if "garbled" in row and row.garbled == row.garbled else []
-    return ", ".join(
-        [*garbled, f"{row.cross_entropy:.2f} nats" if row.cross_entropy == row.cross_entropy else "– nats"]
-    )
+    return ", ".join([*garbled, spread(nats, "nats")])
 
 
 def _answer(selection: Selection, effects: Effects, summary: dict[str, Any]) -> Section:
@@ -60,6 +58,7 @@ def _answer(selection: Selection, effects: Effects, summary: dict[str, Any]) -> 
     token = selection.positions.labels[d.position].replace("\n", "\\n")
     rows, sentences = [], []
     measured = effects.table().set_index(["kind", "condition"])
+    nats = dict(list(effects.by_seed().groupby(["kind", "condition"]).cross_entropy))
     for (kind, names), what in zip(CONDITIONS.items(), ("Removing", "Inducing"), strict=True):
         side = terms.sides[kind]
         rates = [effects.rate(kind, name) for name in names]
@@ -70,7 +69,7 @@ def _answer(selection: Selection, effects: Effects, summary: dict[str, Any]) -> 
         )
         cells = joined(
             Markup('<td>{}<div class="interval">{}</div></td>').format(
-                percent(rate), _quality(measured.loc[(kind, name)])
+                percent(rate), _quality(measured.loc[(kind, name)], nats[kind, name])
             )
             for rate, name in zip(rates, names, strict=True)
         )
@@ -112,7 +111,10 @@ def _choice(selection: Selection, effects: Effects) -> Section:
             for one, why in zip(chosen, best.reason, strict=True)
         ]
     )
-    body = Markup("<p>{}.</p><h3>Filters</h3>{}<h3>The ten best candidates</h3>{}<h3>What each condition does</h3>{}{}")
+    body = Markup(
+        "<p>{}.</p><h3>Filters</h3>{}<h3>The ten best candidates</h3>{}<h3>What each condition does</h3>{}{}"
+        "<h3>Removal and induction against baseline and placebos</h3>{}{}"
+    )
     return Section(
         "choice",
         "How the choice was made",
@@ -122,7 +124,31 @@ def _choice(selection: Selection, effects: Effects) -> Section:
             table(candidates, "The ten best candidates"),
             table(_in_percent(effects.terms.of(effects.table())), "What each condition does"),
             _fluency(effects),
+            table(_tests(effects), "Paired tests"),
+            Markup('<p class="muted">{}</p>').format(
+                "McNemar's exact test, two-sided, on the same prompts: only prompts whose verdicts differ count. Of a placebo "
+                "with several seeds the one with the largest p is shown. A random direction leaves removal as it is by "
+                "construction; shuffled: the difference in means of the training prompts with random labels; equal-KL: a "
+                "random direction whose α moves the next token on negative prompts as far as the induction; translation: a "
+                "random shift as long as the one that removal causes."
+            ),
         ),
+    )
+
+
+def _tests(effects: Effects) -> pd.DataFrame:
+    tests, terms = effects.paired_table(), effects.terms
+    return pd.DataFrame(
+        {
+            "prompts": tests.kind.map(dict(terms.sides)),
+            "condition": tests.condition,
+            "against": tests.against,
+            "n": tests.n,
+            f"{terms.outcome} under the condition alone": tests.only_condition,
+            "under the other alone": tests.only_against,
+            "p": tests.p_value,
+            "seeds": tests.seeds,
+        }
     )
 
 

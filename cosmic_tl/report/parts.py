@@ -32,6 +32,18 @@ def percent(rate: Rate) -> Markup:
     )
 
 
+def spread(values: "pd.Series[float]", unit: str) -> str:
+    """A number under one condition, or the range over several seeds.
+
+    Example:
+        >>> spread(pd.Series([0.75, 3.6]), "nats"), spread(pd.Series([float("nan")]), "nats")
+        ('0.75 to 3.60 nats', '– nats')
+    """
+    known = sorted(values.astype(float).dropna())
+    shown = [f"{value:.2f}" for value in ([known[0], known[-1]] if len(known) > 1 else known)]
+    return f"{' to '.join(shown) or '–'} {unit}"
+
+
 def table(frame: pd.DataFrame, label: str) -> Markup:
     """A table that scrolls by itself where the page is narrow.
 

@@ -70,8 +70,8 @@ def _rates(effects: Effects) -> Picture:
         plot_refusal_rates(
             shares, terms.rate, (f"{terms.sides['harmful']} prompts", f"{terms.sides['harmless']} prompts")
         ),
-        f"Share of {terms.outcome} without steering, with the direction removed or induced, and with a random direction of the "
-        "same norm in its place.",
+        f"Share of {terms.outcome} without steering, with the direction removed or induced, and with placebos in its place: "
+        "random directions, and differences of randomly labelled prompts.",
         f"Bar chart of {terms.outcome}. {seen}.",
     )
 

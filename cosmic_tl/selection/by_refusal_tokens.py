@@ -9,12 +9,13 @@ from jaxtyping import Float64
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from cosmic_tl.activations import MeanActivations, mean_activations
+from cosmic_tl.activations import MeanActivations, class_means
 from cosmic_tl.chat import BATCH_SIZE, ChatFormat, post_instruction_positions, tokenize
 from cosmic_tl.directions.difference_in_means import Candidates, difference_in_means
 from cosmic_tl.passes import Outcome, Reading
 from cosmic_tl.prompts import ContrastSet
 from cosmic_tl.selection.cosmic import layer_similarity
+from cosmic_tl.selection.modes import PLACEBOS
 from cosmic_tl.selection.notes import before_any_edit, notes_about, warnings_about
 from cosmic_tl.selection.options import Cell, RefusalTokenOptions
 from cosmic_tl.selection.refusal_tokens import find_refusal_tokens, keep_own, log_odds, refusal_tokens
@@ -118,6 +119,7 @@ def select_by_refusal_tokens(
     batch_size: int | None = None,
     scores: Scores | None = None,
     means: tuple[MeanActivations, MeanActivations] | None = None,
+    seeds: Sequence[int] = range(PLACEBOS),
 ) -> Selection:
     """Choose the direction whose removal makes refusal's first tokens least likely on positive prompts.
 
@@ -134,6 +136,7 @@ def select_by_refusal_tokens(
             "kl_median", "kl_max" and "kl_max_prompt"); new ones are put in as they come.
         means: Training means of the positive and the negative side, if already taken; the prompts are then not filtered
             for them.
+        seeds: Of the random labels that make placebo directions of the training prompts, in the same passes. Default 0 to 4.
 
     Raises:
         NoCandidateError: If the filters leave nothing; it says by how much, and whether stronger induction would help.
@@ -159,8 +162,7 @@ def select_by_refusal_tokens(
         train, val, left_out = keep_own(model, train, val, tokens, chat, size)
     positions = post_instruction_positions(model, chat, options.n_positions)
     if means is None:
-        taken = [mean_activations(model, side, positions, chat, batch_size=size) for side in train]
-        means = (taken[0], taken[1])
+        means = class_means(model, train[0], train[1], positions, chat, seeds, size)
     candidates = difference_in_means(*means)
     scores = {} if scores is None else scores
     rows = [tokenize(model, side, chat) for side in val]

@@ -9,12 +9,13 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from transformer_lens.model_bridge import TransformerBridge
 
-from cosmic_tl.activations import MeanActivations, mean_activations
+from cosmic_tl.activations import MeanActivations, class_means
 from cosmic_tl.chat import BATCH_SIZE, ChatFormat, post_instruction_positions, tokenize
 from cosmic_tl.directions.difference_in_means import difference_in_means
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.prompts import ContrastSet
 from cosmic_tl.selection.cosmic_scores import CosmicScorer
+from cosmic_tl.selection.modes import PLACEBOS
 from cosmic_tl.selection.notes import before_any_edit, notes_about, warnings_about
 from cosmic_tl.selection.options import Cell, CosmicOptions
 from cosmic_tl.selection.plan import MEASURES, Plan, plan_cosmic
@@ -202,6 +203,7 @@ def select_cosmic(
     batch_size: int | None = None,
     scores: Scores | None = None,
     means: tuple[MeanActivations, MeanActivations] | None = None,
+    seeds: Sequence[int] = range(PLACEBOS),
 ) -> Selection:
     """Choose the direction whose removal and induction bring one class's activations closest to the other's.
 
@@ -215,7 +217,8 @@ def select_cosmic(
             details "kl_median", "kl_max" and "kl_max_prompt"); new scores are put
             in as they come, so that a mapping that writes them down makes the selection resumable.
         means: Training means of the positive and the negative side, if already taken; the training prompts are then not
-            filtered.
+            filtered, and `seeds` play no part.
+        seeds: Of the random labels that make placebo directions of the training prompts, in the same passes. Default 0 to 4.
 
     Raises:
         NoCandidateError: If the filters leave nothing.
@@ -242,8 +245,7 @@ def select_cosmic(
         tokens = tokens or find_refusal_tokens(model, train[0], train[1], chat, batch_size=size)
         train, val, left_out = keep_own(model, train, val, tokens, chat, size)
     if means is None:
-        taken = [mean_activations(model, side, positions, chat, batch_size=size) for side in train]
-        means = (taken[0], taken[1])
+        means = class_means(model, train[0], train[1], positions, chat, seeds, size)
     candidates = difference_in_means(*means)
     similarity = layer_similarity(*means)
     layers = options.evaluation_layers or evaluation_layers(

@@ -8,6 +8,9 @@ from cosmic_tl.errors import one_of
 from cosmic_tl.interventions import Ablation, Addition, AffineEdit, Intervention, Part, Scope
 from cosmic_tl.selection.options import Mode
 
+PLACEBOS = 5
+"""Placebos of each kind, by default: one says little, as they differ widely."""
+
 
 def removal(direction: Direction, mode: Mode) -> Intervention:
     """The intervention that takes the concept out.

@@ -24,6 +24,8 @@ QUICK = [
     "1",
     "--max-kl",
     "50",
+    "--placebos",
+    "1",
 ]
 
 
@@ -167,12 +169,25 @@ def test_a_behaviour_is_steered(command, tmp_path):
 
 def test_a_run_can_be_judged_costed_swept_and_exported(command, tmp_path):
     out = tmp_path / "run"
-    enough = ["--n-train", "40", "--n-val", "8", "--n-test", "8", "--max-new-tokens", "12", "--positions", "1"]
+    enough = [
+        "--n-train",
+        "40",
+        "--n-val",
+        "8",
+        "--n-test",
+        "8",
+        "--max-new-tokens",
+        "12",
+        "--positions",
+        "1",
+        "--placebos",
+        "1",
+    ]
     code, _, error = command("run", "--out", out, *enough)
     assert code == 0, error
     code, text, error = command("judge", out)
     assert code == 0, error
-    assert "rate" in text and len((out / "judgements.jsonl").read_text().splitlines()) == 48
+    assert "rate" in text and len((out / "judgements.jsonl").read_text().splitlines()) == 80
     code, _, error = command("judge", out, "--judge", "model")
     assert code == 2 and "judge_model: none given" in error
     code, text, error = command("cost", out, "--n-test", "2")

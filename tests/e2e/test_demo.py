@@ -24,7 +24,7 @@ from cosmic_tl.demo.corpus import parse_answer
 
 @pytest.fixture(scope="module", params=["affine", "linear"])
 def result(request, demo, prompts, tmp_path_factory):
-    settings = RunSettings(CosmicOptions(mode=request.param), batch_size=100)
+    settings = RunSettings(CosmicOptions(mode=request.param), batch_size=100, n_placebos=2)
     return run(demo, prompts, tmp_path_factory.mktemp(request.param) / "run", settings, command="cosmic-tl run <demo>")
 
 
@@ -40,6 +40,12 @@ def test_random_directions_of_the_same_norm_do_not(result):
     rates = result.summary["rates"]
     assert rates["harmful"]["random_removal"] >= 0.90
     assert rates["harmless"]["random_induction"] <= 0.10
+
+
+def test_removal_and_induction_beat_every_placebo_in_a_paired_test(result):
+    tests = pd.DataFrame(result.summary["paired"])
+    assert tests.groupby("condition").against.nunique().to_dict() == {"induction": 4, "removal": 4}
+    assert (tests.p_value < 0.001).all(), tests
 
 
 def test_steered_answers_are_well_formed_and_name_the_topic(result):
@@ -72,7 +78,7 @@ def test_the_files_agree_with_each_other(result, demo):
     best = scores[scores.kept].sort_values("score").iloc[-1]
     assert (direction.layer, direction.position) == (best.layer, best.position)
     rows = [json.loads(line) for line in (out / "completions.jsonl").read_text().splitlines()]
-    assert len(rows) == 600
+    assert len(rows) == 1500
     steered = [r["completion"] for r in rows if (r["kind"], r["condition"]) == ("harmful", "removal")]
     assert refusal_rate(steered).value == result.summary["rates"]["harmful"]["removal"]
 
@@ -90,7 +96,7 @@ def test_the_report_is_one_offline_page(result):
 def test_a_finished_run_is_not_done_again(result, demo, prompts, monkeypatch):
     calls = []
     monkeypatch.setattr(demo.original_model, "generate", lambda *a, **k: calls.append(1))
-    settings = RunSettings(CosmicOptions(mode=result.selection.mode), batch_size=50)
+    settings = RunSettings(CosmicOptions(mode=result.selection.mode), batch_size=50, n_placebos=2)
     again = run(demo, prompts, result.out, settings)
     assert not calls
     assert again.summary["rates"] == result.summary["rates"]

@@ -16,7 +16,9 @@ from cosmic_tl import (
 from cosmic_tl.evaluation.effects import CONCEPT, REFUSAL, Condition
 from cosmic_tl.run_directory import DERIVED, RESULTS, RESUME_FILES, derivation
 
-SETTINGS = RunSettings(CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=50.0), n_test=2, max_new_tokens=4)
+SETTINGS = RunSettings(
+    CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=50.0), n_test=2, max_new_tokens=4, n_placebos=1
+)
 BASELINES = [Condition("baseline", "harmful", ()), Condition("baseline", "harmless", ())]
 
 
@@ -37,7 +39,7 @@ def test_only_a_new_run_of_passes_replaces_scores(demo, prompts, finished):
     def kept_after(settings):
         result = run(demo, prompts, finished, settings, overwrite=True)
         assert json.loads((finished / "settings.json").read_text())["settings"]["n_test"] == settings.n_test
-        assert len(result.effects.completions) == 6 * settings.n_test
+        assert len(result.effects.completions) == 10 * settings.n_test
         return 0.125 in result.selection.table[["s_comply", "s_refuse"]].to_numpy()
 
     options = SETTINGS.selection
