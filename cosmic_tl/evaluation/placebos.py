@@ -28,7 +28,8 @@ from cosmic_tl.evaluation.effects import Condition
 from cosmic_tl.forward import Site, forward
 from cosmic_tl.interventions import Addition, Intervention, Interventions, intervention_hooks
 from cosmic_tl.passes import Outcome, Reading, intervened
-from cosmic_tl.selection.modes import PLACEBOS, Mode, induction, removal
+from cosmic_tl.selection.modes import PLACEBOS, induction, removal
+from cosmic_tl.selection.options import Mode
 from cosmic_tl.selection.scores import kl_divergence
 from cosmic_tl.selection.table import Selection, direction_and_mode
 
