@@ -50,6 +50,7 @@ def plot_refusal_rates(
     figure = go.Figure(
         go.Bar(
             **bars,
+            showlegend=False,
             marker_color=colours,
             customdata=effects[["low", "high", "n"]].assign(seeds=[f", {n} seeds" if n > 1 else "" for n in seeds]),
             hovertemplate=f"%{{{along}}}: %{{{across}:.1%}} [%{{customdata[0]:.1%}}, %{{customdata[1]:.1%}}], "

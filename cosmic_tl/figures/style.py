@@ -60,6 +60,7 @@ def template(ink: str, paper: str, grid: str) -> go.layout.Template:
         "exponentformat": "e",
     }
     bar = {"outlinewidth": 0, "ticks": "outside", "ticklen": 3, "tickcolor": ink, "nticks": 5, "exponentformat": "e"}
+    error = {"color": ink, "thickness": 1.2, "width": 3}
     control = {"bgcolor": paper, "bordercolor": ink, "borderwidth": 1}
     return go.layout.Template(
         layout={
@@ -78,7 +79,7 @@ def template(ink: str, paper: str, grid: str) -> go.layout.Template:
         },
         data={
             "heatmap": [{"colorbar": bar}],
-            "bar": [{"error_y": {"color": ink, "thickness": 1.2, "width": 3}, "marker": {"line": {"width": 0}}}],
+            "bar": [{"error_x": error, "error_y": error, "marker": {"line": {"width": 0}}}],
         },
     )
 
