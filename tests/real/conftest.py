@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from plain import PlainModel
 
 from cosmic_tl import ContrastSet, CosmicOptions, load_model, load_prompts, select_cosmic
+from real.plain import PlainModel
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,9 @@
 import gc
 
 import pytest
-from plain import PlainModel, ablate
 
 from cosmic_tl import load_model, orthogonalize_weights, save_checkpoint
+from real.plain import PlainModel, ablate
 
 pytestmark = pytest.mark.real
 
