@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from cosmic_tl.pca import ClassPca, pca_of_classes
     from cosmic_tl.projections import Projection, project
     from cosmic_tl.prompts import ContrastSet, load_prompts
-    from cosmic_tl.runs import RunResult, RunSettings, run
+    from cosmic_tl.runs import Run, RunSettings, run
     from cosmic_tl.selection.by_refusal_tokens import select_by_refusal_tokens
     from cosmic_tl.selection.cosmic import plan_selection, select_cosmic
     from cosmic_tl.selection.modes import affine_edits
@@ -98,7 +98,7 @@ _HOMES = {
     "interventions": "Ablation Addition AffineEdit MapEdit steering",
     "models": "load_model model_fingerprint model_label",
     "prompts": "ContrastSet load_prompts",
-    "runs": "RunResult RunSettings run",
+    "runs": "Run RunSettings run",
     "passes": "Outcome Reading intervened",
     "selection.cosmic": "plan_selection select_cosmic",
     "selection.modes": "affine_edits",
@@ -185,7 +185,7 @@ __all__ = [
     "Reading",
     "RefusalTokenOptions",
     "RefusalTokens",
-    "RunResult",
+    "Run",
     "RunSettings",
     "Sampling",
     "Selection",

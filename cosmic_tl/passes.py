@@ -11,7 +11,7 @@ reads, and what several passes have in common.
 * The tokens that all prompts begin with are run once an edit; prompts continue from their keys and values.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, takewhile
 
@@ -401,6 +401,7 @@ def intervened(
     reading: Reading,
     reduce: Callable[[Outcome], Tensor],
     batch_size: int | None = None,
+    known: Container[int] = (),
 ) -> Iterator[tuple[int, Tensor]]:
     """What each of many edits does to the same prompts, with as little work as gives the exact answer.
 
@@ -412,6 +413,8 @@ def intervened(
         reduce: Turns what some prompts gave under one edit into what to keep, one entry a prompt.
         batch_size: Rows (prompts times edits) a pass. Default: by the memory at hand. When memory runs out, the rest
             goes on with half as many.
+        known: Indices of edits whose results are not needed. Edits are batched as if they were, so that a stopped
+            computation goes on with the very same numbers; those that share passes with others may still be yielded.
 
     Yields:
         An edit's index and its `[prompt, …]` tensor on the CPU, in the order of the source layers.
@@ -449,14 +452,17 @@ def intervened(
     clean = _Clean(model, rows, reading, allowed, max(1, size // together), n_prefix, together)
     try:
         for layer, group in groups:
+            chunks = [group[start : start + together] for start in range(0, len(group), together)]
+            chunks = [chunk for chunk in chunks if any(i not in known for i in chunk)]
+            if not chunks:
+                continue
             if allowed.resume and not reading.logits and layer > max(reading.layers):
                 clean.advance(max(reading.layers) + 1)
                 outcome = clean.outcome(tuple(range(len(rows))))
-                yield from ((i, reduce(outcome).cpu()) for i in group)
+                yield from ((i, reduce(outcome).cpu()) for chunk in chunks for i in chunk)
                 continue
             clean.advance(layer)
-            for start in range(0, len(group), together):
-                chunk = group[start : start + together]
+            for chunk in chunks:
                 yield from ((chunk[i], found) for i, found in _score(clean, [edits[j] for j in chunk], reduce))
     except RuntimeError as error:
         if not _out_of_memory(error):

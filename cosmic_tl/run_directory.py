@@ -2,19 +2,29 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+from safetensors import safe_open
+from safetensors.torch import save_file
 from transformer_lens.model_bridge import TransformerBridge
 
+from cosmic_tl.chat import Positions
 from cosmic_tl.directions.artifact import Direction, versions
+from cosmic_tl.directions.difference_in_means import Candidates
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.files import settings_file, write_atomically
 from cosmic_tl.models import model_fingerprint, model_label
+from cosmic_tl.selection.refusal_tokens import RefusalTokens
+from cosmic_tl.selection.table import Selection
+from cosmic_tl.similarity import LayerSimilarity
 
-RESULTS = ("summary.json", "direction.safetensors", "scores.csv", "completions.jsonl", "report.html")
+CHOICE = "selection.safetensors"
+RESULTS = ("summary.json", "direction.safetensors", CHOICE, "scores.csv", "completions.jsonl", "report.html")
 """What `run` writes at its end, beside `settings.json`; `summary.json` is written last and removed first."""
 DERIVED = {
     "sweep": ("sweep.csv", "sweep.html"),
@@ -37,6 +47,9 @@ _CHOICE_ONLY = frozenset(
     ["max_kl", "max_layer_share", "last_position_rule", "min_induce", "full_table", "successive_halving"]
 )
 """Settings of a selection that change which candidate is chosen, but no activation and no score."""
+_APART = frozenset(["direction", "table", "filters", "layer_similarity", "positions", "candidates", "plan", "tokens"])
+"""What JSON does not hold of a selection, or another file does."""
+_COSINES = ("before", "removal", "induction")
 
 
 def digest(content: Any) -> str:
@@ -256,3 +269,85 @@ def read_settings(out: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise CosmicError(f"run: settings.json in {str(out)!r} is damaged; run again with --overwrite")
     return found
+
+
+def write_choice(out: Path, selection: Selection, similarity: LayerSimilarity, identity: dict[str, Any]) -> None:
+    """Write what a selection rests on beside its table: candidates, similarities and positions.
+
+    Args:
+        out: The run's directory.
+        selection: The choice; its direction, table and filters have files of their own.
+        similarity: Cosines before and after the intervention.
+        identity: As in `settings.json`, to tell a file of another run.
+
+    Example:
+        >>> callable(write_choice)
+        True
+    """
+    plain = {f.name: getattr(selection, f.name) for f in fields(selection) if f.name not in _APART}
+    origin = {name: getattr(selection.candidates, name) for name in ("method", "fingerprint", "model")}
+    settings = {
+        "run": digest(identity),
+        "direction": direction_digest(selection.direction),
+        "selection": plain,
+        "positions": selection.positions.labels,
+        "candidates": origin,
+        "tokens": None if selection.tokens is None else asdict(selection.tokens),
+    }
+    tensors = {name: getattr(selection.candidates, name).contiguous() for name in ("vectors", "references")}
+    tensors |= {f"similarity.{name}": getattr(similarity, name).contiguous() for name in _COSINES}
+    tensors |= {f"shuffled.{seed}": vectors.contiguous() for seed, vectors in selection.candidates.shuffled.items()}
+    tensors["layer_similarity"] = selection.layer_similarity.contiguous()
+    part = out / f"{CHOICE}.part"
+    save_file(tensors, part, metadata={"settings": json.dumps(settings, default=dict)})
+    os.replace(part, out / CHOICE)
+
+
+def read_choice(
+    out: Path, direction: Direction, summary: dict[str, Any], identity: dict[str, Any]
+) -> tuple[Selection, LayerSimilarity]:
+    """Read what `write_choice` wrote, with the table of `scores.csv` and the filters of `summary.json`.
+
+    Args:
+        out: The run's directory.
+        direction: From `direction.safetensors`.
+        summary: From `summary.json`.
+        identity: From `settings.json`.
+
+    Raises:
+        CosmicError: If direction or settings are those of another run.
+
+    Example:
+        >>> callable(read_choice)
+        True
+    """
+    with safe_open(out / CHOICE, framework="pt") as file:
+        settings = json.loads((file.metadata() or {})["settings"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for name, found in (("run", digest(identity)), ("direction", direction_digest(direction))):
+        if settings[name] != found:
+            where = {"run": "settings.json", "direction": "direction.safetensors"}[name]
+            raise CosmicError(f"it was written with another {where}")
+    texts = ["not_needed", "reason"]  # empty where nothing is missing; the other parser may lose the last bit
+    table = pd.read_csv(out / "scores.csv", engine="python", dtype=dict.fromkeys(texts, str))
+    table = table.fillna(dict.fromkeys(texts, "")).astype({"kl_max_prompt": "Int64"})
+    filters = pd.DataFrame(summary["filters"])
+    positions = Positions(tuple(settings["positions"]))
+    plain, tokens = _with_tuples(settings["selection"]), settings["tokens"]
+    shuffled = {int(name.partition(".")[2]): tensors[name] for name in sorted(tensors) if name.startswith("shuffled.")}
+    selection = Selection(
+        direction=direction,
+        table=table,
+        filters=filters.astype(dict.fromkeys(["best_score", "nearest", "farthest"], float)),
+        layer_similarity=tensors["layer_similarity"],
+        positions=positions,
+        candidates=Candidates(tensors["vectors"], tensors["references"], **settings["candidates"], shuffled=shuffled),
+        plan=None,
+        tokens=None if tokens is None else RefusalTokens(**_with_tuples(tokens)),
+        **plain,
+    )
+    return selection, LayerSimilarity(**{name: tensors[f"similarity.{name}"] for name in _COSINES}, positions=positions)
+
+
+def _with_tuples(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}

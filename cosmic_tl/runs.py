@@ -4,20 +4,23 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, MutableMapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import pandas as pd
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl.activations import MeanActivations, class_means
 from cosmic_tl.chat import BATCH_SIZE, ChatFormat, chat_notes, post_instruction_positions
-from cosmic_tl.directions.artifact import versions
+from cosmic_tl.directions.artifact import Direction, versions
 from cosmic_tl.errors import CosmicError
-from cosmic_tl.evaluation.effects import Effects, Row, measure_effects, standard_conditions
+from cosmic_tl.evaluation.effects import Effects, Kind, Row, measure_effects, standard_conditions, terms_of
 from cosmic_tl.evaluation.judges import SubstringJudge, strip_thinking, unfinished_thinking
 from cosmic_tl.evaluation.placebos import (
     CALIBRATION,
@@ -31,7 +34,16 @@ from cosmic_tl.files import append_lines, read_lines, write_atomically
 from cosmic_tl.models import model_fingerprint, model_label, short_label
 from cosmic_tl.prompts import ContrastSet
 from cosmic_tl.report.page import write_report
-from cosmic_tl.run_directory import RESUME, RESUME_FILES, prepare_directory
+from cosmic_tl.run_directory import (
+    CHOICE,
+    RESULTS,
+    RESUME,
+    RESUME_FILES,
+    prepare_directory,
+    read_choice,
+    read_settings,
+    write_choice,
+)
 from cosmic_tl.selection.by_refusal_tokens import select_by_refusal_tokens
 from cosmic_tl.selection.cosmic import select_cosmic
 from cosmic_tl.selection.modes import PLACEBOS
@@ -84,6 +96,41 @@ class RunSettings:
         """
         return range(self.seed, self.seed + self.n_placebos)
 
+    def to_json(self) -> dict[str, Any]:
+        """The settings as JSON holds them, but for the batch size, which changes no result.
+
+        Example:
+            >>> RunSettings.from_json(RunSettings(n_test=8).to_json()) == RunSettings(n_test=8)
+            True
+        """
+        asked = asdict(self)
+        del asked["batch_size"]
+        plain: dict[str, Any] = json.loads(json.dumps(asked, default=dict))
+        return plain
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "RunSettings":
+        """Settings from what `to_json` gave.
+
+        Raises:
+            CosmicError: If there are others among them, some are missing, or a value is none that they can have.
+
+        Example:
+            >>> RunSettings.from_json({"n_test": 8})
+            Traceback (most recent call last):
+            cosmic_tl.errors.CosmicError: settings: expected chat, max_new_tokens, ..., found n_test; use those of a run ...
+        """
+        names = {f.name for f in fields(cls)} - {"batch_size"}
+        if set(found) != names:
+            expected, given = (", ".join(sorted(some)) for some in (names, found))
+            raise CosmicError(f"settings: expected {expected}, found {given}; use those of a run of this version")
+        values = dict(found)
+        chosen = {f.name for f in fields(RefusalTokenOptions)}
+        kind = RefusalTokenOptions if set(found["selection"]) == chosen else CosmicOptions
+        for name, group in (("selection", kind), ("chat", ChatFormat), ("sampling", Sampling)):
+            values[name] = group(**{key: _hashable(value) for key, value in found[name].items()})
+        return cls(**{key: _hashable(value) for key, value in values.items()})
+
     @property
     def judge(self) -> SubstringJudge:
         """Finds the phrases.
@@ -95,18 +142,89 @@ class RunSettings:
         return SubstringJudge() if self.phrases is None else SubstringJudge(self.phrases)
 
 
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
 @dataclass(frozen=True, eq=False)
-class RunResult:
-    """What a run found."""
+class Run:
+    """A finished run: what it found, and its files."""
 
     selection: Selection
+    """Without its plan, if it was loaded."""
     effects: Effects
     similarity: LayerSimilarity
     summary: dict[str, Any]
+    """As in `summary.json`."""
     out: Path
+    """The directory."""
+    settings: RunSettings
+    identity: dict[str, Any]
+    """As in `settings.json`: all that the results depend on."""
+    was_complete: bool = False
+    """Whether `run` found it finished, and did nothing."""
+
+    @classmethod
+    def load(cls, out: str | Path) -> "Run":
+        """Read a finished run; needs no model.
+
+        Args:
+            out: The directory that `run` (`cosmic-tl run`) wrote.
+
+        Raises:
+            CosmicError: If there is no finished run, or a file is damaged or belongs to another run.
+
+        Example:
+            >>> Run.load("nowhere")
+            Traceback (most recent call last):
+            cosmic_tl.errors.CosmicError: run: 'nowhere' holds no run; give a directory that `cosmic-tl run` wrote
+        """
+        out = Path(out)
+        identity = read_settings(out)
+        if missing := [name for name in RESULTS if not (out / name).is_file()]:
+            raise CosmicError(f"run: {str(out)!r} is not finished (no {missing[0]}); finish it with `cosmic-tl run`")
+        name = "settings.json"
+        try:
+            settings = RunSettings.from_json(identity["settings"])
+            name = "summary.json"
+            summary = json.loads((out / name).read_text(encoding="utf-8"))
+            name = "completions.jsonl"
+            rows = read_lines(out / name)
+            frame = pd.DataFrame(rows).assign(
+                seed=pd.Series([row["seed"] for row in rows], dtype=object)
+            )  # None: no NaN
+            effects = Effects(frame, terms_of(settings.phrases), summary["generation"])
+            _ = effects.table()
+            name = "direction.safetensors"
+            direction = Direction.load(out / name)
+            name = CHOICE
+            selection, similarity = read_choice(out, direction, summary, identity)
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CosmicError(f"run: {name} in {str(out)!r} is damaged ({said}); run again with --overwrite") from error
+        return cls(selection, effects, similarity, summary, out, settings, identity)
+
+    def test_prompts(self, n: int | None = None) -> tuple[list[str], list[str]]:
+        """The test prompts of the positive and the negative side, the first `n` of each (default: all).
+
+        Example:
+            >>> import tempfile
+            >>> from cosmic_tl import load_model, load_prompts
+            >>> options = CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=10.0)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     settings = RunSettings(options, n_test=2, max_new_tokens=4)
+            ...     _ = run(load_model("demo", device="cpu"), load_prompts("demo"), folder, settings)
+            ...     [len(side) for side in Run.load(folder).test_prompts(1)]
+            [1, 1]
+        """
+        frame = self.effects.completions
+        baseline = frame[frame.condition == "baseline"]
+        positive, negative = (baseline.prompt[baseline.kind == kind].tolist()[:n] for kind in get_args(Kind))
+        return positive, negative
 
     def __repr__(self) -> str:
-        return f"{self.selection!r}\n{self.effects!r}\nreport: {self.out / 'report.html'}"
+        done = "it was complete already, and nothing was changed\n" if self.was_complete else ""
+        return f"{self.selection!r}\n{self.effects!r}\n{done}report: {self.out / 'report.html'}"
 
     def _repr_html_(self) -> str:
         return self.selection._repr_html_() + self.effects._repr_html_()
@@ -140,14 +258,12 @@ class _ScoreLog(MutableMapping[ScoreKey, float]):
 def _identity(model: TransformerBridge, prompts: ContrastSet, settings: RunSettings) -> dict[str, Any]:
     """What must be the same for a run to be resumed."""
     texts = json.dumps([dict(prompts.positive), dict(prompts.negative)], sort_keys=True)
-    asked = asdict(settings)
-    del asked["batch_size"]
     return {
         "model": model_label(model),
         "fingerprint": model_fingerprint(model),
         "dtype": str(model.cfg.dtype),
         "prompts": {"name": prompts.name, "sha256": hashlib.sha256(texts.encode()).hexdigest()[:16]},
-        "settings": json.loads(json.dumps(asked, default=dict)),
+        "settings": settings.to_json(),
         "versions": versions(),
     }
 
@@ -273,11 +389,12 @@ def run(
     settings: RunSettings | None = None,
     command: str = "",
     overwrite: bool = False,
-) -> RunResult:
+) -> Run:
     """Find a direction, test it, and write everything into a directory.
 
-    Writes `direction.safetensors`, `scores.csv`, `completions.jsonl`, `report.html`, `summary.json` and
-    `settings.json`. What is done is kept under `resume/`, and the same call goes on from there.
+    Writes `direction.safetensors`, `selection.safetensors`, `scores.csv`, `completions.jsonl`, `report.html`, `summary.json`
+    and `settings.json`. What is done is kept under `resume/`, and the same call goes on from there. A run that is complete is
+    read and left as it is (`Run.was_complete`).
 
     Args:
         model: Any bridge with a tokenizer.
@@ -310,6 +427,9 @@ def run(
     notes = [*chat_notes(model, chat), *prompts.notes]
     identity = _identity(model, prompts, settings)
     prepare_directory(out, identity, overwrite)
+    if all((out / name).exists() for name in RESULTS):
+        with suppress(CosmicError):  # damaged; its results are written again from what is under `resume/`
+            return replace(Run.load(out), was_complete=True)
     resume = out / RESUME
 
     log = _ScoreLog(resume / RESUME_FILES[1])
@@ -362,12 +482,12 @@ def run(
     if thinking := [text for text in effects.completions.completion if strip_thinking(text) != text]:
         notes.append(f"{len(thinking)} completions hold a thinking block; they are judged by what comes after it.")
     summary = _summary(identity, selection, effects, calibrations, notes, time.perf_counter() - started)
-    result = RunResult(selection, effects, similarity, summary, out)
     selection.direction.save(out / "direction.safetensors")
+    write_choice(out, selection, similarity, identity)
     write_atomically(out / "scores.csv", selection.table.to_csv(index=False))
     frame = effects.completions
     rows: list[Row] = frame.astype(object).where(frame.notna(), None).to_dict("records")  # JSON has no NaN
     write_atomically(out / "completions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     write_atomically(out / "report.html", write_report(selection, effects, similarity, summary, identity, command))
     write_atomically(out / "summary.json", json.dumps(summary, indent=1) + "\n")
-    return result
+    return Run(selection, effects, similarity, summary, out, settings, identity)

@@ -15,7 +15,6 @@ from cosmic_tl.cli.options import (
     Seed,
     grouped,
     numbers,
-    phrases_judge,
 )
 from cosmic_tl.cli.output import print_frame, printable
 from cosmic_tl.errors import CosmicError
@@ -96,11 +95,13 @@ def orthogonalize(
         blocks = None if layers is None else [int(part) for part in layers.split(",")]
     except ValueError as error:
         raise CosmicError(f"layers: expected numbers like 3,4, found {layers!r}") from error
+    if run.directory.resolve().is_relative_to(out.resolve()):
+        raise CosmicError(f"out: {str(out)!r} holds the run itself; choose another directory")
     if out.exists() and any(out.iterdir()) and not overwrite:
         raise CosmicError(f"out: {str(out)!r} is not empty; choose another directory or pass --overwrite")
     if n_test < 0:
         raise CosmicError(f"n_test: must be at least 0, found {n_test}")
-    mode, chat, judge = run.mode, run.chat(), phrases_judge(run.directory)
+    mode, chat, judge = run.mode, run.chat(), run.run.settings.judge
     prompts = run.test_prompts(n_test)[0] if n_test else []
     bridge, direction = run.load()
 
@@ -154,7 +155,7 @@ def sweep(
 
     strengths, sampling = numbers("alphas", alphas), generation.sampling()
     positive, negative = run.test_prompts(n_test)
-    chat, judge = run.chat(), phrases_judge(run.directory)
+    chat, judge = run.chat(), run.run.settings.judge
     bridge, direction = run.load()
     made = derivation(
         run.directory,

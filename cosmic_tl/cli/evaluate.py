@@ -19,7 +19,6 @@ from cosmic_tl.cli.options import (
     grouped,
     layer_numbers,
     numbers,
-    phrases_judge,
 )
 from cosmic_tl.cli.output import print_frame, printable, write_csv
 from cosmic_tl.errors import CosmicError
@@ -66,29 +65,24 @@ def judge(
     An endpoint's answers are kept in judge-cache.jsonl, so that a judging that was stopped goes on where it was.
     """
     settings_file(directory)
-    import pandas as pd
-
-    from cosmic_tl.directions.artifact import Direction
     from cosmic_tl.evaluation.agreement import SAFETY_AS_REFUSAL, agreement, rates_by
     from cosmic_tl.evaluation.judges import judged
-    from cosmic_tl.files import read_lines
     from cosmic_tl.run_directory import JUDGE_CACHE, derivation, digest
+    from cosmic_tl.runs import Run
 
-    rows = read_lines(directory / "completions.jsonl")
-    if not rows:
-        raise CosmicError(f"run: {str(directory)!r} holds no completions; give a directory that `cosmic-tl run` wrote")
-    first = pd.DataFrame(rows)
+    run = Run.load(directory)
+    first = run.effects.completions
     cache = directory / JUDGE_CACHE
     if judge is JudgeKind.substring:
-        chosen: Judge = phrases_judge(directory)
+        chosen: Judge = run.settings.judge
     else:
         chosen = _judge(judge, judge_model, template, base_url, api_key_env, concurrency, requests_per_minute, cache)
     frame = judged(first, chosen)
     made = derivation(
         directory,
         "judge",
-        Direction.load(directory / "direction.safetensors"),
-        completions=digest(rows),
+        run.selection.direction,
+        completions=digest(first.to_dict("records")),
         judge=judge.value,
         phrases=getattr(chosen, "phrases", None),
         judge_model=judge_model,

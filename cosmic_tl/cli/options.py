@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
-from functools import wraps
+from functools import cached_property, wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
     from cosmic_tl.chat import ChatFormat
     from cosmic_tl.directions.artifact import Direction
-    from cosmic_tl.evaluation.judges import SubstringJudge
     from cosmic_tl.evaluation.sampling import Sampling
     from cosmic_tl.prompts import ContrastSet
+    from cosmic_tl.runs import Run
+    from cosmic_tl.selection.options import Mode as ModeName
 
 
 class Mode(str, Enum):
@@ -391,54 +392,34 @@ class RunOptions:
         if self.model is not None:
             check_model_path(self.model)
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What the run was made with."""
-        from cosmic_tl.run_directory import read_settings
+    @cached_property
+    def run(self) -> "Run":
+        """The run."""
+        from cosmic_tl.runs import Run
 
-        return read_settings(self.directory)
+        return Run.load(self.directory)
 
     @property
-    def mode(self) -> Any:
-        """The run's mode, "linear" or "affine"."""
-        return self.settings["settings"]["selection"]["mode"]
+    def mode(self) -> "ModeName":
+        """The run's mode."""
+        return self.run.selection.mode
 
     @property
     def alpha(self) -> float:
         """Strength of the run's induction."""
-        return float(self.settings["settings"]["selection"]["alpha"])
+        return self.run.selection.alpha
 
     def chat(self) -> "ChatFormat":
         """The run's formatting."""
-        from cosmic_tl.chat import ChatFormat
-
-        return ChatFormat(**self.settings["settings"]["chat"])
+        return self.run.settings.chat
 
     def load(self) -> "tuple[TransformerBridge, Direction]":
         """The model and the direction."""
-        from cosmic_tl.directions.artifact import Direction
-
-        name = self.model or self.settings["model"]
+        name, direction = self.model or self.run.identity["model"], self.run.selection.direction
         bridge = _load(name, self.device, self.device_map, self.dtype, self.trust_remote_code)
-        return bridge, Direction.load(self.directory / "direction.safetensors", bridge)
+        direction.check(bridge)
+        return bridge, direction
 
     def test_prompts(self, n: int | None = None) -> tuple[list[str], list[str]]:
         """The run's test prompts of the positive and the negative side, the first `n` of each."""
-        from cosmic_tl.files import read_lines
-
-        rows = read_lines(self.directory / "completions.jsonl")
-        sides = [[r["prompt"] for r in rows if (r["kind"], r["condition"]) == (kind, "baseline")] for kind in _KINDS]
-        if not all(sides):
-            raise CosmicError(f"run: {str(self.directory)!r} has no completions yet; finish it with `cosmic-tl run`")
-        return sides[0][:n], sides[1][:n]
-
-
-def phrases_judge(directory: Path) -> "SubstringJudge":
-    """The judge that a run's completions were judged by: its own phrases, or those of refusals."""
-    from cosmic_tl.evaluation.judges import REFUSAL_PHRASES, SubstringJudge
-    from cosmic_tl.run_directory import read_settings
-
-    return SubstringJudge(tuple(read_settings(directory)["settings"].get("phrases") or REFUSAL_PHRASES))
-
-
-_KINDS = ("harmful", "harmless")
+        return self.run.test_prompts(n)

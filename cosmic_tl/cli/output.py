@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
-    from cosmic_tl.runs import RunResult
+    from cosmic_tl.runs import Run
 
 
 def printable(text: str) -> str:
@@ -22,7 +22,7 @@ def printable(text: str) -> str:
 _HEADS = {"garbled": "garbled", "cross_entropy": "nats/token", "well_formed": "formed", "names_topic": "topic"}
 
 
-def print_result(result: "RunResult") -> None:
+def print_result(result: "Run") -> None:
     """What a run found, as tables."""
     from rich.box import SIMPLE
     from rich.console import Console
@@ -64,9 +64,8 @@ def print_result(result: "RunResult") -> None:
         )
     for note in summary["notes"][len(result.selection.notes) :]:  # the selection has said its own
         console.print(f"Note: {note}", markup=False, highlight=False, soft_wrap=True)
-    console.print(
-        f"{summary['seconds']} s; open {result.out / 'report.html'}", markup=False, highlight=False, soft_wrap=True
-    )
+    took = "It was complete already, and nothing was changed" if result.was_complete else f"{summary['seconds']} s"
+    console.print(f"{took}; open {result.out / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
 
 
 def write_csv(frame: "pd.DataFrame", path: Path | None) -> None:

@@ -151,6 +151,7 @@ class Direction:
             3
         """
         settings = {
+            "format": FORMAT,
             "layer": self.layer,
             "position": self.position,
             "hook": self.hook,
@@ -161,7 +162,8 @@ class Direction:
         }
         part = Path(f"{path}.part")
         tensors = {"vector": self.vector, "reference": self.reference}
-        save_file(tensors, part, metadata={"format": FORMAT, "settings": json.dumps(settings)})
+        # One entry, since safetensors writes several in any order: the same direction is the same bytes.
+        save_file(tensors, part, metadata={"settings": json.dumps(settings)})
         os.replace(part, path)
 
     @classmethod
@@ -185,9 +187,9 @@ class Direction:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise ValueError(f"its format is {metadata.get('format')!r} and not {FORMAT!r}")
-                settings = dict(json.loads(metadata["settings"]))
+                settings = dict(json.loads(metadata.get("settings", "{}")))
+                if (form := settings.pop("format", None)) != FORMAT:
+                    raise ValueError(f"its format is {form!r} and not {FORMAT!r}")
                 hook = settings.pop("hook")
                 if not all(isinstance(settings.get(name, ""), str) for name in ("method", "fingerprint", "model")):
                     raise TypeError("method, fingerprint and model must be texts")

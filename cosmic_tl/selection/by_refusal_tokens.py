@@ -83,15 +83,15 @@ def _table(
 
 def _nothing_left(
     table_of: Callable[[], tuple[pd.DataFrame, pd.DataFrame]],
+    scorer: _Scorer,
     scorer_at: Callable[[float, Scores], _Scorer],
-    scores: Scores,
     options: RefusalTokenOptions,
 ) -> NoCandidateError:
     """What would admit a candidate: the divergence of those that missed the induction least, and stronger induction."""
     table, _ = table_of()
     near = table[table.reason == "induce"].nlargest(NEAREST, "induce")
     cells = list(zip(near.layer, near.position, strict=True))
-    scorer_at(options.alpha, scores).compute("kl", cells)
+    scorer.compute("kl", cells)
     table, filters = table_of()
     left = table[table.reason == "induce"].set_index(["layer", "position"])
     passed = [cell for cell in cells if cell in left.index]
@@ -180,11 +180,11 @@ def select_by_refusal_tokens(
     # Induction is the cheaper of the two.
 
     def table_of() -> tuple[pd.DataFrame, pd.DataFrame]:
-        return _table(scores, cells, n_layers, options)
+        return _table(scorer.scores, cells, n_layers, options)
 
     table, filters = settle(table_of, scorer.compute, MEASURES[1:])
     if not table.kept.any():
-        raise _nothing_left(table_of, scorer_at, scores, options)
+        raise _nothing_left(table_of, scorer, scorer_at, options)
     winner = choose(table, filters)
     clean = {"bypass": float(scorer.clean_positive.mean()), "induce": float(scorer.clean_negative.mean())}
     notes = [*left_out, *notes_about(table, filters, winner, "refusal tokens", val[1], model.cfg.dtype)]

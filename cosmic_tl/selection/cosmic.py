@@ -142,7 +142,7 @@ def _halve(cells: Sequence[Cell], scorer_on: Callable[[float, Scores], CosmicSco
 def _settle(
     compute: Callable[[str, Iterable[Cell]], None],
     plan: Plan,
-    scores: Scores,
+    scores: Mapping[ScoreKey, float],
     table_of: Callable[[], tuple[pd.DataFrame, pd.DataFrame]],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Compute what the choice still depends on: KL until one candidate passes, then what decides the rule."""
@@ -274,7 +274,10 @@ def select_cosmic(
         scorer.compute(measure, found)
     clean = scorer.clean_similarity
     table, filters = _settle(
-        scorer.compute, plan, scores, lambda: _table({**rough, **scores}, cells, clean, n_layers, options, finalists)
+        scorer.compute,
+        plan,
+        scorer.scores,
+        lambda: _table({**rough, **scorer.scores}, cells, clean, n_layers, options, finalists),
     )
     winner = choose(table, filters)
     notes = [*left_out, *notes_about(table, filters, winner, "COSMIC", val[1], model.cfg.dtype)]

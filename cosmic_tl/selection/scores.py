@@ -74,7 +74,8 @@ class Scorer(ABC):
         alpha: Strength of the induction.
         reading: What to read of the passes for the first two measures.
         batch_size: Rows a forward pass; None is by the memory at hand.
-        scores: What is already known; new ones are put in as they come.
+        scores: What is already known; new ones are put in as they come. `Scorer.scores` has those alone that were asked for
+            since: a stopped selection then chooses among what an undisturbed one would have computed.
     """
 
     measures: tuple[str, str, str]
@@ -94,7 +95,8 @@ class Scorer(ABC):
     ) -> None:
         self.model, self.candidates, self.mode, self.alpha = model, candidates, mode, alpha
         self.positive, self.negative = positive, negative
-        self.reading, self.batch_size, self.scores = reading, batch_size, scores
+        self.reading, self.batch_size, self.log = reading, batch_size, scores
+        self.scores: dict[ScoreKey, float] = {}
 
     @abstractmethod
     def reduce(self, outcome: Outcome) -> Tensor:
@@ -140,29 +142,34 @@ class Scorer(ABC):
         return clean, torch.stack([logits[row] for row in range(len(logits))])
 
     def compute(self, measure: str, cells: Iterable[Cell]) -> None:
-        """Make sure that a measure of some candidates is known; NaN where there is no direction."""
-        missing = [cell for cell in cells if not is_known(self.scores, cell, measure)]
+        """Make sure that a measure of some candidates is in `scores`; NaN where there is no direction."""
+        wanted = [cell for cell in cells if not is_known(self.scores, cell, measure)]
         removed, induced, divergence = self.measures
-        for cell in [cell for cell in missing if undefined(self.candidates, cell)]:
+        for cell in [cell for cell in wanted if undefined(self.candidates, cell)]:
             for name in parts(measure):
                 self.scores[(*cell, name)] = nan
-            missing.remove(cell)
-        directions = [self.candidates.direction(*cell) for cell in missing]
+            wanted.remove(cell)
+        # What the log knows is batched with the rest, so that a stopped selection goes on with the very same numbers.
+        known = {i for i, cell in enumerate(wanted) if is_known(self.log, cell, measure)}
+        directions = [self.candidates.direction(*cell) for cell in wanted]
         edits: list[Interventions] = [
             induction(d, self.mode, self.alpha) if measure == induced else removal(d, self.mode) for d in directions
         ]
-        if not edits:
-            return
         rows = self.positive if measure == removed else self.negative
         reading, reduce = self.reading, self.reduce
         if measure == divergence:
             reading, reduce = Reading(logits=True), self._divergence
-        with track(len(missing), measure) as advance:
-            for i, reached in intervened(self.model, rows, edits, reading, reduce, self.batch_size):
-                found = summarized(reached) if measure == divergence else {measure: self.value(measure, reached)}
-                for name, value in found.items():
-                    self.scores[(*missing[i], name)] = value
-                advance(1)
+        if len(known) < len(edits):
+            with track(len(edits) - len(known), measure) as advance:
+                for i, reached in intervened(self.model, rows, edits, reading, reduce, self.batch_size, known):
+                    if i not in known:
+                        found = (
+                            summarized(reached) if measure == divergence else {measure: self.value(measure, reached)}
+                        )
+                        self.log.update({(*wanted[i], name): value for name, value in found.items()})
+                        advance(1)
+        for cell in wanted:
+            self.scores |= {(*cell, name): self.log[(*cell, name)] for name in parts(measure)}
 
     def _divergence(self, outcome: Outcome) -> Float64[Tensor, " prompt"]:
         assert outcome.logits is not None

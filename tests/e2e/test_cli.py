@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -63,6 +64,7 @@ def test_run_writes_and_prints_nothing_but_results(finished):
     names = {path.name for path in out.iterdir() if path.is_file()}
     assert names == {
         "direction.safetensors",
+        "selection.safetensors",
         "scores.csv",
         "completions.jsonl",
         "report.html",
@@ -256,6 +258,27 @@ def test_a_stopped_run_goes_on(finished, command):
     after = json.loads((out / "summary.json").read_text())
     assert {**after, "seconds": 0} == {**before, "seconds": 0}
     assert completions.read_text() == kept
+
+
+def test_commands_refuse_a_run_whose_settings_were_edited(finished, command, tmp_path):
+    """In one line: an unknown mode is never taken for another one."""
+    shutil.copytree(finished[1], tmp_path / "run")
+    settings = tmp_path / "run" / "settings.json"
+    settings.write_text(settings.read_text().replace('"affine"', '"cubic"'))
+    before = {path.name for path in (tmp_path / "run").iterdir()}
+    for name, *more in (
+        ["steer", "hi"],
+        ["sweep"],
+        ["judge"],
+        ["cost"],
+        ["suffix"],
+        ["orthogonalize", "--out", tmp_path / "o"],
+    ):
+        code, text, error = command(name, tmp_path / "run", *more)
+        assert code == 2 and "settings.json in" in error and error.count("\n") == 1 and not text, name
+    assert {path.name for path in (tmp_path / "run").iterdir()} == before
+    code, _, error = command("orthogonalize", finished[1], "--out", finished[1].parent, "--overwrite")
+    assert code == 2 and "holds the run itself" in error
 
 
 def test_another_run_does_not_overwrite(finished, command):

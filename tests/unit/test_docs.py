@@ -233,7 +233,7 @@ def test_file_formats_are_described(finished_run):
     whole = {name: json.loads((finished_run / name).read_text()) for name in ("summary.json", "settings.json")}
     with safe_open(finished_run / "direction.safetensors", "pt") as file:
         metadata = file.metadata()
-        direction = {*file.keys(), *metadata, *json.loads(metadata["settings"]), metadata["format"]}
+        direction = {*file.keys(), *metadata, *(found := json.loads(metadata["settings"])), found["format"]}
     settings = {*whole["settings.json"], *whole["settings.json"]["settings"]}
     written = {
         "direction.safetensors": direction,

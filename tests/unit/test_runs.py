@@ -1,25 +1,42 @@
 import json
+import shutil
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
+import pandas as pd
 import pytest
+import torch
 
 from cosmic_tl import (
     CosmicError,
     CosmicOptions,
     Direction,
     Judgement,
+    RefusalTokenOptions,
+    Run,
     RunSettings,
     SubstringJudge,
     measure_effects,
     run,
+    runs,
 )
 from cosmic_tl.evaluation.effects import CONCEPT, REFUSAL, Condition
+from cosmic_tl.report.page import write_report
 from cosmic_tl.run_directory import DERIVED, RESULTS, RESUME_FILES, derivation
 
 SETTINGS = RunSettings(
     CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=50.0), n_test=2, max_new_tokens=4, n_placebos=1
 )
 BASELINES = [Condition("baseline", "harmful", ()), Condition("baseline", "harmless", ())]
+
+
+@pytest.fixture(scope="module")
+def complete(demo, prompts, tmp_path_factory):
+    """A finished run's directory, to be copied."""
+    out = tmp_path_factory.mktemp("complete") / "run"
+    run(demo, prompts, out, SETTINGS)
+    return out
 
 
 @pytest.fixture
@@ -70,8 +87,120 @@ def test_what_was_derived_from_another_direction_is_gone(demo, prompts, finished
 
 
 def test_the_same_again_is_done_again(demo, prompts, finished):
+    (finished / "summary.json").unlink()  # as if it had been stopped
     assert 0.125 in run(demo, prompts, finished, SETTINGS).selection.table.s_comply.to_list()
     assert 0.125 not in run(demo, prompts, finished, SETTINGS, overwrite=True).selection.table.s_comply.to_list()
+
+
+def _content(folder):
+    """Of all files, but for what a run took in seconds."""
+    found = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    seconds = json.loads(found[Path("summary.json")])["seconds"]
+    found[Path("summary.json")] = found[Path("summary.json")].replace(f'"seconds": {seconds}'.encode(), b"")
+    found[Path("report.html")] = found[Path("report.html")].replace(f"{seconds} s; cosmic_tl".encode(), b"")
+    return found
+
+
+def test_a_complete_run_is_left_as_it_is(demo, prompts, finished, tmp_path):
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in finished.rglob("*") if path.is_file()}
+    again = run(demo, prompts, finished, replace(SETTINGS, batch_size=1))
+    assert again.was_complete and "complete already" in repr(again)
+    assert before == {
+        path: (path.stat().st_mtime_ns, path.read_bytes()) for path in finished.rglob("*") if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("mode", ["affine", "linear"])
+def test_a_run_goes_on_from_wherever_it_was_stopped(demo, prompts, tmp_path, monkeypatch, mode):
+    """A second run is stopped after each part of its work in turn; the files of both are the same."""
+    options = CosmicOptions(mode=mode, n_train=8, n_val=4, n_positions=2, max_kl=50.0)
+    settings = replace(SETTINGS, selection=options)
+    assert not run(demo, prompts, tmp_path / "whole", settings).was_complete
+
+    class Stop(Exception):
+        """Not caught anywhere."""
+
+    def stopping(write, after):
+        calls = 0
+
+        def call(*args):
+            nonlocal calls
+            write(*args)
+            calls += 1
+            if calls in after:
+                raise Stop
+
+        return call
+
+    # What is written down while a run goes on, and at its end.
+    monkeypatch.setattr(runs, "append_lines", stopping(runs.append_lines, (3, 8, 21, 33, 38)))
+    monkeypatch.setattr(runs, "write_atomically", stopping(runs.write_atomically, (2, 5)))
+    calls = 0
+    while not (tmp_path / "stopped" / "summary.json").exists():
+        calls += 1
+        with suppress(Stop):
+            run(demo, prompts, tmp_path / "stopped", settings)
+    assert calls >= 6
+    whole, stopped = _content(tmp_path / "whole"), _content(tmp_path / "stopped")
+    assert whole.keys() == stopped.keys()
+    assert [str(path) for path in whole if whole[path] != stopped[path]] == []
+
+
+@pytest.mark.parametrize("select", ["cosmic", "refusal tokens"])
+def test_a_run_is_read_without_a_model(demo, prompts, tmp_path, select):
+    """And is as it was made, to the last bit."""
+    settings = SETTINGS
+    if select == "refusal tokens":
+        settings = replace(SETTINGS, selection=RefusalTokenOptions(n_train=8, n_val=4, n_positions=1, max_kl=50.0))
+    made = run(demo, prompts, tmp_path / "run", settings)
+    found = Run.load(tmp_path / "run")
+    assert repr(found) == repr(made) and found.settings == settings and not found.was_complete
+    assert found.selection._repr_html_() == made.selection._repr_html_()
+    pd.testing.assert_frame_equal(found.selection.table, made.selection.table, check_exact=True)
+    pd.testing.assert_frame_equal(found.selection.filters, made.selection.filters, check_exact=True)
+    pd.testing.assert_frame_equal(found.effects.completions, made.effects.completions, check_exact=True)
+    assert torch.equal(found.similarity.removal, made.similarity.removal)
+    report = write_report(found.selection, found.effects, found.similarity, found.summary, found.identity)
+    assert len(report) == len((tmp_path / "run" / "report.html").read_text())  # only the bits of a NaN may be others
+    assert torch.equal(found.selection.candidates.vectors, made.selection.candidates.vectors)
+    assert found.test_prompts(1) == tuple(prompts.side(side, "test", 1) for side in ("positive", "negative"))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("settings.json", lambda text: text.replace('"affine"', '"cubic"'), "settings.json .* is damaged"),
+        ("settings.json", lambda text: text.replace('"affine"', '"linear"'), "another settings.json"),
+        ("settings.json", lambda text: text.replace('"n_test"', '"tests"'), "settings.json .* expected chat, .*n_test"),
+        ("settings.json", lambda text: text[:-9], "settings.json .* is damaged"),
+        ("summary.json", lambda text: "{}", "summary.json .* is damaged|completions.jsonl .* is damaged"),
+        ("summary.json", None, "is not finished .no summary.json."),
+        ("completions.jsonl", lambda text: text.replace('"condition"', '"state"'), "completions.jsonl .* is damaged"),
+        ("direction.safetensors", lambda text: "", "direction.safetensors .* is damaged"),
+        ("scores.csv", lambda text: "", "is damaged"),
+    ],
+)
+def test_damaged_and_foreign_files_are_refused_in_one_line(demo, prompts, complete, tmp_path, name, damage, message):
+    folder = tmp_path / "run"
+    shutil.copytree(complete, folder)
+    if damage is None:
+        (folder / name).unlink()
+    elif name.endswith(".safetensors"):
+        (folder / name).write_bytes(b"x")
+    else:
+        (folder / name).write_text(damage((folder / name).read_text()))
+    with pytest.raises(CosmicError, match=message) as caught:
+        Run.load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_runs_direction_is_refused(complete, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(complete, folder)
+    other = replace(Direction.load(folder / "direction.safetensors"), layer=1)
+    other.save(folder / "direction.safetensors")
+    with pytest.raises(CosmicError, match=r"another direction\.safetensors"):
+        Run.load(folder)
 
 
 def test_damaged_settings_are_overwritten(demo, prompts, finished):
