@@ -20,11 +20,11 @@ test: $(VENV)/.installed ## all tests but those on a real model
 	# A thread a process: two of them on all cores would stall each other.
 	env -u COSMIC_TL_REAL_MODEL OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-test-real: $(VENV)/.installed ## the toolkit on your model: MODEL=directory or hub id, PROMPTS=file, N=prompts per side
+test-real: $(VENV)/.installed ## the toolkit on your model: MODEL=directory or hub id, PROMPTS=file, N=prompts per side, ARGS=for pytest
 	@test -n "$(MODEL)" || { echo 'Give a model: make test-real MODEL=path/or/hub-id [PROMPTS=file.json] [N=32]'; exit 2; }
 	# One process, which has the model once and all cores.
 	env -u OMP_NUM_THREADS COSMIC_TL_REAL_MODEL="$(MODEL)" COSMIC_TL_REAL_PROMPTS="$(PROMPTS)" COSMIC_TL_REAL_N="$(N)" \
-		$(BIN)/python -m pytest tests/real -n0 --durations=10
+		$(BIN)/python -m pytest tests/real -n0 --durations=10 $(ARGS)
 
 lint: $(VENV)/.installed ## style and types
 	$(BIN)/ruff check .

@@ -23,7 +23,7 @@ print(json.dumps({"rows": len(selection.table), "beyond": peak() - before - weig
 """
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_a_selection_takes_little_more_than_the_weights(real_model_path, real_prompts, dtype):
     few = [real_prompts.side(side, "train")[:8] for side in ("positive", "negative")]
     asked = json.dumps([str(real_model_path), dtype, *few])
