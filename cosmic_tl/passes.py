@@ -35,7 +35,7 @@ from cosmic_tl.interventions import (
 
 PASS_TOKENS = {"cpu": 128, "cuda": 1024}
 """What a pass costs besides its tokens, reading the weights and calling the modules, in tokens, roughly."""
-CPU_TOKENS = 2048
+CPU_TOKENS = 1024
 """Tokens of a pass on a CPU, where more gains nothing."""
 CPU_ACTIVATION = 20 * 2**20
 """Bytes of the largest activation of a pass on a CPU. More leaves the caches, and from 32 MiB on the allocator takes fresh
@@ -134,7 +134,7 @@ def rows_a_pass(model: TransformerBridge, longest: int) -> int:
     Example:
         >>> from cosmic_tl import load_model
         >>> rows_a_pass(load_model("demo", device="cpu"), longest=20)
-        102
+        51
     """
     cfg = model.cfg
     size, d_mlp = torch.finfo(cfg.dtype).bits // 8, int(cfg.d_mlp or 4 * cfg.d_model)
