@@ -89,16 +89,28 @@ class Ablation:
 class AffineEdit:
     """Affine concept editing: `x' = x − (x·r̂) r̂ + (nu·r̂) r̂ + α r` at one layer (Marshall et al. 2025, equation 3).
 
-    α = 0 reads as the negative class and α = 1 as the positive class. `affine_edits` makes one for every layer.
+    α = 0 reads as the negative class and α = 1 as the positive class. `affine_edits` makes one for every layer, and
+    `Candidates.moved` takes a direction to another one.
+
+    Raises:
+        CosmicError: If layer is not the direction's own, whose reference says nothing about another layer.
     """
 
     direction: Direction
     alpha: float = 1.0
     tokens: Scope = "all"
     layer: int | None = None
-    """Where to apply it; None is the direction's own layer."""
+    """The direction's own layer, or None (default), which is the same."""
     part: Part = "stream"
     """"block" edits what the block adds; direction and reference have to be of that too (`difference_in_means` takes a part)."""
+
+    def __post_init__(self) -> None:
+        own = self.direction.layer
+        if self.layer not in (None, own):
+            raise CosmicError(
+                f"layer: found {self.layer}, and the direction's reference is of layer {own}; pass "
+                f"`candidates.moved(direction, {self.layer})`, which has the reference of that layer, and no layer"
+            )
 
     @property
     def map(self) -> AffineMap:

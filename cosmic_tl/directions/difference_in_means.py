@@ -90,6 +90,27 @@ class Candidates:
             short_label(model) if model is not None else self.model,
         )
 
+    def moved(self, direction: Direction, layer: int) -> Direction:
+        """The same vector to apply at another layer, with the reference of that layer, which `AffineEdit` needs.
+
+        Args:
+            direction: One of these candidates, or another direction of the same model.
+            layer: Where it shall be applied, from 0.
+
+        Raises:
+            CosmicError: If the candidates have no such layer, or do not reach to the direction's position.
+
+        Example:
+            >>> import torch
+            >>> ones = torch.ones(2, 3, 4, dtype=torch.float64)
+            >>> some = Candidates(ones, torch.stack([0 * ones[0], ones[0]]), "example")
+            >>> moved = some.moved(some.direction(0, -2), layer=1)
+            >>> moved, moved.reference
+            (Direction(example, layer 1, position -2, norm 2, any model), tensor([1., 1., 1., 1.]))
+        """
+        self.check(layer, direction.position)
+        return replace(direction, layer=layer, reference=self.references[layer, direction.position])
+
     def shuffled_directions(self, like: Direction) -> dict[int, Direction]:
         """Placebos: what the same prompts with random labels give at the same place, scaled to the same norm.
 

@@ -1,5 +1,7 @@
 """The engine against plain passes: one prompt at a time, whole, with ordinary hooks."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -43,7 +45,7 @@ def edits_on(direction):
         (),
         AffineEdit(other, 1.0),
         Ablation(other),
-        AffineEdit(direction, 1.0, layer=0),
+        AffineEdit(replace(direction, layer=0), 1.0),
         (Ablation(other), Addition(direction, 2.0)),
     ]
 

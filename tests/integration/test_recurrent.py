@@ -1,5 +1,7 @@
 """Tiny random recurrent models: interventions mean the same where a state takes the place of attention."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny import write
@@ -169,7 +171,7 @@ def test_the_engine_equals_plain_passes(pair, direction):
     # Nothing is known to share a state as keys and values are shared, but a pass may start at the source layer.
     allowed = shortcuts(bridge, rows)
     assert allowed.resume and not allowed.prefix
-    edits = [*by_hand(direction), AffineEdit(direction, 0.0, layer=3)]
+    edits = [*by_hand(direction), AffineEdit(replace(direction, layer=3), 0.0)]
     reading = Reading((1, 3), logits=True)
     keep = lambda outcome: torch.cat([outcome.resid_post[3][:, -1], outcome.logits], 1)  # noqa: E731
     found = dict(intervened(bridge, rows, edits, reading, keep, batch_size=6))

@@ -231,13 +231,40 @@ def test_bad_interventions(demo, direction, batch):
         logits(demo, batch, Addition(direction, float("nan")))
     with pytest.raises(CosmicError, match="layers 0 to 7"):
         logits(demo, batch, Addition(direction, layer=8))
-    for edits in (AffineEdit(direction, layer=-1), [Ablation(direction), Addition(direction, layer=-1)]):
+    for edits in (MapEdit(Ablation(direction).map, -1), [Ablation(direction), Addition(direction, layer=-1)]):
         with pytest.raises(CosmicError, match="found -1, and the model has layers 0 to 7"):
             logits(demo, batch, edits)
     with pytest.raises(CosmicError, match="mask has 3 rows and the batch 2"):
         logits(demo, batch, Addition(direction, tokens=torch.ones(3, 4, dtype=torch.bool)))
     with pytest.raises(CosmicError, match="width 64"):
         logits(demo, batch, Addition(Direction(torch.ones(64), torch.ones(64), 0, -1)))
+
+
+@pytest.mark.parametrize("part", ["stream", "block"])
+def test_ace_at_another_layer_takes_its_reference(demo, prompts, part):
+    positive, negative = (prompts.side(side, "train", 24) for side in ("positive", "negative"))
+    means = [mean_activations(demo, side) for side in (positive, negative)]
+    candidates = difference_in_means(*means, part=part)
+    direction = candidates.direction(3, -1)
+    with pytest.raises(CosmicError, match=r"layer: found 5, .* of layer 3; pass `candidates.moved\(direction, 5\)`"):
+        AffineEdit(direction, 0.0, layer=5, part=part)
+    assert AffineEdit(direction, layer=3).map.offset == AffineEdit(direction).map.offset
+    moved = candidates.moved(direction, 5)
+    assert moved.layer == 5 and torch.equal(moved.vector, direction.vector)
+    steered = mean_activations(demo, positive, interventions=AffineEdit(moved, 0.0, part=part))
+
+    def at(means):
+        return float(
+            (means.resid_pre if part == "stream" else means.resid_post - means.resid_pre)[5, -1]
+            @ direction.unit.double()
+        )
+
+    assert at(steered) == pytest.approx(at(means[1]), abs=1e-3)  # α = 0 reads as the negative class
+    assert abs(at(steered) - at(means[0])) > 0.1
+    with pytest.raises(CosmicError, match="found 8, and the candidates have layers 0 to 7"):
+        candidates.moved(direction, 8)
+    with pytest.raises(CosmicError, match="found -9, and the candidates have positions -5 to -1"):
+        candidates.moved(Direction(torch.ones(128), torch.zeros(128), 3, -9), 5)
 
 
 def test_a_direction_survives_the_disk_and_is_checked(tmp_path, demo, direction):
