@@ -16,11 +16,14 @@ from cosmic_tl import load_model, load_prompts
 REAL = Path(__file__).parent / "real"
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m is looked at
 def pytest_collection_modifyitems(config, items):
-    if not os.environ.get("COSMIC_TL_REAL_MODEL"):
-        deselected = [item for item in items if item.get_closest_marker("real")]
-        config.hook.pytest_deselected(items=deselected)
-        items[:] = [item for item in items if not item.get_closest_marker("real")]
+    real = [item for item in items if item.path.is_relative_to(REAL)]
+    for item in real:
+        item.add_marker("real")
+    if real and not os.environ.get("COSMIC_TL_REAL_MODEL"):
+        config.hook.pytest_deselected(items=real)
+        items[:] = [item for item in items if item not in real]
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -1,12 +1,9 @@
 """Positions and streaming means against the plain model's own tokens and activations."""
 
-import pytest
 import torch
 
 from cosmic_tl import mean_activations, post_instruction_positions
 from cosmic_tl.chat import tokenize
-
-pytestmark = pytest.mark.real
 
 
 def test_positions_are_what_the_template_puts_after_any_text(real_model, plain, real_prompts):

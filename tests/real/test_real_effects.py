@@ -5,7 +5,7 @@ import pytest
 from cosmic_tl import Addition, SubstringJudge, complete, measure_effects, standard_conditions
 from cosmic_tl.evaluation.placebos import calibrate_placebos, placebo_conditions
 
-pytestmark = [pytest.mark.real, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 ALPHAS = (1.0, 2.0, 3.0)
 """Strengths of the addition to choose from: at 1, the difference of the classes' means, some models hardly follow."""

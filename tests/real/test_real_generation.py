@@ -6,8 +6,6 @@ from transformers import GenerationConfig
 
 from cosmic_tl import complete
 
-pytestmark = pytest.mark.real
-
 N_TOKENS = 24
 
 

@@ -6,8 +6,6 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.real
-
 SELECTION = """
 import json, resource, sys
 from cosmic_tl import ContrastSet, CosmicOptions, load_model, select_cosmic

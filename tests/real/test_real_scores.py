@@ -9,8 +9,6 @@ from cosmic_tl.chat import tokenize
 from cosmic_tl.selection.cosmic_scores import CosmicScorer
 from real.plain import ablate, ace, add, kl
 
-pytestmark = pytest.mark.real
-
 FEW = 8
 """Prompts per side for the grid, whose every cell takes three full passes of the plain model."""
 

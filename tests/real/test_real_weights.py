@@ -2,12 +2,8 @@
 
 import gc
 
-import pytest
-
 from cosmic_tl import load_model, orthogonalize_weights, save_checkpoint
 from real.plain import PlainModel, ablate
-
-pytestmark = pytest.mark.real
 
 
 def test_an_orthogonalized_checkpoint_equals_ablation(real_model_path, plain, linear_selection, real_prompts, tmp_path):
