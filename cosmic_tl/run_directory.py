@@ -44,7 +44,16 @@ RESUME = "resume"
 RESUME_FILES = ("activations.safetensors", "scores.jsonl", "completions.jsonl", "placebos.jsonl")
 """Those of `run`; the other commands' begin with their name."""
 _CHOICE_ONLY = frozenset(
-    ["max_kl", "max_layer_share", "last_position_rule", "min_induce", "full_table", "successive_halving"]
+    [
+        "max_kl",
+        "max_layer_share",
+        "last_position_rule",
+        "min_induce",
+        "full_table",
+        "successive_halving",
+        "cell",
+        "induction_tokens",
+    ]
 )
 """Settings of a selection that change which candidate is chosen, but no activation and no score."""
 _APART = frozenset(["direction", "table", "filters", "layer_similarity", "positions", "candidates", "plan", "tokens"])

@@ -355,6 +355,8 @@ def _summary(
         "prompts": identity["prompts"]["name"],
         "mode": selection.mode,
         "alpha": selection.alpha,
+        "induction_layer": selection.edits.layer,
+        "induction_tokens": selection.edits.tokens,
         "direction": {"layer": selection.direction.layer, "position": selection.direction.position},
         "method": selection.method,
         "scores": {name: float(winner[name]) for name in _SCORES if name in selection.table}

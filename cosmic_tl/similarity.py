@@ -12,9 +12,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from cosmic_tl.activations import mean_activations
 from cosmic_tl.chat import BATCH_SIZE, ChatFormat, Positions, post_instruction_positions
 from cosmic_tl.directions.artifact import Direction
-from cosmic_tl.selection.modes import induction, removal
 from cosmic_tl.selection.options import Mode
-from cosmic_tl.selection.table import Selection, direction_and_mode
+from cosmic_tl.selection.table import Selection, direction_and_edits
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,15 +77,15 @@ def layer_similarities(
         >>> found.before.shape
         torch.Size([8, 5])
     """
-    direction, mode, alpha = direction_and_mode(selection, mode, alpha)
+    direction, edits = direction_and_edits(selection, mode, alpha)
     positions = post_instruction_positions(model, chat, n_positions)
     clean_positive, clean_negative, removed, induced = (
         mean_activations(model, prompts, positions, chat, edit, batch_size, "similarity").resid_post
         for prompts, edit in (
             (positive, ()),
             (negative, ()),
-            (positive, removal(direction, mode)),
-            (negative, induction(direction, mode, alpha)),
+            (positive, edits.removal(direction)),
+            (negative, edits.induction(direction)),
         )
     )
     return LayerSimilarity(

@@ -35,15 +35,14 @@ def steer(
 ) -> None:
     """Complete a prompt with and without the direction of a run."""
     from cosmic_tl.evaluation.completions import complete
-    from cosmic_tl.selection.modes import induction, removal
 
-    mode, chat, sampling = run.mode, run.chat(), generation.sampling()
+    edits, chat, sampling = run.edits, run.chat(), generation.sampling()
     bridge, direction = run.load()
-    strength = run.alpha if alpha is None else alpha
+    strength = edits.alpha if alpha is None else alpha
     answers: dict[str, Any] = {"without": ()}
     if alpha is None:
-        answers[f"removal ({mode})"] = removal(direction, mode)
-    answers[f"induction ({mode}, alpha {strength:g})"] = induction(direction, mode, strength)
+        answers[f"removal ({edits.mode})"] = edits.removal(direction)
+    answers[f"induction ({edits.mode}, alpha {strength:g})"] = edits.induction(direction, strength)
     for name, interventions in answers.items():
         text = complete(
             bridge,

@@ -139,17 +139,17 @@ def _judge(
 
 def _edits(run: RunOptions, alpha: float | None) -> "tuple[TransformerBridge, Direction, dict[str, Intervention]]":
     from cosmic_tl.directions.artifact import random_direction
-    from cosmic_tl.selection.modes import induction, removal
 
+    edits = run.edits
     bridge, direction = run.load()
-    alpha = run.alpha if alpha is None else alpha
+    alpha = edits.alpha if alpha is None else alpha
     return (
         bridge,
         direction,
         {
-            "removal": removal(direction, run.mode),
-            f"induction, alpha {alpha:g}": induction(direction, run.mode, alpha),
-            "random removal": removal(random_direction(direction, 0), run.mode),
+            "removal": edits.removal(direction),
+            f"induction, alpha {alpha:g}": edits.induction(direction, alpha),
+            "random removal": edits.removal(random_direction(direction, 0)),
         },
     )
 

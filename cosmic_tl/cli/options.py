@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cosmic_tl.evaluation.sampling import Sampling
     from cosmic_tl.prompts import ContrastSet
     from cosmic_tl.runs import Run
+    from cosmic_tl.selection.modes import Edits
     from cosmic_tl.selection.options import Mode as ModeName
 
 
@@ -39,6 +40,13 @@ class TargetChoice(str, Enum):
     mean = "mean"
     concatenated = "concatenated"
     per_prompt = "per-prompt"
+
+
+class TokensChoice(str, Enum):
+    """Which tokens induction edits."""
+
+    all = "all"
+    prompt = "prompt"
 
 
 class Thinking(str, Enum):
@@ -272,12 +280,29 @@ def _setting(text: str, field: str, *flags: str) -> Any:
     return typer.Option(*flags, help=text, show_default=False)
 
 
+def _cell(text: str | None) -> tuple[int, int] | None:
+    try:
+        layer, position = (int(part) for part in text.split(",")) if text is not None else (None, None)
+    except ValueError as error:
+        raise CosmicError(f"cell: expected a layer and a position like 17,-1, found {text!r}") from error
+    return None if layer is None or position is None else (layer, position)
+
+
 @dataclass(frozen=True)
 class SelectionOptions:
     """How a direction is chosen. What is None has the library's default: `CosmicOptions`, `RefusalTokenOptions`."""
 
     mode: Annotated[Mode | None, _setting("linear: ablation and addition. affine: ACE for both.", "mode")] = None
     alpha: Annotated[float | None, _setting("Strength of the induction.", "alpha")] = None
+    induction_layer: Annotated[
+        int | None, _setting("Linear: add the direction at this layer. Default: its own.", "induction_layer")
+    ] = None
+    induction_tokens: Annotated[
+        TokensChoice | None, _setting("Which tokens induction edits: all, or the prompt's.", "induction_tokens")
+    ] = None
+    cell: Annotated[
+        str | None, _setting("Take this candidate, as 17,-1 (layer, position). Default: chosen by scores.", "cell")
+    ] = None
     positions: Annotated[
         int | None, _setting("How many of the last tokens. Default: all after the text.", "n_positions")
     ] = None
@@ -346,6 +371,7 @@ class SelectionOptions:
         found["n_positions"] = found.pop("positions")
         found["evaluation_layers"] = layer_numbers("evaluation_layers", self.evaluation_layers)
         found["tokens"] = tuple(found.pop("refusal_token") or ()) or None
+        found["cell"] = _cell(self.cell)
         values = {name: value.value if isinstance(value, Enum) else value for name, value in found.items()}
         return {field.name: value for field in fields(group) if (value := values.get(field.name)) is not None}
 
@@ -405,9 +431,9 @@ class RunOptions:
         return self.run.selection.mode
 
     @property
-    def alpha(self) -> float:
-        """Strength of the run's induction."""
-        return self.run.selection.alpha
+    def edits(self) -> "Edits":
+        """How the run removed and induced its direction."""
+        return self.run.selection.edits
 
     def chat(self) -> "ChatFormat":
         """The run's formatting."""

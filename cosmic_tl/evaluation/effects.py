@@ -21,9 +21,9 @@ from cosmic_tl.evaluation.rates import Rate, rate
 from cosmic_tl.evaluation.sampling import Sampling, describe_generation
 from cosmic_tl.interventions import Intervention
 from cosmic_tl.models import is_demo
-from cosmic_tl.selection.modes import PLACEBOS, induction, removal
+from cosmic_tl.selection.modes import PLACEBOS
 from cosmic_tl.selection.options import Mode
-from cosmic_tl.selection.table import Selection, direction_and_mode
+from cosmic_tl.selection.table import Selection, direction_and_edits
 
 Row = dict[str, Any]
 Kind = Literal["harmful", "harmless"]
@@ -128,22 +128,19 @@ def standard_conditions(
     """
     if n_placebos < 1:
         raise CosmicError(f"n_placebos: must be at least 1, found {n_placebos}")
-    direction, mode, alpha = direction_and_mode(selection, mode, alpha)
+    direction, edits = direction_and_edits(selection, mode, alpha)
     random = {one: random_direction(direction, one) for one in range(seed, seed + n_placebos)}
     shuffled = selection.candidates.shuffled_directions(direction) if isinstance(selection, Selection) else {}
     shuffled = dict(list(shuffled.items())[:n_placebos])
     return [
         Condition("baseline", "harmful", ()),
-        Condition("removal", "harmful", (removal(direction, mode),)),
-        Condition("random removal", "harmful", (removal(random[seed], mode),), seed),
-        *(Condition("shuffled removal", "harmful", (removal(d, mode),), one) for one, d in shuffled.items()),
+        Condition("removal", "harmful", (edits.removal(direction),)),
+        Condition("random removal", "harmful", (edits.removal(random[seed]),), seed),
+        *(Condition("shuffled removal", "harmful", (edits.removal(d),), one) for one, d in shuffled.items()),
         Condition("baseline", "harmless", ()),
-        Condition("induction", "harmless", (induction(direction, mode, alpha),)),
-        *(Condition("random induction", "harmless", (induction(d, mode, alpha),), one) for one, d in random.items()),
-        *(
-            Condition("shuffled induction", "harmless", (induction(d, mode, alpha),), one)
-            for one, d in shuffled.items()
-        ),
+        Condition("induction", "harmless", (edits.induction(direction),)),
+        *(Condition("random induction", "harmless", (edits.induction(d),), one) for one, d in random.items()),
+        *(Condition("shuffled induction", "harmless", (edits.induction(d),), one) for one, d in shuffled.items()),
     ]
 
 

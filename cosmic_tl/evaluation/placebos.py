@@ -15,7 +15,7 @@ equal-KL induction        that any direction does the same that moves the next t
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import sqrt
 from typing import Any
 
@@ -28,10 +28,10 @@ from cosmic_tl.evaluation.effects import Condition
 from cosmic_tl.forward import Site, forward
 from cosmic_tl.interventions import Addition, Intervention, Interventions, intervention_hooks
 from cosmic_tl.passes import Outcome, Reading, intervened
-from cosmic_tl.selection.modes import PLACEBOS, induction, removal
+from cosmic_tl.selection.modes import PLACEBOS, Edits
 from cosmic_tl.selection.options import Mode
 from cosmic_tl.selection.scores import kl_divergence
-from cosmic_tl.selection.table import Selection, direction_and_mode
+from cosmic_tl.selection.table import Selection, direction_and_edits
 
 TRANSLATION, EQUAL_KL = "random translation", "equal-KL induction"
 TOLERANCE = 0.05
@@ -68,22 +68,22 @@ class Calibration:
         """
         return abs(self.reached - self.target) <= TOLERANCE * self.target
 
-    def edit(self, direction: Direction, mode: Mode) -> Intervention:
+    def edit(self, direction: Direction, edits: Edits) -> Intervention:
         """The placebo itself.
 
         Args:
             direction: The direction that it stands beside.
-            mode: "linear" or "affine".
+            edits: How that one is removed and induced.
 
         Example:
             >>> direction = Direction(torch.ones(4), torch.zeros(4), layer=1, position=-1)
-            >>> type(Calibration("random translation", 0, 0.5, 1.0, 1.0).edit(direction, "affine")).__name__
+            >>> type(Calibration("random translation", 0, 0.5, 1.0, 1.0).edit(direction, Edits("affine"))).__name__
             'Addition'
         """
         placebo = random_direction(direction, self.seed)
         if self.condition == TRANSLATION:
             return Addition(placebo, self.alpha)
-        return induction(placebo, mode, self.alpha)
+        return edits.induction(placebo, self.alpha)
 
     def as_row(self) -> dict[str, Any]:
         """Its fields, and whether the target was reached.
@@ -134,11 +134,11 @@ def calibrate_placebos(
         >>> [one.condition for one in found]
         ['random translation', 'equal-KL induction']
     """
-    direction, mode, alpha = direction_and_mode(selection, mode, alpha)
-    shift = mean_shift(model, positive, removal(direction, mode), direction.layer, chat, batch_size or BATCH_SIZE)
+    direction, edits = direction_and_edits(selection, mode, alpha)
+    shift = mean_shift(model, positive, edits.removal(direction), direction.layer, chat, batch_size or BATCH_SIZE)
     found = [Calibration(TRANSLATION, seed, shift / direction.norm, shift, shift) for seed in seeds]
-    if alpha:
-        found += _equal_kl(model, tokenize(model, negative, chat), direction, mode, alpha, seeds, batch_size)
+    if edits.alpha:
+        found += _equal_kl(model, tokenize(model, negative, chat), direction, edits, seeds, batch_size)
     return found
 
 
@@ -163,12 +163,12 @@ def placebo_conditions(
         >>> [(c.kind, c.name, c.seed) for c in placebo_conditions([one], direction, "affine")]
         [('harmful', 'random translation', 3)]
     """
-    direction, mode, _ = direction_and_mode(selection, mode)
+    direction, edits = direction_and_edits(selection, mode)
     return [
         Condition(
             one.condition,
             "harmful" if one.condition == TRANSLATION else "harmless",
-            (one.edit(direction, mode),),
+            (one.edit(direction, edits),),
             one.seed,
         )
         for one in calibrations
@@ -239,35 +239,37 @@ def _equal_kl(
     model: TransformerBridge,
     rows: Sequence[Sequence[int]],
     direction: Direction,
-    mode: Mode,
-    alpha: float,
+    edits: Edits,
     seeds: Sequence[int],
     batch_size: int | None,
 ) -> list[Calibration]:
     """Bisection on each seed's α, all seeds in the same passes."""
     ((_, clean),) = intervened(model, rows, [()], Reading(logits=True), _logits, batch_size)
 
-    def divergences(edits: Sequence[Interventions]) -> list[float]:
+    def divergences(some: Sequence[Interventions]) -> list[float]:
         def against_clean(outcome: Outcome) -> Tensor:
             return kl_divergence(clean[list(outcome.rows)], _logits(outcome))
 
-        found = dict(intervened(model, rows, edits, Reading(logits=True), against_clean, batch_size))
-        return [float(found[i].mean()) for i in range(len(edits))]
+        found = dict(intervened(model, rows, some, Reading(logits=True), against_clean, batch_size))
+        return [float(found[i].mean()) for i in range(len(some))]
 
-    (target,) = divergences([induction(direction, mode, alpha)])
+    edits = replace(edits, tokens="all")  # the next token after the prompt is the same
+    (target,) = divergences([edits.induction(direction)])
     placebos = {seed: random_direction(direction, seed) for seed in seeds}
     tried: dict[int, list[tuple[float, float]]] = {seed: [] for seed in seeds}
     for _ in range(STEPS):
         following = {seed: scale for seed in seeds if (scale := next_scale(tried[seed], target)) is not None}
         if not following:
             break
-        reached = divergences([induction(placebos[seed], mode, scale * alpha) for seed, scale in following.items()])
+        reached = divergences(
+            [edits.induction(placebos[seed], scale * edits.alpha) for seed, scale in following.items()]
+        )
         for (seed, scale), nats in zip(following.items(), reached, strict=True):
             tried[seed].append((scale, nats))
     found = []
     for seed in seeds:
         scale, nats = min(tried[seed], key=lambda one: abs(one[1] - target))
-        found.append(Calibration(EQUAL_KL, seed, scale * alpha, target, nats))
+        found.append(Calibration(EQUAL_KL, seed, scale * edits.alpha, target, nats))
     return found
 
 

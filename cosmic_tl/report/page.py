@@ -79,13 +79,13 @@ def _answer(selection: Selection, effects: Effects, summary: dict[str, Any]) -> 
     warnings = joined(Markup('<p class="warning" role="note">{}</p>').format(text) for text in summary["warnings"])
     notes = joined(Markup("<li>{}</li>").format(text) for text in summary["notes"])
     body = Markup(
-        '<p class="lead">Selection by {} ({} mode, alpha {:g}) chose the direction at <strong>layer {}, position {}</strong> '
-        "(<code>{}</code>). {}</p>{}"
+        '<p class="lead">Selection by {} ({} mode; induction with {}) chose the direction at <strong>layer {}, '
+        "position {}</strong> (<code>{}</code>). {}</p>{}"
         '<p class="muted">{}</p>{}{}'
     ).format(
         selection.method,
         selection.mode,
-        selection.alpha,
+        selection.edits.induced,
         d.layer,
         d.position,
         token,

@@ -15,7 +15,7 @@ from cosmic_tl.directions.difference_in_means import Candidates, difference_in_m
 from cosmic_tl.passes import Outcome, Reading
 from cosmic_tl.prompts import ContrastSet
 from cosmic_tl.selection.cosmic import layer_similarity
-from cosmic_tl.selection.modes import PLACEBOS
+from cosmic_tl.selection.modes import PLACEBOS, Edits
 from cosmic_tl.selection.notes import before_any_edit, notes_about, warnings_about
 from cosmic_tl.selection.options import Cell, RefusalTokenOptions
 from cosmic_tl.selection.refusal_tokens import find_refusal_tokens, keep_own, log_odds, refusal_tokens
@@ -25,6 +25,7 @@ from cosmic_tl.selection.table import (
     NoCandidateError,
     Selection,
     apply_filters,
+    check_places,
     choose,
     common_filters,
     score_table,
@@ -55,9 +56,7 @@ class _Scorer(Scorer):
         scores: Scores,
     ) -> None:
         reading = Reading(logits=True)
-        super().__init__(
-            model, positive, negative, candidates, options.mode, options.alpha, reading, batch_size, scores
-        )
+        super().__init__(model, positive, negative, candidates, Edits.of(options), reading, batch_size, scores)
         self.ids = ids
 
     def reduce(self, outcome: Outcome) -> Float64[Tensor, " prompt"]:
@@ -161,6 +160,7 @@ def select_by_refusal_tokens(
     if options.filter_prompts:
         train, val, left_out = keep_own(model, train, val, tokens, chat, size)
     positions = post_instruction_positions(model, chat, options.n_positions)
+    check_places(int(model.cfg.n_layers), len(positions), options)
     if means is None:
         means = class_means(model, train[0], train[1], positions, chat, seeds, size)
     candidates = difference_in_means(*means)
@@ -174,18 +174,20 @@ def select_by_refusal_tokens(
     scorer = scorer_at(options.alpha, scores)
     n_layers = int(model.cfg.n_layers)
     cells = [(layer, position) for position in positions.indices for layer in range(n_layers)]
-    early = [cell for cell in cells if cell[0] < options.max_layer_share * n_layers]
-    for measure in MEASURES if options.full_table else MEASURES[:1]:
-        scorer.compute(measure, cells if options.full_table else early)
+    wanted = [cell for cell in cells if cell[0] < options.max_layer_share * n_layers]
+    if options.cell is not None:
+        wanted = [options.cell]
+    for measure in MEASURES if options.full_table or options.cell else MEASURES[:1]:
+        scorer.compute(measure, cells if options.full_table else wanted)
     # Induction is the cheaper of the two.
 
     def table_of() -> tuple[pd.DataFrame, pd.DataFrame]:
         return _table(scorer.scores, cells, n_layers, options)
 
-    table, filters = settle(table_of, scorer.compute, MEASURES[1:])
-    if not table.kept.any():
+    table, filters = table_of() if options.cell else settle(table_of, scorer.compute, MEASURES[1:])
+    if not table.kept.any() and options.cell is None:
         raise _nothing_left(table_of, scorer, scorer_at, options)
-    winner = choose(table, filters)
+    winner = choose(table, filters, options.cell)
     clean = {"bypass": float(scorer.clean_positive.mean()), "induce": float(scorer.clean_negative.mean())}
     notes = [*left_out, *notes_about(table, filters, winner, "refusal tokens", val[1], model.cfg.dtype)]
     if not options.filter_prompts:
@@ -207,4 +209,6 @@ def select_by_refusal_tokens(
         tokens,
         clean,
         options.alpha,
+        options.induction_layer,
+        options.induction_tokens,
     )

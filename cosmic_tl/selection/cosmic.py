@@ -25,6 +25,7 @@ from cosmic_tl.selection.table import (
     Filter,
     Selection,
     apply_filters,
+    check_places,
     choose,
     common_filters,
     score_table,
@@ -41,7 +42,7 @@ def layer_similarity(positive: MeanActivations, negative: MeanActivations) -> Fl
     """Cosine between the classes' mean `y[l, -1]`, per layer.
 
     Example:
-        >>> from cosmic_tl import load_model
+        >>> from cosmic_tl import load_model, mean_activations
         >>> means = mean_activations(load_model("demo", device="cpu"), ["hi"])
         >>> layer_similarity(means, means).round(decimals=6).tolist()
         [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
@@ -111,7 +112,7 @@ def _table(
         out = [cell not in finalists for cell in zip(table.layer, table.position, strict=True)]
         option = "successive_halving=False (without --successive-halving)"
         filters.append(Filter("successive halving", pd.Series(out, index=table.index), option))
-    if options.last_position_rule:
+    if options.last_position_rule and (options.cell is None or options.full_table):  # which looks at other candidates
         rule = "last_position_rule=False (--no-last-position-rule)"
         dropped, open_ = _position_rule(table)
         filters.append(Filter("position -1 rule", dropped, rule))
@@ -235,6 +236,7 @@ def select_cosmic(
     n_layers = int(model.cfg.n_layers)
     _check_layers(model, options)
     positions = post_instruction_positions(model, chat, options.n_positions)
+    check_places(n_layers, len(positions), options)
     size = batch_size or BATCH_SIZE
     val = prompts.sides("val", options.n_val)
     tokens = None if options.tokens is None else refusal_tokens(model, options.tokens)
@@ -273,13 +275,13 @@ def select_cosmic(
     for measure, found in wanted.items():
         scorer.compute(measure, found)
     clean = scorer.clean_similarity
-    table, filters = _settle(
-        scorer.compute,
-        plan,
-        scorer.scores,
-        lambda: _table({**rough, **scorer.scores}, cells, clean, n_layers, options, finalists),
-    )
-    winner = choose(table, filters)
+
+    def table_of() -> tuple[pd.DataFrame, pd.DataFrame]:
+        return _table({**rough, **scorer.scores}, cells, clean, n_layers, options, finalists)
+
+    # A candidate that is asked for leaves nothing to settle.
+    table, filters = table_of() if options.cell else _settle(scorer.compute, plan, scorer.scores, table_of)
+    winner = choose(table, filters, options.cell)
     notes = [*left_out, *notes_about(table, filters, winner, "COSMIC", val[1], model.cfg.dtype)]
     if not options.filter_prompts:
         firsts = [side.argmax(-1).tolist() for side in scorer.clean_logits]
@@ -298,4 +300,6 @@ def select_cosmic(
         options.mode,
         plan,
         alpha=options.alpha,
+        induction_layer=options.induction_layer,
+        induction_tokens=options.induction_tokens,
     )

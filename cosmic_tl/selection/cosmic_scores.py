@@ -10,6 +10,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl.directions.difference_in_means import Candidates
 from cosmic_tl.passes import Outcome, Reading
+from cosmic_tl.selection.modes import Edits
 from cosmic_tl.selection.options import CosmicOptions, Target
 from cosmic_tl.selection.plan import MEASURES
 from cosmic_tl.selection.scores import Scorer, Scores
@@ -43,9 +44,7 @@ class CosmicScorer(Scorer):
         scores: Scores,
     ) -> None:
         reading = Reading(tuple(layers))
-        super().__init__(
-            model, positive, negative, candidates, options.mode, options.alpha, reading, batch_size, scores
-        )
+        super().__init__(model, positive, negative, candidates, Edits.of(options), reading, batch_size, scores)
         self.target = options.target
 
     @property

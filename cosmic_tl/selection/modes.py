@@ -1,12 +1,13 @@
 """Linear and affine mode: what removal and induction of a concept are in each; ACE at all layers."""
 
+from dataclasses import dataclass
 from typing import get_args
 
 from cosmic_tl.directions.artifact import Direction
 from cosmic_tl.directions.difference_in_means import Candidates
 from cosmic_tl.errors import one_of
 from cosmic_tl.interventions import Ablation, Addition, AffineEdit, Intervention, Part, Scope
-from cosmic_tl.selection.options import Mode
+from cosmic_tl.selection.options import CommonOptions, InductionTokens, Mode, check_induction
 
 PLACEBOS = 5
 """Placebos of each kind, by default: one says little, as they differ widely."""
@@ -38,8 +39,74 @@ def induction(direction: Direction, mode: Mode, alpha: float = 1.0) -> Intervent
         >>> type(induction(Direction(torch.ones(2), torch.ones(2), 0, -1), "affine")).__name__
         'AffineEdit'
     """
-    one_of("mode", mode, get_args(Mode))
-    return Addition(direction, alpha) if mode == "linear" else AffineEdit(direction, alpha)
+    return Edits(mode, alpha).induction(direction)
+
+
+@dataclass(frozen=True)
+class Edits:
+    """How any direction is removed and induced, so that a placebo is treated as the direction beside it."""
+
+    mode: Mode
+    alpha: float = 1.0
+    """Strength of the induction."""
+    layer: int | None = None
+    """Where induction adds the direction; None is the direction's own layer. In linear mode only."""
+    tokens: InductionTokens = "all"
+    """Which tokens induction edits."""
+
+    def __post_init__(self) -> None:
+        check_induction(self.mode, self.layer, self.tokens)
+
+    @classmethod
+    def of(cls, options: CommonOptions) -> "Edits":
+        """Those that a selection's settings ask for.
+
+        Example:
+            >>> from cosmic_tl import CosmicOptions
+            >>> Edits.of(CosmicOptions(alpha=2.0))
+            Edits(mode='affine', alpha=2.0, layer=None, tokens='all')
+        """
+        return cls(options.mode, options.alpha, options.induction_layer, options.induction_tokens)
+
+    @property
+    def induced(self) -> str:
+        """Strength and place of the induction, for people.
+
+        Example:
+            >>> Edits("affine").induced, Edits("linear", 1.5, 13, "prompt").induced
+            ('α = 1', 'α = 1.5 at layer 13, on prompt tokens')
+        """
+        at = "" if self.layer is None else f" at layer {self.layer}"
+        return f"α = {self.alpha:g}{at}" + (", on prompt tokens" if self.tokens == "prompt" else "")
+
+    def removal(self, direction: Direction) -> Intervention:
+        """The intervention that takes the concept out.
+
+        Example:
+            >>> import torch
+            >>> type(Edits("linear").removal(Direction(torch.ones(2), torch.ones(2), 0, -1))).__name__
+            'Ablation'
+        """
+        return removal(direction, self.mode)
+
+    def induction(self, direction: Direction, alpha: float | None = None) -> Intervention:
+        """The intervention that puts the concept in.
+
+        Args:
+            direction: What to induce.
+            alpha: Strength. Defaults to `self.alpha`.
+
+        Example:
+            >>> import torch
+            >>> edits = Edits("linear", alpha=2.0, layer=1, tokens="prompt")
+            >>> edit = edits.induction(Direction(torch.ones(2), torch.ones(2), 3, -1))
+            >>> edit.alpha, edit.layer, edit.tokens
+            (2.0, 1, 'prompt')
+        """
+        strength = self.alpha if alpha is None else alpha
+        if self.mode == "linear":
+            return Addition(direction, strength, self.tokens, self.layer)
+        return AffineEdit(direction, strength, self.tokens)
 
 
 def affine_edits(

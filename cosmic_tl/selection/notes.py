@@ -81,10 +81,19 @@ def notes_about(
         ('A filtered candidate (layer 2, position -1) scored 1.900, the chosen one 1.200; taken by late layer: ... admits it.',)
     """
     return (
+        *_dropped(winner),
         *_better_but_filtered(table, filters, winner),
         *_one_prompt_decides(table, winner, negative),
         *_close(table, winner, method, dtype),
     )
+
+
+def _dropped(winner: "pd.Series[float]") -> list[str]:
+    """A candidate that was asked for may be one that the filters drop."""
+    if winner.kept:
+        return []
+    where = f"layer {winner.layer}, position {winner.position}"
+    return [f"The candidate that was asked for ({where}) is one that a filter would drop: {winner.reason}."]
 
 
 def _better_but_filtered(table: pd.DataFrame, filters: pd.DataFrame, winner: "pd.Series[float]") -> list[str]:

@@ -9,8 +9,29 @@ from cosmic_tl.errors import CosmicError, one_of
 Mode = Literal["linear", "affine"]
 Cell = tuple[int, int]
 """A candidate: layer and position."""
+InductionTokens = Literal["all", "prompt"]
 Target = Literal["mean", "concatenated", "per-prompt"]
 """What steered activations are compared by."""
+
+
+def check_induction(mode: Mode, layer: int | None, tokens: InductionTokens) -> None:
+    """Make sure that there is such an induction.
+
+    Raises:
+        CosmicError: If a name is unknown, or another layer is given for ACE.
+
+    Example:
+        >>> check_induction("affine", 3, "all")
+        Traceback (most recent call last):
+        cosmic_tl.errors.CosmicError: induction_layer: found 3, and ACE's reference belongs to the direction's own layer; ...
+    """
+    one_of("mode", mode, get_args(Mode))
+    one_of("induction_tokens", tokens, get_args(InductionTokens))
+    if layer is not None and mode != "linear":
+        raise CosmicError(
+            f"induction_layer: found {layer}, and ACE's reference belongs to the direction's own layer; leave it out, or use "
+            "mode='linear'"
+        )
 
 
 @dataclass(frozen=True)
@@ -21,6 +42,14 @@ class CommonOptions:
     """"linear": remove by directional ablation, induce by addition. "affine": both by ACE at the source layer."""
     alpha: float = 1.0
     """Strength of the induction."""
+    induction_layer: int | None = None
+    """The layer at whose input induction adds the direction; None is the candidate's own. In linear mode only: ACE's reference
+    belongs to the layer where it was taken."""
+    induction_tokens: InductionTokens = "all"
+    """Which tokens induction edits: all of them (as the papers do), or the prompt's alone, so that the unedited model writes the
+    answer. Scores read the prompt's last token and are the same either way."""
+    cell: Cell | None = None
+    """Take this candidate (layer and position), whatever the filters say; others are scored with `full_table` only."""
     tokens: tuple[str, ...] | None = None
     """Texts whose first tokens show the concept in an answer (for refusal: "I'm sorry"); None finds them from the model's own
     answers."""
@@ -41,7 +70,6 @@ class CommonOptions:
     """Compute every score and KL, also those on which the choice does not depend."""
 
     def __post_init__(self) -> None:
-        one_of("mode", self.mode, get_args(Mode))
         for name in ("alpha", "min_induce"):
             if not isfinite(value := getattr(self, name, 0.0)):
                 raise CosmicError(f"{name}: expected a finite number, found {value}; pass a float")
@@ -50,6 +78,7 @@ class CommonOptions:
                 raise CosmicError(f"{name}: expected a share above 0 and at most 1, found {value}")
         if not self.max_kl > 0:
             raise CosmicError(f"max_kl: expected a positive number, found {self.max_kl}")
+        check_induction(self.mode, self.induction_layer, self.induction_tokens)
 
 
 @dataclass(frozen=True)

@@ -213,7 +213,8 @@ def plan_cosmic(
         for position in range(-n_positions, 0):
             for measure in MEASURES:
                 everywhere = options.mode == "linear" and measure != "s_refuse"
-                source = 0 if everywhere or not resumes else layer
+                at = options.induction_layer if measure == "s_refuse" else None
+                source = 0 if everywhere or not resumes else layer if at is None else at
                 late = layer >= options.max_layer_share * n_layers
                 last = n_layers - 1 if measure == "kl" else highest
                 status, reason = "pass", "scores"
@@ -221,6 +222,9 @@ def plan_cosmic(
                     status, reason = "known", "no direction"
                 elif source > last:
                     status, reason = "known", "above the evaluation layers"
+                elif options.cell is not None and not options.full_table:
+                    asked = (layer, position) == options.cell
+                    status, reason = ("pass", "asked for") if asked else ("skipped", "another candidate was asked for")
                 elif late and not options.full_table:
                     ruled = measure != "kl" and options.last_position_rule and n_positions > 1 and position != -1
                     status = "lazy" if ruled else "skipped"

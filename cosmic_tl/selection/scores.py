@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from math import nan
 
@@ -14,8 +15,8 @@ from cosmic_tl.directions.difference_in_means import Candidates
 from cosmic_tl.interventions import Interventions
 from cosmic_tl.passes import Outcome, Reading, intervened
 from cosmic_tl.progress import track
-from cosmic_tl.selection.modes import induction, removal
-from cosmic_tl.selection.options import Cell, Mode
+from cosmic_tl.selection.modes import Edits
+from cosmic_tl.selection.options import Cell
 
 ScoreKey = tuple[int, int, str]
 """Layer, position and measure."""
@@ -70,8 +71,7 @@ class Scorer(ABC):
         positive: Token ids of the positive validation prompts.
         negative: The same of the negative ones.
         candidates: From `difference_in_means`.
-        mode: Linear or affine.
-        alpha: Strength of the induction.
+        edits: How a direction is removed and induced.
         reading: What to read of the passes for the first two measures.
         batch_size: Rows a forward pass; None is by the memory at hand.
         scores: What is already known; new ones are put in as they come. `Scorer.scores` has those alone that were asked for
@@ -87,13 +87,12 @@ class Scorer(ABC):
         positive: Sequence[Sequence[int]],
         negative: Sequence[Sequence[int]],
         candidates: Candidates,
-        mode: Mode,
-        alpha: float,
+        edits: Edits,
         reading: Reading,
         batch_size: int | None,
         scores: Scores,
     ) -> None:
-        self.model, self.candidates, self.mode, self.alpha = model, candidates, mode, alpha
+        self.model, self.candidates, self.edits = model, candidates, replace(edits, tokens="all")  # one token is read
         self.positive, self.negative = positive, negative
         self.reading, self.batch_size, self.log = reading, batch_size, scores
         self.scores: dict[ScoreKey, float] = {}
@@ -153,7 +152,7 @@ class Scorer(ABC):
         known = {i for i, cell in enumerate(wanted) if is_known(self.log, cell, measure)}
         directions = [self.candidates.direction(*cell) for cell in wanted]
         edits: list[Interventions] = [
-            induction(d, self.mode, self.alpha) if measure == induced else removal(d, self.mode) for d in directions
+            self.edits.induction(d) if measure == induced else self.edits.removal(d) for d in directions
         ]
         rows = self.positive if measure == removed else self.negative
         reading, reduce = self.reading, self.reduce

@@ -1,7 +1,7 @@
 """The score table, the filters on it, and what they did."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import nan
 from typing import TYPE_CHECKING, Literal
 
@@ -15,8 +15,8 @@ from cosmic_tl.directions.difference_in_means import Candidates
 from cosmic_tl.display import as_html
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.interventions import Intervention
-from cosmic_tl.selection.modes import induction, removal
-from cosmic_tl.selection.options import Cell, Mode
+from cosmic_tl.selection.modes import Edits
+from cosmic_tl.selection.options import Cell, CommonOptions, InductionTokens, Mode
 from cosmic_tl.selection.plan import Plan
 from cosmic_tl.selection.scores import KL, ScoreKey, is_known, parts
 
@@ -82,6 +82,22 @@ class Selection:
     """Mean refusal scores with no intervention, "bypass" and "induce"."""
     alpha: float = 1.0
     """Strength of the induction that the candidates were scored by."""
+    induction_layer: int | None = None
+    """Where induction adds the direction; None is the direction's own layer."""
+    induction_tokens: InductionTokens = "all"
+    """Which tokens induction edits."""
+
+    @property
+    def edits(self) -> Edits:
+        """How this selection removes and induces a direction, its own or a placebo.
+
+        Example:
+            >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, select_cosmic
+            >>> options = CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=10.0)
+            >>> select_cosmic(load_model("demo", device="cpu"), load_prompts("demo"), options).edits
+            Edits(mode='affine', alpha=1.0, layer=None, tokens='all')
+        """
+        return Edits(self.mode, self.alpha, self.induction_layer, self.induction_tokens)
 
     def removal(self) -> Intervention:
         """The edit that takes the concept out, in the mode that the candidates were scored in.
@@ -93,7 +109,7 @@ class Selection:
             >>> type(selection.removal()).__name__
             'Ablation'
         """
-        return removal(self.direction, self.mode)
+        return self.edits.removal(self.direction)
 
     def induction(self, alpha: float | None = None) -> Intervention:
         """The edit that puts the concept in, in the mode that the candidates were scored in.
@@ -108,7 +124,7 @@ class Selection:
             >>> selection.induction().alpha, selection.induction(2.0).alpha
             (0.5, 2.0)
         """
-        return induction(self.direction, self.mode, self.alpha if alpha is None else alpha)
+        return self.edits.induction(self.direction, alpha)
 
     @property
     def measures(self) -> dict[str, str]:
@@ -191,7 +207,8 @@ class Selection:
     def __repr__(self) -> str:
         counted = {name: int(self.table[name].notna().sum()) for name in ("kl", "induce") if name in self.table}
         lines = [
-            f"Selection({self.method}, {self.mode}): layer {self.direction.layer}, position {self.direction.position}",
+            f"Selection({self.method}, {self.mode}): layer {self.direction.layer}, position {self.direction.position}"
+            + ("" if self.edits == Edits(self.mode) else f"; induction with {self.edits.induced}"),
             f"  {self.basis}",
             f"  {int((~self.table.kept).sum())} of {len(self.table)} candidates dropped; "
             + ", ".join(f"{name} computed for {n}" for name, n in counted.items())
@@ -212,10 +229,10 @@ class Selection:
         return as_html(repr(self).splitlines(), shown.assign(kept=shown.kept.map({True: "✓", False: ""})))
 
 
-def direction_and_mode(
+def direction_and_edits(
     chosen: Selection | Direction, mode: Mode | None = None, alpha: float | None = None
-) -> tuple[Direction, Mode, float]:
-    """The direction, the mode and the strength that were chosen.
+) -> tuple[Direction, Edits]:
+    """The direction that was chosen, and how it is removed and induced.
 
     Args:
         chosen: A selection, which knows its mode and strength, or a direction, which does not.
@@ -227,7 +244,7 @@ def direction_and_mode(
 
     Example:
         >>> import torch
-        >>> direction_and_mode(Direction(torch.ones(4), torch.zeros(4), 1, -1))
+        >>> direction_and_edits(Direction(torch.ones(4), torch.zeros(4), 1, -1))
         Traceback (most recent call last):
         cosmic_tl.errors.CosmicError: mode: a direction does not know how it was chosen; pass the Selection, or ...
     """
@@ -237,12 +254,12 @@ def direction_and_mode(
                 f"mode: found {mode!r}, and the selection was made in {chosen.mode!r}; leave mode out, or pass "
                 "selection.direction with the mode"
             )
-        return chosen.direction, chosen.mode, chosen.alpha if alpha is None else alpha
+        return chosen.direction, chosen.edits if alpha is None else replace(chosen.edits, alpha=alpha)
     if mode is None:
         raise CosmicError(
             "mode: a direction does not know how it was chosen; pass the Selection, or mode='linear' or mode='affine'"
         )
-    return chosen, mode, 1.0 if alpha is None else alpha
+    return chosen, Edits(mode, 1.0 if alpha is None else alpha)
 
 
 def apply_filters(table: pd.DataFrame, filters: list[Filter]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -362,8 +379,34 @@ def settle(
             return table, filters
 
 
-def choose(table: pd.DataFrame, filters: pd.DataFrame) -> "pd.Series[float]":
+def check_places(n_layers: int, n_positions: int, options: CommonOptions) -> None:
+    """Make sure that the candidate and the layer that the settings name are there.
+
+    Raises:
+        CosmicError: If the model has no such layer, or the prompts no such position.
+
+    Example:
+        >>> from cosmic_tl import CosmicOptions
+        >>> check_places(8, 5, CosmicOptions(cell=(8, -1)))
+        Traceback (most recent call last):
+        cosmic_tl.errors.CosmicError: cell: found layer 8, position -1; layers are 0 to 7 and positions -5 to -1
+    """
+    if options.cell is not None and not (0 <= options.cell[0] < n_layers and -n_positions <= options.cell[1] < 0):
+        raise CosmicError(
+            f"cell: found layer {options.cell[0]}, position {options.cell[1]}; layers are 0 to {n_layers - 1} and positions "
+            f"{-n_positions} to -1"
+        )
+    if options.induction_layer is not None and not 0 <= options.induction_layer < n_layers:
+        raise CosmicError(f"induction_layer: found {options.induction_layer}; layers are 0 to {n_layers - 1}")
+
+
+def choose(table: pd.DataFrame, filters: pd.DataFrame, cell: Cell | None = None) -> "pd.Series[float]":
     """The kept candidate with the highest score.
+
+    Args:
+        table: With `kept` and `score`.
+        filters: From `apply_filters`.
+        cell: Take this candidate instead, also where a filter drops it.
 
     Raises:
         NoCandidateError: If none is kept; the message says which filter took how many and what to relax.
@@ -373,6 +416,8 @@ def choose(table: pd.DataFrame, filters: pd.DataFrame) -> "pd.Series[float]":
         >>> int(choose(table, pd.DataFrame()).layer)
         1
     """
+    if cell is not None:
+        return table[(table.layer == cell[0]) & (table.position == cell[1])].iloc[0]
     kept = table[table.kept]
     if kept.empty:
         busy = filters[filters.taken > 0]

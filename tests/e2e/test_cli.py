@@ -98,7 +98,7 @@ def test_run_by_refusal_tokens(command, tmp_path):
     assert "Selection(refusal tokens, linear)" in text
     summary = json.loads((out / "summary.json").read_text())
     assert summary["method"] == "refusal tokens" and {"bypass", "induce", *parts("kl")} == set(summary["scores"])
-    assert "Selection by refusal tokens (linear mode, alpha 1)" in (out / "report.html").read_text()
+    assert "Selection by refusal tokens (linear mode; induction with α = 1)" in (out / "report.html").read_text()
     code, _, error = command("run", "--out", out, *QUICK)
     assert code == 2 and "other settings" in error
 
