@@ -8,7 +8,9 @@ from cosmic_tl import (
     CosmicError,
     CosmicOptions,
     RefusalTokenOptions,
+    RunSettings,
     complete,
+    run,
     select_by_refusal_tokens,
     select_cosmic,
     standard_conditions,
@@ -16,6 +18,7 @@ from cosmic_tl import (
 )
 from cosmic_tl.chat import batches, tokenize
 from cosmic_tl.forward import read
+from cosmic_tl.runs import Run
 from cosmic_tl.selection.modes import Edits
 
 SMALL = {"n_train": 16, "n_val": 6, "max_kl": 50.0}
@@ -115,3 +118,18 @@ def test_places_that_the_model_does_not_have_are_refused(demo, prompts, options,
         select_cosmic(demo, prompts, CosmicOptions(**options, **SMALL))
     with pytest.raises(CosmicError, match=said):
         select_by_refusal_tokens(demo, prompts, RefusalTokenOptions(tokens=("I",), **options, **SMALL))
+
+
+def test_a_run_keeps_how_it_induced(demo, prompts, tmp_path):
+    options = CosmicOptions(
+        mode="linear", cell=(4, -1), alpha=1.5, induction_layer=2, induction_tokens="prompt", **SMALL
+    )
+    settings = RunSettings(options, n_test=2, max_new_tokens=4, n_placebos=1)
+    made = run(demo, prompts, tmp_path, settings)
+    assert made.summary["induction_layer"] == 2
+    assert made.summary["induction_tokens"] == "prompt"
+    read_again = Run.load(tmp_path)
+    assert read_again.selection.edits == made.selection.edits == Edits("linear", 1.5, 2, "prompt")
+    assert "induction with α = 1.5 at layer 2, on prompt tokens" in (tmp_path / "report.html").read_text(
+        encoding="utf-8"
+    )
