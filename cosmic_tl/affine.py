@@ -48,8 +48,7 @@ class AffineMap:
 
     def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """The edited activations, computed in float32 or better and returned in the dtype of `x`."""
-        factors = (factor.to(x.device) for factor in stack([self]))
-        return apply(x.reshape(1, -1, x.shape[-1]), *factors).view(x.shape)
+        return apply(x.reshape(1, -1, x.shape[-1]), *placed(stack([self]), x)).view(x.shape)
 
 
 def stack(
@@ -67,6 +66,26 @@ def stack(
     return left, right, offset[:, None]
 
 
+def placed(
+    factors: tuple[Tensor, Tensor, Tensor], x: Float[Tensor, "*batch d_model"]
+) -> tuple[Float[Tensor, "edit rank d_model"], Float[Tensor, "edit rank d_model"], Float[Tensor, "edit 1 rank"]]:
+    """Factors from `stack` where `x` is, in the dtype to edit it in: float64 for float64, and else float32.
+
+    They are cast first and moved then, since not every device has float64.
+
+    Example:
+        >>> factors = stack([AffineMap(torch.eye(1, 2), torch.eye(1, 2), torch.zeros(1, dtype=torch.float64))])
+        >>> [factor.dtype for factor in placed(factors, torch.ones(3, 2, dtype=torch.bfloat16))]
+        [torch.float32, torch.float32, torch.float32]
+    """
+    left, right, offset = (factor.to(_working(x.dtype)).to(x.device) for factor in factors)
+    return left, right, offset
+
+
+def _working(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype in (torch.float32, torch.float64) else torch.float32
+
+
 def apply(
     x: Float[Tensor, "edit token d_model"],
     left: Float[Tensor, "edit rank d_model"],
@@ -75,11 +94,12 @@ def apply(
 ) -> Float[Tensor, "edit token d_model"]:
     """As many maps as `x` has first entries, in float32 or better; the result has the dtype of `x`.
 
+    The factors are as `placed` gives them.
+
     Example:
         >>> maps = [AffineMap(torch.eye(1, 2), torch.eye(1, 2), torch.tensor([a])) for a in (0.0, 1.0)]
         >>> apply(torch.full((2, 1, 2), 7.0), *stack(maps))[:, 0].tolist()
         [[0.0, 7.0], [1.0, 7.0]]
     """
-    work = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    left, right, offset = left.to(work), right.to(work), offset.to(work)
+    work = x.to(_working(x.dtype))
     return torch.baddbmm(work, offset - work @ right.mT, left).to(x.dtype)

@@ -275,7 +275,7 @@ def answer_log_odds(
         scores = logits.log_softmax(-1)
         for number, side, length in answers[fed[row]]:
             targets = torch.tensor(tails[number][side], device=scores.device)
-            log_p[number, side] = scores[:length].gather(1, targets[:, None]).double().sum()
+            log_p[number, side] = scores[:length].gather(1, targets[:, None]).cpu().double().sum()
     table = pd.DataFrame(
         {
             "topic": [pair.topic for pair in pairs],

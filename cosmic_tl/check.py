@@ -211,7 +211,7 @@ class _Subject:
             before: dict[int, Tensor] = {}
             after: dict[int, Tensor] = {}
             with _hooked(self.blocks, n, before, after, layer, edit, everywhere):
-                logits = self.plain(self.ids(row)).logits[0, -1].double().cpu()
+                logits = self.plain(self.ids(row)).logits[0, -1].cpu().double()
             layers = range(self.n_layers)
             found.append(([before[i] for i in layers], [after[i] for i in layers], logits))
         return (
@@ -262,14 +262,14 @@ def _hooked(
             x = args[0] if args else kwargs["hidden_states"]
             if edit is not None and (everywhere or number == layer):
                 x = edit(x)
-            before[number] = x[0, -n:].double().cpu()
+            before[number] = x[0, -n:].cpu().double()
             return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x})
 
         return hook
 
     def leave(number: int) -> Callable[..., None]:
         def hook(module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            after[number] = (output[0] if isinstance(output, tuple) else output)[0, -n:].double().cpu()
+            after[number] = (output[0] if isinstance(output, tuple) else output)[0, -n:].cpu().double()
 
         return hook
 
@@ -300,8 +300,8 @@ def _parts(block: torch.nn.Module) -> list[torch.nn.Module]:
 
 def _apart(found: Tensor, expected: Tensor) -> float:
     """Largest difference between vectors, as a share of the expected one's norm; infinite if there is no number."""
-    expected = expected.double().cpu()
-    share = float(((found.double().cpu() - expected).norm(dim=-1) / expected.norm(dim=-1)).max())
+    expected = expected.cpu().double()
+    share = float(((found.cpu().double() - expected).norm(dim=-1) / expected.norm(dim=-1)).max())
     return inf if isnan(share) else share
 
 
@@ -342,7 +342,7 @@ def _hidden_states(subject: _Subject) -> Found:
         found = subject.plain(subject.ids(row), output_hidden_states=True).hidden_states
         if len(found) != subject.n_layers + 1:
             raise _NotPossible(f"{type(subject.plain).__name__} returns {len(found)} hidden states")
-        states.append(torch.stack([h[0, -n:].double().cpu() for h in found[:-1]]))  # the last is after the final norm
+        states.append(torch.stack([h[0, -n:].cpu().double() for h in found[:-1]]))  # the last is after the final norm
     means = mean_of_rows(subject.model, subject.rows[1], n, batch_size=len(states))
     return _difference(_apart(means.resid_pre, torch.stack(states).mean(0)), subject.relative)
 
@@ -414,7 +414,7 @@ def _ablation(subject: _Subject) -> Found:
     with steering(subject.model, Ablation(direction)):
         found = read(subject.model, _batch(subject), [(i, "hook_resid_post") for i in range(subject.n_layers)])
     for y in found.values():
-        vectors = y.double().cpu()
+        vectors = y.cpu().double()
         left = max(left, float(((vectors @ unit).abs() / vectors.norm(dim=-1)).max()))
     allowed = subject.relative
     return f"{left:.1e} of the stream's norm is left along an ablated direction", f"{allowed:g}", left <= allowed

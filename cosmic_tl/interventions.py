@@ -15,7 +15,6 @@ intervention  where
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
 from math import isfinite
 from typing import Any, Literal, get_args
 
@@ -24,7 +23,7 @@ from jaxtyping import Bool
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from cosmic_tl.affine import AffineMap, apply, stack
+from cosmic_tl.affine import AffineMap, apply, placed, stack
 from cosmic_tl.directions.artifact import Direction
 from cosmic_tl.errors import CosmicError, one_of
 from cosmic_tl.forward import Hook, Site, check_additive, counting_tokens, hook_name, hooks_around
@@ -212,14 +211,12 @@ def _editing(
 ) -> Callable[[Tensor], Tensor]:
     """The edit of one intervention, or of several of a kind on a batch that holds equally many rows of each."""
     factors, tokens = stack([edit.map for edit in edits]), edits[0].tokens
-
-    @cache
-    def on(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        left, right, offset = (factor.to(device) for factor in factors)
-        return left, right, offset
+    kept: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor, Tensor]] = {}
 
     def edit(x: Tensor) -> Tensor:
-        edited = apply(x.reshape(len(edits), -1, x.shape[-1]), *on(x.device)).view(x.shape)
+        if (where := (x.device, x.dtype)) not in kept:
+            kept[where] = placed(factors, x)
+        edited = apply(x.reshape(len(edits), -1, x.shape[-1]), *kept[where]).view(x.shape)
         if _is_all(tokens):
             return edited
         return torch.where(_edited(tokens, x, clock["start"], prompt_length)[..., None], edited, x)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,20 @@ _origins: WeakKeyDictionary[TransformerBridge, dict[str, set[str]]] = WeakKeyDic
 """Fingerprints that a model had before its weights were edited on purpose, by the one that it has now."""
 _offloaded: WeakKeyDictionary[torch.nn.Module, dict[str, Tensor]] = WeakKeyDictionary()
 """Values of weights that are in memory or on disk until a pass needs them, which nobody edits there."""
+
+
+@cache
+def has_float64(device: torch.device) -> bool:
+    """Whether a device computes in float64: Apple's GPUs and some of Intel's do not.
+
+    Example:
+        >>> has_float64(torch.device("cpu"))
+        True
+    """
+    try:
+        return bool(torch.ones(1, device=device).double().sum() == 1)
+    except (RuntimeError, TypeError):
+        return False
 
 
 def demo_path(name: str = DEMO) -> Path:

@@ -122,7 +122,7 @@ def pca_of_classes(
         return torch.einsum("pld,lcd->plc", streams - centre, components)
 
     def reduce(outcome: Outcome) -> Tensor:
-        return place(torch.stack([outcome.resid_post[k][:, -1].double().cpu() for k in range(len(centre))], dim=1))
+        return place(torch.stack([outcome.resid_post[k][:, -1].cpu().double() for k in range(len(centre))], dim=1))
 
     named = {key if isinstance(key, str) else f"α = {key:g}": edit for key, edit in (edits or {}).items()}
     if NO_EDIT in named:

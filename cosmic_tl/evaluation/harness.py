@@ -119,7 +119,7 @@ class BridgeLM(HFLM):  # type: ignore[misc]
                 key, _, continuation = requests[i]
                 target = torch.tensor(continuation, device=logits.device)
                 greedy = bool((log_probs.argmax(-1) == target).all())
-                found[i] = float(log_probs.gather(1, target[:, None]).double().sum()), greedy
+                found[i] = float(log_probs.gather(1, target[:, None]).cpu().double().sum()), greedy
                 if key is not None:
                     self.cache_hook.add_partial("loglikelihood", key, found[i])
         return found

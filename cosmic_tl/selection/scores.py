@@ -13,6 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl.directions.difference_in_means import Candidates
 from cosmic_tl.interventions import Interventions
+from cosmic_tl.models import has_float64
 from cosmic_tl.passes import Outcome, Reading, intervened
 from cosmic_tl.progress import track
 from cosmic_tl.selection.modes import Edits
@@ -172,8 +173,7 @@ class Scorer(ABC):
 
     def _divergence(self, outcome: Outcome) -> Float64[Tensor, " prompt"]:
         assert outcome.logits is not None
-        # Not on every device there are numbers in float64.
-        logits = outcome.logits.cpu() if outcome.logits.device.type == "mps" else outcome.logits
+        logits = outcome.logits if has_float64(outcome.logits.device) else outcome.logits.cpu()
         return kl_divergence(self._negative_pass[1][list(outcome.rows)].to(logits.device), logits)
 
 

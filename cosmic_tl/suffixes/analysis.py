@@ -165,9 +165,9 @@ def contributions_along(
                 z = inputs[layer].flatten(1)
                 own = torch.eye(n_heads, dtype=z.dtype, device=z.device).repeat_interleave(z.shape[1] // n_heads, 1)
                 with torch.inference_mode():  # the projection is affine: what a head gives is its own part less nothing
-                    nothing = projection(torch.zeros_like(z[:1])).double().cpu()
-                    parts = projection(z[:, None] * own).double().cpu() - nothing
-                before, after = outputs[layer].double().cpu(), added[layer].double().cpu()
+                    nothing = projection(torch.zeros_like(z[:1])).cpu().double()
+                    parts = projection(z[:, None] * own).cpu().double() - nothing
+                before, after = outputs[layer].cpu().double(), added[layer].cpu().double()
                 # A norm in between multiplies each dimension by a number that the last token sets.
                 seen = unit * torch.where(before == 0, 0, after / before)
                 heads[list(batch.rows), layer] = (parts * seen[:, None]).sum(-1)
@@ -292,7 +292,7 @@ def head_attention(
                     end = n_shared([rows[row], place.before])
                     tail = len(rows[row]) - len(place.after)
                     for j, (layer, head) in enumerate(heads):
-                        weights = patterns[layer][i, head, -len(rows[row]) :].double()
+                        weights = patterns[layer][i, head, -len(rows[row]) :].cpu().double()
                         instruction, suffix = weights[start:end].sum(), weights[end:tail].sum()
                         found[row, j] = torch.stack([instruction, suffix, weights.sum() - instruction - suffix])
                 advance(len(batch.rows))

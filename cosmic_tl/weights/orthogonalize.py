@@ -17,7 +17,7 @@ from cosmic_tl.chat import batches
 from cosmic_tl.directions.artifact import Direction
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.forward import Resume, check_additive, forward, without_hooks
-from cosmic_tl.models import model_fingerprint, remember_origin
+from cosmic_tl.models import has_float64, model_fingerprint, remember_origin
 from cosmic_tl.progress import track
 from cosmic_tl.weights.writers import Contribution, Writer, contributions, plain_modules, plain_parameters
 
@@ -202,7 +202,7 @@ def _remove(
     weights, axis = writer.parameter.detach(), writer.axis
     while weights.ndim < 3:
         weights = weights[None]
-    wide = torch.float32 if weights.device.type == "mps" else torch.float64
+    wide = torch.float64 if has_float64(weights.device) else torch.float32
     across = (-1, 1) if axis == -2 else (1, -1)
     read, write = (factor.to(weights.device, wide).view(across) for factor in (read, write))
     other = -3 - axis  # -1 or -2, whichever the stream's is not
@@ -251,7 +251,7 @@ def _rehearse(model: TransformerBridge, chosen: Sequence[Contribution], directio
         resume = None if one.site == "hook_resid_pre" else Resume(one.layer, clean[one.layer, "hook_resid_pre"])
         with _removed(one, direction):
             found = forward(model, batch, [site], None, resume=resume).activations[site]
-        before, after = (x[0].to("cpu", torch.float64) for x in (clean[site], found))
+        before, after = (x[0].cpu().double() for x in (clean[site], found))
         expected = before - (before @ unit)[:, None] * unit
         scale = (after * expected).sum(1) / expected.square().sum(1).clamp_min(1e-300)
         tolerance = 1e-3 if found.dtype in (torch.float32, torch.float64) else 5e-2

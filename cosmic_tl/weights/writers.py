@@ -172,5 +172,5 @@ def _gain(model: TransformerBridge, layer: int, site: Site) -> Tensor | None:
             f"model: {Contribution(layer, site, ())} passes a {type(norm).__name__} before the stream, so no edit of its "
             "weights removes a direction; use the Ablation intervention"
         )
-    gain: Tensor = weight.detach().to("cpu", torch.float64)
+    gain: Tensor = weight.detach().cpu().double()
     return gain + 1.0 if component.uses_weight_offset else gain

@@ -24,7 +24,7 @@ from cosmic_tl import (
     random_direction,
     steering,
 )
-from cosmic_tl.affine import apply, stack
+from cosmic_tl.affine import apply, placed, stack
 from cosmic_tl.chat import batches, tokenize
 from cosmic_tl.forward import read
 
@@ -80,7 +80,7 @@ def test_maps_of_different_rank_share_a_batch(direction):
     plane = AffineMap(torch.linalg.pinv(rows).T, rows, torch.tensor([1.0, 2.0], dtype=torch.float64))
     maps = [plane, Ablation(direction).map]
     x = torch.randn(2, 5, 128, dtype=torch.float64)
-    together = apply(x, *stack(maps))
+    together = apply(x, *placed(stack(maps), x))
     for one, part, alone in zip(maps, x, together, strict=True):
         assert (one(part) - alone).abs().max() < 1e-12
     assert (together[0] @ rows.T - plane.offset).abs().max() < 1e-9
