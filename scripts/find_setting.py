@@ -158,6 +158,8 @@ def main() -> None:
     table = settings(model, candidates, table.head(args.n_doses), prompts, args.n_val, args.max_new_tokens)
     show(table, "Settings: shares of refused and of garbled answers", args.out / "settings.csv")
     best = table.iloc[0]
+    if not best.usable:
+        print(f"\nEvery setting garbles more than {MOST_GARBLED:.0%} of the answers of one side; the best of them:")
     print(
         f"\ncosmic-tl run {args.model} --prompts {args.prompts} --mode linear --cell {best.layer},{best.position} "
         f"--alpha {best.alpha:g} --induction-layer {best.induction_layer} --induction-tokens {best.induction_tokens}"

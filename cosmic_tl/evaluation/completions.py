@@ -12,6 +12,7 @@ from cosmic_tl.chat import BATCH_SIZE, THINKING_TAGS, ChatFormat, TokenBatch, ba
 from cosmic_tl.evaluation.likelihood import continuation_nats, tokenize_pairs
 from cosmic_tl.evaluation.sampling import Sampling, generation_config, only
 from cosmic_tl.interventions import Interventions, steering
+from cosmic_tl.matmul import FastLinear
 from cosmic_tl.progress import track
 
 
@@ -71,7 +72,7 @@ def _generate(
     model: TransformerBridge, batch: TokenBatch, interventions: Interventions, config: GenerationConfig
 ) -> list[str]:
     prompt_length = batch.ids.shape[1]
-    with torch.inference_mode(), steering(model, interventions, prompt_length), only(model, config):
+    with torch.inference_mode(), FastLinear(), steering(model, interventions, prompt_length), only(model, config):
         tokens = model.original_model.generate(batch.ids, attention_mask=batch.mask, generation_config=config)
     tokenizer: Any = model.tokenizer
     # Thinking tags are special to some tokenizers, and are kept.

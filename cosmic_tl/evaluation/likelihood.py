@@ -14,6 +14,7 @@ from cosmic_tl.chat import ChatFormat, TokenBatch, batches, opened_block, tokeni
 from cosmic_tl.errors import CosmicError, check_texts
 from cosmic_tl.forward import last_logits
 from cosmic_tl.interventions import Interventions, steering
+from cosmic_tl.matmul import FastLinear
 from cosmic_tl.progress import track
 
 
@@ -74,7 +75,7 @@ def continuation_logits(
             real = pad_sequence([torch.ones_like(one) for one in tails], batch_first=True).to(batch.mask)
             ids, mask = torch.cat([batch.ids, tail], dim=1), torch.cat([batch.mask, real], dim=1)
             prompt_length = None if plain_text else batch.ids.shape[1]
-            with torch.inference_mode(), steering(model, interventions, prompt_length):
+            with torch.inference_mode(), FastLinear(), steering(model, interventions, prompt_length):
                 logits = last_logits(model, TokenBatch(ids, mask, batch.rows), tail.shape[1] + 1)
             for row, scores in zip(rows, logits, strict=True):
                 yield row, scores[: len(continuations[row])].float()
