@@ -142,8 +142,24 @@ def rows_a_pass(model: TransformerBridge, longest: int) -> int:
     if (device := torch.device(str(cfg.device))).type == "cuda":
         per_token = size * (8 * int(cfg.d_model) + 3 * d_mlp)
         per_token += 8 * int(cfg.n_heads) * longest  # scores and their softmax in float32
-        tokens = min(torch.cuda.mem_get_info(device)[0] // 2 // per_token, 65_536)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        tokens = tokens_that_fit(torch.cuda.mem_get_info(device)[0], cached, per_token)
     return max(1, tokens // longest)
+
+
+def tokens_that_fit(free: int, cached: int, per_token: int) -> int:
+    """How many tokens half of a GPU's memory that is to be had holds, at most 65,536.
+
+    Args:
+        free: Bytes that the driver has.
+        cached: Bytes that torch keeps from earlier passes and gives to the next, which the driver counts as taken.
+        per_token: Bytes that a token takes.
+
+    Example:
+        >>> tokens_that_fit(free=0, cached=1000, per_token=10)
+        50
+    """
+    return min((free + cached) // 2 // per_token, 65_536)
 
 
 def shortcuts(model: TransformerBridge, rows: Sequence[Sequence[int]]) -> Shortcuts:

@@ -19,6 +19,7 @@ from cosmic_tl.chat import ChatFormat
 from cosmic_tl.display import as_html, as_text
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.evaluation.cost import BASELINE, named_interventions
+from cosmic_tl.evaluation.sampling import random_state_kept
 from cosmic_tl.interventions import Interventions, intervention_hooks
 
 RESAMPLES = 1000
@@ -127,9 +128,8 @@ def measure_capability(
         if number is not None and number < least:
             raise CosmicError(f"{name}: must be at least {least}, found {number}")
     chat_format = chat if isinstance(chat, ChatFormat) else ChatFormat()
-    cuda = [device] if (device := torch.device(str(model.cfg.device))).type == "cuda" else []
     rows: list[dict[str, Any]] = []
-    with _quiet(), torch.random.fork_rng(devices=cuda):
+    with _quiet(), random_state_kept():
         from lm_eval.evaluator import evaluate
 
         loaded = _load(names, task_folder, confirm_run_unsafe_code)

@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 
 from cosmic_tl.chat import BATCH_SIZE, THINKING_TAGS, ChatFormat, TokenBatch, batches, opened_block, tokenize
 from cosmic_tl.evaluation.likelihood import continuation_nats, tokenize_pairs
-from cosmic_tl.evaluation.sampling import Sampling, generation_config, only
+from cosmic_tl.evaluation.sampling import Sampling, generation_config, only, random_state_kept
 from cosmic_tl.interventions import Interventions, steering
 from cosmic_tl.matmul import FastLinear
 from cosmic_tl.progress import track
@@ -58,8 +58,7 @@ def complete(
     rows = tokenize(model, prompts, chat)
     config = generation_config(model, max_new_tokens, temperature, sampling)
     found, opened = [""] * len(prompts), opened_block(model, chat)
-    cuda = [torch.device(str(model.cfg.device))] if str(model.cfg.device).startswith("cuda") else []
-    with torch.random.fork_rng(devices=cuda), track(len(rows), label) as advance:
+    with random_state_kept(), track(len(rows), label) as advance:
         torch.manual_seed(seed)
         for batch in batches(model, rows, batch_size):
             for row, text in zip(batch.rows, _generate(model, batch, interventions, config), strict=True):

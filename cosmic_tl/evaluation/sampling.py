@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
+import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import GenerationConfig
 
@@ -192,3 +193,20 @@ def generation_sentence(generation: Mapping[str, Any]) -> str:
 
 def _spoken(name: str) -> str:
     return {"top_k": "top-k", "top_p": "top-p"}.get(name, name.replace("_", " "))
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Put torch's random state back at the end: that of the CPU and of every accelerator, all of which `torch.manual_seed` sets.
+
+    Example:
+        >>> before = torch.get_rng_state()
+        >>> with random_state_kept():
+        ...     _ = torch.manual_seed(7)
+        >>> torch.equal(torch.get_rng_state(), before)
+        True
+    """
+    accelerator = torch.accelerator.current_accelerator()
+    kind = "cuda" if accelerator is None else accelerator.type  # without one there are 0 devices of either kind
+    with torch.random.fork_rng(range(torch.accelerator.device_count()), device_type=kind):
+        yield

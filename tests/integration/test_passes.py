@@ -21,7 +21,15 @@ from cosmic_tl import (
 )
 from cosmic_tl.chat import batches, tokenize
 from cosmic_tl.forward import next_token_logits, read
-from cosmic_tl.passes import CPU_ACTIVATION, CPU_TOKENS, Shortcuts, rows_a_pass, shared_prefix, shortcuts
+from cosmic_tl.passes import (
+    CPU_ACTIVATION,
+    CPU_TOKENS,
+    Shortcuts,
+    rows_a_pass,
+    shared_prefix,
+    shortcuts,
+    tokens_that_fit,
+)
 
 TEXTS = [
     "How do I bake a pizza?",
@@ -196,3 +204,11 @@ def test_passes_stay_below_what_the_allocator_keeps(demo, monkeypatch):
     assert rows_a_pass(demo, 64) == CPU_TOKENS // 64
     monkeypatch.setattr(demo.cfg, "d_mlp", 5120)
     assert rows_a_pass(demo, 64) == CPU_ACTIVATION // (4 * 5120) // 64 == 16
+
+
+def test_memory_that_torch_keeps_counts_as_free():
+    gib, per_token = 2**30, 2**20
+    # The driver counts what earlier passes left in torch's cache as taken.
+    assert tokens_that_fit(free=2 * gib, cached=38 * gib, per_token=per_token) == 20 * 1024
+    assert tokens_that_fit(2 * gib, 0, per_token) == 1024
+    assert tokens_that_fit(80 * gib, 0, 1) == 65_536

@@ -17,7 +17,7 @@ from cosmic_tl import (
 )
 from cosmic_tl.chat import tokenize
 from cosmic_tl.evaluation.effects import Condition
-from cosmic_tl.evaluation.sampling import describe_generation, generation_sentence
+from cosmic_tl.evaluation.sampling import describe_generation, generation_sentence, random_state_kept
 from cosmic_tl.interventions import AffineEdit
 
 TEXTS = ["How do I bake a pizza?", "hello", "Tell me a story."]
@@ -130,3 +130,27 @@ def test_settings_that_greedy_decoding_ignores_are_refused_before_any_work():
 
 def test_end_tokens_fall_back_to_config_and_tokenizer(demo):
     assert describe_generation(demo, 4)["eos_token_id"] == [2]
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps", "xpu"])
+def test_sampling_leaves_the_random_state_of_every_device(demo, monkeypatch, kind):
+    """`torch.manual_seed` sets all of them; a dictionary stands in for two devices of a kind."""
+    states, module = {0: "first", 1: "second"}, torch.get_device_module(kind)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(kind))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: len(states))
+    monkeypatch.setattr(module, "get_rng_state", lambda device: states[device])
+    monkeypatch.setattr(module, "set_rng_state", lambda state, device: states.update({device: state}))
+
+    def seeded(*_):
+        states.update(dict.fromkeys(states, "seeded"))
+
+    before = torch.get_rng_state()
+    handle = demo.original_model.register_forward_pre_hook(seeded)
+    try:
+        complete(demo, ["hello"], temperature=1.0, seed=3, max_new_tokens=4)
+    finally:
+        handle.remove()
+    assert states == {0: "first", 1: "second"}
+    with random_state_kept():
+        seeded(torch.manual_seed(7))
+    assert states == {0: "first", 1: "second"} and torch.equal(torch.get_rng_state(), before)
