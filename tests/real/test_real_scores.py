@@ -9,7 +9,7 @@ from cosmic_tl.chat import tokenize
 from cosmic_tl.selection.cosmic_scores import CosmicScorer
 from real.plain import ablate, ace, add, kl
 
-FEW = 8
+FEW = 4
 """Prompts per side for the grid, whose every cell takes three full passes of the plain model."""
 
 
