@@ -147,7 +147,7 @@ class Scorer(ABC):
         removed, induced, divergence = self.measures
         for cell in [cell for cell in wanted if undefined(self.candidates, cell)]:
             for name in parts(measure):
-                self.scores[(*cell, name)] = nan
+                self.scores[(*cell, name)] = self.log.setdefault((*cell, name), nan)
             wanted.remove(cell)
         # What the log knows is batched with the rest, so that a stopped selection goes on with the very same numbers.
         known = {i for i, cell in enumerate(wanted) if is_known(self.log, cell, measure)}
