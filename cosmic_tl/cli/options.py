@@ -179,7 +179,7 @@ class ModelOptions:
     """Which model, and where."""
 
     model: Annotated[
-        str, typer.Argument(help="'demo', 'demo-weak', a directory in Hugging Face format, or a hub id.")
+        str, typer.Argument(help="'demo', 'demo-weak', a directory in Hugging Face format, a .gguf file, or a hub id.")
     ] = "demo"
     device: Device = None
     device_map: DeviceMap = None

@@ -16,9 +16,10 @@ from transformers import AutoTokenizer
 
 from cosmic_tl.directions.artifact import versions
 from cosmic_tl.errors import CosmicError
-from cosmic_tl.models import DEMOS, model_label
+from cosmic_tl.files import GGUF
+from cosmic_tl.models import DEMOS, gguf_tokenizer, model_label
 from cosmic_tl.weights.orthogonalize import WeightEdit
-from cosmic_tl.weights.writers import plain_modules
+from cosmic_tl.weights.writers import plain_modules, plain_parameters
 
 
 def save_checkpoint(
@@ -122,8 +123,11 @@ def plain_model(model: TransformerBridge) -> Any:
         computed |= {path + leaf: x for leaf, x in module._buffers.items() if leaf in transient and x is not None}
         named = {**module._parameters, **{k: v for k, v in module._buffers.items() if k not in transient}}
         state |= {path + leaf: tensor.detach() for leaf, tensor in named.items() if tensor is not None}
+    parameters = dict(plain_parameters(inner))
     for name, tensor in state.items():
-        if tensor.is_floating_point() and (reason := unreadable_weight_reason(tensor)) is not None:
+        # A buffer may hold whole numbers; a parameter that does is packed.
+        weight = name in parameters or tensor.is_floating_point()
+        if weight and (reason := unreadable_weight_reason(tensor)) is not None:
             raise CosmicError(
                 f"model: {name} cannot be saved ({reason}); load the model unquantized, without offloading"
             )
@@ -152,9 +156,14 @@ def plain_model(model: TransformerBridge) -> Any:
 def _plain_tokenizer(model: TransformerBridge) -> Any:
     """The tokenizer as it was before TransformerLens set it up (it adds a BOS token), with the chat template in use."""
     tokenizer: Any = model.tokenizer
+    name = str(tokenizer.name_or_path)
     try:
-        plain = AutoTokenizer.from_pretrained(
-            tokenizer.name_or_path, trust_remote_code=bool(getattr(model.cfg, "trust_remote_code", False))
+        plain = (
+            gguf_tokenizer(name)
+            if name.endswith(GGUF)
+            else AutoTokenizer.from_pretrained(
+                name, trust_remote_code=bool(getattr(model.cfg, "trust_remote_code", False))
+            )
         )
     except (OSError, ValueError):
         return tokenizer

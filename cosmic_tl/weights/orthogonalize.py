@@ -134,8 +134,8 @@ def orthogonalize_weights(
         raise CosmicError(
             f"layers: found {list(layers)}, and the model has layers 0 to {n_layers - 1}; name some of them"
         )
-    check_additive(model)
     _check_readable(model)
+    check_additive(model)
     before = model_fingerprint(model)
     chosen = [
         one

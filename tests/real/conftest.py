@@ -6,6 +6,7 @@ demo's); `COSMIC_TL_REAL_N` how many prompts per side are used (default 32). `ma
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,12 @@ from real.plain import PlainModel
 @pytest.fixture(scope="session")
 def real_model_path() -> str:
     return os.environ["COSMIC_TL_REAL_MODEL"]
+
+
+@pytest.fixture(scope="session")
+def real_gguf(real_model_path) -> Path:
+    """The same model as a GGUF file in its directory; tests that take it are deselected where there is none."""
+    return Path(real_model_path) / "model.gguf"
 
 
 @pytest.fixture(scope="session")
