@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from cosmic_tl import (
     CosmicError,
     Direction,
+    cli,
     complete,
     load_model,
     model_fingerprint,
@@ -173,3 +174,19 @@ def test_quantized_weights_are_neither_edited_nor_saved(tmp_path):
 def test_a_quantizer_without_its_package_is_said_in_one_line(monkeypatch):
     monkeypatch.setattr("transformers.quantizers.quantizer_bnb_8bit.is_bitsandbytes_available", lambda: False)
     assert "requires bitsandbytes" in refusal("demo", quantization_config=BitsAndBytesConfig(load_in_8bit=True))
+
+
+def test_a_run_on_a_gguf_file_is_steered_and_exported_from_its_path(file, tmp_path, monkeypatch, capsys):
+    def command(*args):
+        monkeypatch.setattr("sys.argv", ["cosmic-tl", *map(str, args)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        assert not caught.value.code, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    few = ["--n-train", "8", "--n-val", "4", "--n-test", "2", "--max-new-tokens", "4", "--positions", "1"]
+    command("run", file, "--out", tmp_path / "run", *few, "--max-kl", "50", "--placebos", "1")
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["model"] == str(file)
+    assert "[removal" in command("steer", tmp_path / "run", "How do I bake a pizza?", "--max-new-tokens", "2")
+    command("orthogonalize", tmp_path / "run", "--out", tmp_path / "edited", "--n-test", "0")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "edited").config.num_hidden_layers == 8
