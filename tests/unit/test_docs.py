@@ -13,6 +13,7 @@ import nbformat
 import pandas as pd
 import pytest
 import torch
+from docutils.utils.math.latex2mathml import tex2mathml
 from safetensors import safe_open
 from sphinx.pycode import ModuleAnalyzer
 from typer.main import get_command
@@ -133,6 +134,15 @@ def test_links_lead_somewhere(page):
             to = NOTEBOOKS / to.name
         assert to.exists(), target
         assert not anchor or anchor in slugs(to), target
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "$" in prose(page)], ids=name_of)
+def test_formulas_can_be_drawn(page):
+    """A fraction has braces: without them 12 is read as one number."""
+    formulas = re.findall(r"\$([^$]+)\$", re.sub(r"`[^`]*`", "", prose(page)))
+    assert formulas
+    for formula in formulas:
+        assert "<math" in tex2mathml(formula) and not re.search(r"frac[^{]", formula), formula
 
 
 def test_every_page_is_in_a_table_of_contents():
