@@ -360,7 +360,9 @@ class Effects:
 
     def _line(self) -> str:
         n = len(self.completions)
-        return f"Effects: {n} completion{'s' * (n != 1)}, 95 % intervals; of several seeds their range"
+        seeds = _with_seed(self.completions).groupby(["kind", "condition"]).seed.nunique()
+        several = "; of several seeds their range" * bool((seeds > 1).any())
+        return f"Effects: {n} completion{'s' * (n != 1)}, 95 % intervals{several}"
 
     def __repr__(self) -> str:
         return as_text([self._line()], self.terms.of(self.table()))

@@ -86,6 +86,9 @@ def test_effects_print_as_a_table():
     first, head, body = repr(Effects(pd.DataFrame([row]))).splitlines()
     assert first == "Effects: 1 completion, 95 % intervals"
     assert "refusal rate" in head and "baseline" in body
+    placebo = row | {"condition": "random induction"}
+    seeds = Effects(pd.DataFrame([row, placebo | {"seed": 0}, placebo | {"seed": 1}]))
+    assert repr(seeds).startswith("Effects: 3 completions, 95 % intervals; of several seeds their range")
 
 
 def test_text_from_outside_is_escaped(results):
