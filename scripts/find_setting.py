@@ -8,7 +8,7 @@ answers, this looks further, in three steps that each print a table and write it
 1. cells.csv: every candidate's refusal score on positive prompts without the direction (ablation), and on negative prompts
    with it (addition at α = 3); the best few go on.
 2. doses.csv: each of those added at other layers and strengths; refusal scores on negative prompts.
-3. settings.csv: answers to all validation prompts under ablation, and under the best doses on all tokens or on the prompt's
+3. settings.csv: answers to validation prompts under ablation, and under the best doses on all tokens or on the prompt's
    alone; refusal rates, and the share of garbled answers beside them.
 
 It ends with the `cosmic-tl run` command of the best setting: of those that garble at most a tenth of the answers, the one with
@@ -135,10 +135,12 @@ def main() -> None:
     parser.add_argument("--prompts", default="demo")
     parser.add_argument("--out", type=Path, default=Path("setting"))
     parser.add_argument("--n-train", type=int, default=180)
-    parser.add_argument("--n-scan", type=int, default=32, help="validation prompts per side for refusal scores")
-    parser.add_argument("--n-val", type=int, default=100, help="validation prompts per side for completions")
-    parser.add_argument("--n-cells", type=int, default=3, help="directions that go on to the second step")
-    parser.add_argument("--n-doses", type=int, default=4, help="doses that go on to the third step")
+    parser.add_argument("--n-scan", type=int, default=16, help="validation prompts per side for refusal scores")
+    parser.add_argument("--n-val", type=int, default=50, help="validation prompts per side for completions")
+    parser.add_argument("--n-cells", type=int, default=5, help="directions that go on to the second step")
+    parser.add_argument(
+        "--n-doses", type=int, default=3, help="directions that go on to the third step, each at its best dose"
+    )
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--max-layer-share", type=float, default=0.8)
     args = parser.parse_args()
@@ -155,7 +157,8 @@ def main() -> None:
     chosen = list(zip(table.layer, table.position, strict=True))[: args.n_cells]
     table = doses(model, candidates, chosen, rows, tokens)
     show(table, "Doses: probability of refusal on negative prompts", args.out / "doses.csv")
-    table = settings(model, candidates, table.head(args.n_doses), prompts, args.n_val, args.max_new_tokens)
+    best = table.groupby(["layer", "position"], sort=False).head(1).head(args.n_doses)  # each direction's best dose
+    table = settings(model, candidates, best, prompts, args.n_val, args.max_new_tokens)
     show(table, "Settings: shares of refused and of garbled answers", args.out / "settings.csv")
     best = table.iloc[0]
     if not best.usable:
