@@ -1,0 +1,97 @@
+"""Print the tables of docs/results.md from finished runs, and draw its pictures.
+
+cosmic-tl run MODEL --prompts FILE … --out RUN      (and `cosmic-tl sweep RUN`, `cosmic-tl suffix RUN` for two more figures)
+.venv/bin/python scripts/real_results.py RUN [ANOTHER …]
+
+The pictures come from the first run, but for the heatmap of scores: that is the last run's, where all candidates were scored.
+"""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+from make_figures import save_small
+
+import cosmic_tl as ct
+from cosmic_tl.evaluation.sweeps import Sweep
+from cosmic_tl.files import read_lines
+from cosmic_tl.runs import Run
+
+MAIN = (("harmful", "baseline"), ("harmful", "removal"), ("harmless", "baseline"), ("harmless", "induction"))
+
+
+def percent(value: float) -> str:
+    return f"{value:.0%}"
+
+
+def print_effects(effects: ct.Effects) -> None:
+    seeds = effects.by_seed().groupby(["kind", "condition"]).size()
+    print("| prompts | condition | refusals | interval, or range over seeds | garbled | nats per token |")
+    print("|---|---|---|---|---|---|")
+    for _, row in effects.table().iterrows():
+        n = seeds[row.kind, row.condition]
+        of = f" ({n} seeds)" if n > 1 else ""
+        print(
+            f"| {row.kind} | {row.condition}{of} | {percent(row.refusal_rate)} | {percent(row.low)} – {percent(row.high)} "
+            f"| {percent(row.garbled)} | {row.cross_entropy:.2f} |"
+        )
+
+
+def print_run(found: Run, leave_out: set[str]) -> None:
+    selection, options = found.selection, found.settings.selection
+    where = f"layer {selection.direction.layer}, position {selection.direction.position}"
+    print(f"\n## {selection.method}, {selection.mode}: {where}; induction with {selection.edits.induced}\n")
+    print(f"{options.n_train} training and {options.n_val} validation prompts per side; {selection.basis}.")
+    for remark in selection.remarks:
+        print(f"* {remark}")
+    print(f"\n{found.summary['seconds']:.0f} s in all.\n")
+    print_effects(found.effects)
+    rest = found.effects.completions
+    rest = ct.Effects(rest[~rest.prompt.isin(leave_out)])
+    if leave_out:
+        for kind, condition in MAIN:
+            rate = rest.rate(kind, condition)
+            print(f"* without the first prompts of the file: {kind}, {condition} {rate} of {rate.n}")
+    print("\n| on | test | only the first | only the other | p |\n|---|---|---|---|---|")
+    for _, row in found.effects.paired_table().iterrows():
+        counts = f"{row.only_condition} | {row.only_against} | {row.p_value:.1g}"
+        print(f"| {row.kind} | {row.condition} against {row.against} | {counts} |")
+    kept = selection.table[selection.table.score.notna()]
+    print(f"\n{kept.sort_values('score', ascending=False).head(8).to_string(index=False)}")
+
+
+def draw(first: Run, last: Run) -> None:
+    save_small(ct.plot_scores(last.selection), "real-scores")
+    save_small(ct.plot_layer_similarity(last.selection), "real-layer-similarity")
+    save_small(ct.plot_similarity(first.similarity), "real-similarity")
+    save_small(ct.plot_refusal_rates(first.effects.table()), "real-rates")
+    for run in (first, last):
+        for log in sorted((run.out / "resume").glob("sweep-*.jsonl")):
+            rows = [row for line in read_lines(log) for row in line["rows"]]
+            save_small(ct.plot_sweep(Sweep(pd.DataFrame(rows))), "real-sweep")
+        if (path := run.out / "suffix-cosines.csv").exists():
+            save_small(ct.plot_suffix_cosines(pd.read_csv(path)), "real-suffix-cosines")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--no-images", action="store_true")
+    parser.add_argument("--prompts", help="the prompt file, for --leave-out")
+    parser.add_argument(
+        "--leave-out", type=int, default=0, help="report rates without this many first test prompts too"
+    )
+    args = parser.parse_args()
+    leave_out: set[str] = set()
+    if args.leave_out:
+        known = ct.load_prompts(args.prompts, shuffle=False)
+        leave_out = {prompt for side in known.sides("test") for prompt in side[: args.leave_out]}
+    found = [Run.load(path) for path in args.runs]
+    for one in found:
+        print_run(one, leave_out)
+    if not args.no_images:
+        draw(found[0], found[-1])
+
+
+if __name__ == "__main__":
+    main()
