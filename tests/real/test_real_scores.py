@@ -12,6 +12,9 @@ from real.plain import ablate, ace, add, kl
 FEW = 4
 """Prompts per side for the grid, whose every cell takes three full passes of the plain model."""
 
+NEAR = 0.02
+"""Candidates whose score lies within this of the winner's are compared in bfloat16."""
+
 
 def edits(mode, layer, r, nu):
     """Removal and induction as keywords of `PlainModel.run`."""
@@ -82,9 +85,11 @@ def test_bfloat16_scores_lie_close_to_those_in_float32(real_model_path, affine_s
     model = load_model(real_model_path, dtype="bfloat16")
     half = select_cosmic(model, real_prompts, CosmicOptions(n_train=real_n, n_val=real_n))
     assert half.evaluation_layers == affine_selection.evaluation_layers
+    # Candidates that can win. Elsewhere, as in early layers, a difference of means is smaller than what bfloat16 can hold.
+    top = affine_selection.table.score >= affine_selection.winner.score - NEAR
+    assert top.sum() >= 3
     for measure in ("s_comply", "s_refuse"):
-        apart = (half.table[measure] - affine_selection.table[measure]).abs().dropna()
-        assert len(apart) >= len(half.table) / 2
+        apart = (half.table[measure] - affine_selection.table[measure]).abs()[top]
         assert apart.max() < 0.005, measure
     # It says by how much its scores may be off, and how many candidates lie within that.
     behind = half.winner.score - half.table[half.table.kept].score
