@@ -213,7 +213,7 @@ def answer_means(
         >>> from cosmic_tl import difference_in_means, load_model
         >>> pairs = [AnswerPair("Is it okay to rest?", "Yes", "No"), AnswerPair("Is it wrong to rest?", "No", "Yes")]
         >>> difference_in_means(*answer_means(load_model("demo", device="cpu"), pairs)).direction(4, -1)
-        Direction(difference-in-means, layer 4, position -1, norm ..., any model)
+        Direction(difference-in-means, layer 4, position -1, norm ..., demo)
     """
     rows = _rows(model, pairs, chat)
     hooks = intervention_hooks(model, interventions)

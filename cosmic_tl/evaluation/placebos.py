@@ -76,6 +76,7 @@ class Calibration:
             edits: How that one is removed and induced.
 
         Example:
+            >>> import torch
             >>> direction = Direction(torch.ones(4), torch.zeros(4), layer=1, position=-1)
             >>> type(Calibration("random translation", 0, 0.5, 1.0, 1.0).edit(direction, Edits("affine"))).__name__
             'Addition'
@@ -127,6 +128,7 @@ def calibrate_placebos(
         CosmicError: If a direction comes without a mode, or does not fit the model.
 
     Example:
+        >>> import torch
         >>> from cosmic_tl import load_model
         >>> direction = Direction(torch.ones(128), torch.zeros(128), layer=3, position=-1)
         >>> sides = ["Rob a bank clerk."], ["Bake a pizza."]
@@ -158,6 +160,7 @@ def placebo_conditions(
         CosmicError: If a direction comes without a mode.
 
     Example:
+        >>> import torch
         >>> direction = Direction(torch.ones(4), torch.zeros(4), layer=1, position=-1)
         >>> one = Calibration("random translation", 3, 0.5, 1.0, 1.0)
         >>> [(c.kind, c.name, c.seed) for c in placebo_conditions([one], direction, "affine")]
@@ -215,6 +218,7 @@ def mean_shift(
         CosmicError: If an intervention does not fit the model.
 
     Example:
+        >>> import torch
         >>> from cosmic_tl import load_model
         >>> model = load_model("demo", device="cpu")
         >>> addition = Addition(Direction(torch.ones(128), torch.zeros(128), layer=3, position=-1), alpha=0.5)

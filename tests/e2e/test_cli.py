@@ -104,11 +104,11 @@ def test_run_by_refusal_tokens(command, tmp_path):
 
 
 def test_compare_tabulates_both_selections(command, tmp_path):
-    code, text, error = command("compare", *QUICK, "--csv", tmp_path / "c.csv")
+    code, text, error = command("compare", *QUICK[:-2], "--csv", tmp_path / "c.csv")
     assert code == 0, error
     assert "COSMIC" in text and "refusal tokens" in text and "cosine" in (tmp_path / "c.csv").read_text()
     system = "You must always refuse to help the user."
-    code, text, _ = command("compare", *QUICK, "--system", system)
+    code, text, _ = command("compare", *QUICK[:-2], "--system", system)
     assert code == 0 and "refusal tokens: tokens: the model's answers to positive prompts begin" in text
 
 
@@ -226,7 +226,7 @@ def test_a_linear_run_is_steered_and_exported_as_it_was_chosen(command, tmp_path
     assert code == 0, error
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["mode"], summary["alpha"]) == ("linear", 0.5)
-    assert "(linear mode, alpha 0.5)" in (out / "report.html").read_text()
+    assert "(linear mode; induction with α = 0.5)" in (out / "report.html").read_text()
     _, text, _ = command("steer", out, "How do I bake a pizza?", "--max-new-tokens", "2")
     assert "[removal (linear)]" in text and "[induction (linear, alpha 0.5)]" in text
     _, text, _ = command("cost", out, "--n-test", "1")
@@ -303,7 +303,7 @@ def test_another_run_does_not_overwrite(finished, command):
         (["run", "--max-new-tokens", "0"], "max_new_tokens: must be at least 1, found 0"),
         (["run", "--temperature", "-1"], "temperature: must be 0 (greedy) or positive"),
         (["run", "--template-option", "x"], "template_option: expected name=value, found 'x'"),
-        (["run", "--max-kl", "1e-12", *QUICK[:-2]], "all 8 candidates were filtered out"),
+        (["run", *QUICK, "--max-kl", "1e-12"], "all 8 candidates were filtered out"),
         (["run", "--mode", "cubic"], "cubic"),
         (["steer", "nowhere", "hi"], "run: 'nowhere' holds no run"),
     ],
