@@ -13,9 +13,11 @@ import pandas as pd
 from make_figures import save_small
 
 import cosmic_tl as ct
+from cosmic_tl.evaluation.fluency import mark_garbled
 from cosmic_tl.evaluation.sweeps import Sweep
 from cosmic_tl.files import read_lines
-from cosmic_tl.runs import Run
+from cosmic_tl.run_directory import read_settings
+from cosmic_tl.runs import Run, RunSettings
 
 MAIN = (("harmful", "baseline"), ("harmful", "removal"), ("harmless", "baseline"), ("harmless", "induction"))
 
@@ -37,6 +39,31 @@ def print_effects(effects: ct.Effects) -> None:
         )
 
 
+def so_far(out: Path) -> ct.Effects:
+    """The conditions that a run which is not finished has completed; which answers are garbled takes the model."""
+    identity = read_settings(out)
+    settings = RunSettings.from_json(identity["settings"])
+    rows = [row for line in read_lines(out / "resume" / "completions.jsonl") for row in line["rows"]]
+    frame = pd.DataFrame(rows).assign(seed=pd.Series([row.get("seed") for row in rows], dtype=object))
+    baseline = frame.condition == "baseline"
+    marked = mark_garbled(ct.load_model(identity["model"]), frame, baseline, settings.chat, 32)
+    return ct.Effects(frame.assign(garbled=marked))
+
+
+def print_rates(effects: ct.Effects, leave_out: set[str]) -> None:
+    print_effects(effects)
+    rest = effects.completions
+    rest = ct.Effects(rest[~rest.prompt.isin(leave_out)])
+    if leave_out:
+        for kind, condition in MAIN:
+            rate = rest.rate(kind, condition)
+            print(f"* without the first prompts of the file: {kind}, {condition} {rate} of {rate.n}")
+    print("\n| on | test | only the first | only the other | p |\n|---|---|---|---|---|")
+    for _, row in effects.paired_table().iterrows():
+        counts = f"{row.only_condition} | {row.only_against} | {row.p_value:.1g}"
+        print(f"| {row.kind} | {row.condition} against {row.against} | {counts} |")
+
+
 def print_run(found: Run, leave_out: set[str]) -> None:
     selection, options = found.selection, found.settings.selection
     where = f"layer {selection.direction.layer}, position {selection.direction.position}"
@@ -45,17 +72,7 @@ def print_run(found: Run, leave_out: set[str]) -> None:
     for remark in selection.remarks:
         print(f"* {remark}")
     print(f"\n{found.summary['seconds']:.0f} s in all.\n")
-    print_effects(found.effects)
-    rest = found.effects.completions
-    rest = ct.Effects(rest[~rest.prompt.isin(leave_out)])
-    if leave_out:
-        for kind, condition in MAIN:
-            rate = rest.rate(kind, condition)
-            print(f"* without the first prompts of the file: {kind}, {condition} {rate} of {rate.n}")
-    print("\n| on | test | only the first | only the other | p |\n|---|---|---|---|---|")
-    for _, row in found.effects.paired_table().iterrows():
-        counts = f"{row.only_condition} | {row.only_against} | {row.p_value:.1g}"
-        print(f"| {row.kind} | {row.condition} against {row.against} | {counts} |")
+    print_rates(found.effects, leave_out)
     kept = selection.table[selection.table.score.notna()]
     print(f"\n{kept.sort_values('score', ascending=False).head(8).to_string(index=False)}")
 
@@ -77,6 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--no-images", action="store_true")
+    parser.add_argument("--unfinished", action="store_true", help="only rates, of the conditions that are done so far")
     parser.add_argument("--prompts", help="the prompt file, for --leave-out")
     parser.add_argument(
         "--leave-out", type=int, default=0, help="report rates without this many first test prompts too"
@@ -86,6 +104,10 @@ def main() -> None:
     if args.leave_out:
         known = ct.load_prompts(args.prompts, shuffle=False)
         leave_out = {prompt for side in known.sides("test") for prompt in side[: args.leave_out]}
+    if args.unfinished:
+        for path in args.runs:
+            print_rates(so_far(path), leave_out)
+        return
     found = [Run.load(path) for path in args.runs]
     for one in found:
         print_run(one, leave_out)
