@@ -253,7 +253,7 @@ def test_splits_of_the_file_are_kept_and_leaks_are_told(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"dev": []}, "unknown split 'dev'"),
+        ({"dev": []}, "split of agreement.json: unknown 'dev'; use train, val or test"),
         ([], "must be a list of objects"),
         ([entry("Well?", "Yes", "No"), {"question": "And?"}], "entry 2 .* no text under 'answer_matching_behavior'"),
         ([entry("Well?", "Yes", " ")], "entry 1 .* no text under 'answer_not_matching_behavior'"),
