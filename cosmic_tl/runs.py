@@ -63,7 +63,7 @@ class RunSettings:
     """How the direction is chosen: by COSMIC, or by refusal tokens."""
     chat: ChatFormat = field(default_factory=ChatFormat)
     n_test: int = 100
-    """Test prompts a side."""
+    """Test prompts per side."""
     max_new_tokens: int = 64
     temperature: float = 0.0
     """0 is greedy."""

@@ -132,7 +132,7 @@ def sweep(
     run: RunOptions,
     generation: GenerationOptions,
     alphas: Annotated[str, typer.Option(help="Strengths, as -0.5,0,0.5,1.")] = "-0.5,0,0.25,0.5,0.75,1,1.5,2",
-    n_test: Annotated[int, typer.Option(help="Test prompts a side, from the run.")] = 32,
+    n_test: Annotated[int, typer.Option(help="Test prompts per side, from the run.")] = 32,
     n_samples: Annotated[int, typer.Option(help="Completions a prompt, with a temperature above 0.")] = 1,
     seed: Seed = 0,
     batch_size: BatchSize = None,

@@ -31,7 +31,7 @@ class Select(str, Enum):
     refusal_tokens = "refusal-tokens"
 
 
-NTest = Annotated[int, typer.Option(help="Test prompts a side.")]
+NTest = Annotated[int, typer.Option(help="Test prompts per side.")]
 
 
 @grouped

@@ -79,7 +79,7 @@ def compare_selections(
         cosmic: COSMIC's settings; default the paper's.
         refusal_tokens: The other's settings; default the paper's.
         chat: Formatting; default plain.
-        n_test: Test prompts a side. Default 100.
+        n_test: Test prompts per side. Default 100.
         max_new_tokens: Most tokens of an answer. Default 64.
         seed: For sampling, with a temperature above 0. Default 0.
         batch_size: Rows a forward pass.
