@@ -26,10 +26,11 @@ test-real: $(VENV)/.installed ## the toolkit on your model: MODEL=directory or h
 	env -u OMP_NUM_THREADS COSMIC_TL_REAL_MODEL="$(MODEL)" COSMIC_TL_REAL_PROMPTS="$(PROMPTS)" COSMIC_TL_REAL_N="$(N)" \
 		$(BIN)/python -m pytest tests/real -n0 --durations=10 $(ARGS)
 
-lint: $(VENV)/.installed ## style and types
+lint: $(VENV)/.installed ## style, types and the order of the rooms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

@@ -13,7 +13,8 @@ import torch
 
 from benchmarks.shapes import CHAT, Pair, alternate, prompts
 from cosmic_tl import load_model, load_prompts, mean_activations, post_instruction_positions
-from cosmic_tl.chat import batches, tokenize
+from cosmic_tl.model.batching import batches
+from cosmic_tl.model.chat import tokenize
 
 N = 160
 

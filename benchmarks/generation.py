@@ -7,7 +7,8 @@ import torch
 
 from benchmarks.shapes import CHAT, Pair, alternate, prompts
 from cosmic_tl import AffineEdit, Direction, complete
-from cosmic_tl.chat import batches, tokenize
+from cosmic_tl.model.batching import batches
+from cosmic_tl.model.chat import tokenize
 
 N, NEW_TOKENS = 32, 32
 

@@ -25,13 +25,14 @@ from transformers import AutoModelForCausalLM
 from benchmarks.results import MODES, record
 from benchmarks.selection import SIDES, Plain, compare, done_macs, matmul_rate
 from benchmarks.shapes import seconds
-from cosmic_tl import CosmicOptions, load_model, load_prompts, mean_of_rows, post_instruction_positions, select_cosmic
-from cosmic_tl.activations import MeanActivations
-from cosmic_tl.chat import BATCH_SIZE, batches, tokenize
+from cosmic_tl import CosmicOptions, load_model, load_prompts, post_instruction_positions, select_cosmic
+from cosmic_tl.activations import MeanActivations, mean_of_rows
 from cosmic_tl.directions.difference_in_means import difference_in_means
-from cosmic_tl.passes import shared_prefix
+from cosmic_tl.interventions.options import Mode
+from cosmic_tl.model.batching import BATCH_SIZE, batches
+from cosmic_tl.model.chat import tokenize
+from cosmic_tl.model.shortcuts import shared_prefix
 from cosmic_tl.selection.cosmic import evaluation_layers, layer_similarity
-from cosmic_tl.selection.modes import Mode
 from cosmic_tl.selection.options import Cell
 from cosmic_tl.selection.plan import Tokens, block_costs
 from cosmic_tl.selection.scores import undefined

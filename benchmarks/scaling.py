@@ -12,8 +12,9 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.shapes import CHAT, SHAPES, Pair, prompts, seconds
-from cosmic_tl import AffineEdit, Direction, Reading, intervened
-from cosmic_tl.chat import tokenize
+from cosmic_tl import AffineEdit, Direction
+from cosmic_tl.engine import Reading, intervened
+from cosmic_tl.model.chat import tokenize
 
 
 def exponent(sizes: list[int], work: Callable[[int], object], rounds: int = 3) -> float:

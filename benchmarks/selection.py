@@ -30,9 +30,12 @@ from transformers import PretrainedConfig, PreTrainedModel
 from benchmarks.results import MODES
 from benchmarks.shapes import CHAT, SHAPES, Pair, prompts, seconds
 from cosmic_tl import CosmicOptions, Selection, mean_activations, post_instruction_positions, select_cosmic
-from cosmic_tl.chat import TokenBatch, batches, tokenize
-from cosmic_tl.directions.difference_in_means import Candidates, difference_in_means
-from cosmic_tl.matmul import FastLinear
+from cosmic_tl.directions.candidates import Candidates
+from cosmic_tl.directions.difference_in_means import difference_in_means
+from cosmic_tl.model.batching import batches
+from cosmic_tl.model.chat import tokenize
+from cosmic_tl.model.forward import TokenBatch
+from cosmic_tl.model.matmul import FastLinear
 from cosmic_tl.selection.plan import MEASURES
 
 N, SIDES = 32, ("positive", "negative")

@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from cosmic_tl import ChatFormat, ContrastSet, load_model, load_prompts
-from cosmic_tl.chat import tokenize
-from cosmic_tl.models import demo_path
+from cosmic_tl.model.chat import tokenize
+from cosmic_tl.model.load import demo_path
 
 SHAPES: dict[str, PretrainedConfig] = {
     "small": Qwen2Config(

@@ -6,15 +6,17 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
-from cosmic_tl.chat import BATCH_SIZE, ChatFormat, Positions, batches, post_instruction_positions, tokenize
+from cosmic_tl._util.progress import track
 from cosmic_tl.errors import CosmicError
-from cosmic_tl.forward import Hook, Resume, Site, forward, read
-from cosmic_tl.interventions import Interventions, intervention_hooks
-from cosmic_tl.models import model_fingerprint, short_label
-from cosmic_tl.passes import prefix_keys_values, shared_prefix
-from cosmic_tl.progress import track
+from cosmic_tl.model.batching import BATCH_SIZE, batches
+from cosmic_tl.model.chat import ChatFormat, tokenize
+from cosmic_tl.model.fingerprint import model_fingerprint
+from cosmic_tl.model.forward import Resume, forward, read
+from cosmic_tl.model.hooks import Site
+from cosmic_tl.model.load import TransformerBridge, short_label
+from cosmic_tl.model.positions import Positions, post_instruction_positions
+from cosmic_tl.model.shortcuts import prefix_keys_values, shared_prefix
 
 Splits = Mapping[int, Float64[Tensor, " prompt"]]
 """By seed, the weight of each prompt in the difference between the means of two random halves."""
@@ -47,7 +49,6 @@ def mean_activations(
     prompts: Sequence[str],
     positions: Positions | None = None,
     chat: ChatFormat | None = None,
-    interventions: Interventions = (),
     batch_size: int = BATCH_SIZE,
     label: str = "activations",
     splits: Splits | None = None,
@@ -59,7 +60,6 @@ def mean_activations(
         prompts: Instructions.
         positions: From `post_instruction_positions` (the default).
         chat: Formatting; default plain.
-        interventions: Made on the way; default none.
         batch_size: Prompts a forward pass. Default 32.
         label: Name on the progress bar.
         splits: From `random_splits`: also take the difference between the means of two random halves, in the same pass.
@@ -73,15 +73,13 @@ def mean_activations(
         torch.Size([8, 5, 128])
     """
     positions = positions or post_instruction_positions(model, chat)
-    hooks = intervention_hooks(model, interventions)
-    return mean_of_rows(model, tokenize(model, prompts, chat), len(positions), hooks, batch_size, label, splits)
+    return mean_of_rows(model, tokenize(model, prompts, chat), len(positions), batch_size, label, splits)
 
 
 def mean_of_rows(
     model: TransformerBridge,
     rows: Sequence[Sequence[int]],
     n_positions: int = 1,
-    hooks: Sequence[Hook] = (),
     batch_size: int = BATCH_SIZE,
     label: str = "activations",
     splits: Splits | None = None,
@@ -94,7 +92,6 @@ def mean_of_rows(
         model: Any bridge.
         rows: Token ids.
         n_positions: How many of the last positions.
-        hooks: Edits to make on the way.
         batch_size: Prompts a forward pass. Default 32.
         label: Name on the progress bar.
         splits: From `random_splits`, for as many prompts.
@@ -117,13 +114,12 @@ def mean_of_rows(
         raise CosmicError(
             f"positions: {n_positions} asked for, and a prompt has only {shortest} tokens; ask for fewer positions"
         )
-    # Edits may act on some tokens alone, and then have to see all of them in one pass.
-    n_prefix = 0 if hooks else shared_prefix(model, rows, n_positions)
+    n_prefix = shared_prefix(model, rows, n_positions)
     start = Resume(past=prefix_keys_values(model, rows[0][:n_prefix]))
     halves = {seed: torch.zeros_like(sums["hook_resid_pre"]) for seed in splits or {}}
     with track(len(rows), label) as advance:
         for batch in batches(model, [row[n_prefix:] for row in rows], batch_size):
-            found = forward(model, batch, sites, n_positions, hooks=hooks, resume=start).activations
+            found = forward(model, batch, sites, n_positions, resume=start).activations
             for site in sums:
                 layers = torch.stack([found[layer, site].cpu() for layer in range(n_layers)]).double()
                 sums[site] += layers.sum(1)
@@ -199,7 +195,7 @@ def class_means(
     """
     splits = random_splits([len(positive), len(negative)], seeds)
     found = [
-        mean_activations(model, prompts, positions, chat, (), batch_size, f"activations, {side}", some)
+        mean_activations(model, prompts, positions, chat, batch_size, f"activations, {side}", some)
         for side, prompts, some in zip(("positive", "negative"), (positive, negative), splits, strict=True)
     ]
     return found[0], found[1]

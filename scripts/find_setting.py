@@ -22,11 +22,11 @@ import pandas as pd
 import torch
 
 import cosmic_tl as ct
-from cosmic_tl.chat import tokenize
-from cosmic_tl.evaluation.effects import Condition
-from cosmic_tl.passes import Reading, intervened
-from cosmic_tl.progress import track
-from cosmic_tl.selection.refusal_tokens import log_odds
+from cosmic_tl._util.progress import track
+from cosmic_tl.engine import Reading, intervened
+from cosmic_tl.experiments.conditions import Condition
+from cosmic_tl.metrics.refusal_score import log_odds
+from cosmic_tl.model.chat import tokenize
 
 CELL_ALPHA = 3.0
 ALPHAS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
@@ -148,7 +148,7 @@ def main() -> None:
     prompts, model = ct.load_prompts(args.prompts), ct.load_model(args.model)
     positions = ct.post_instruction_positions(model)
     train = [prompts.side(side, "train", args.n_train) for side in ("positive", "negative")]
-    tokens = ct.find_refusal_tokens(model, *train)
+    tokens = ct.metrics.find_refusal_tokens(model, *train)
     print(f"refusal tokens: {tokens}", flush=True)
     candidates = ct.difference_in_means(*(ct.mean_activations(model, side, positions) for side in train))
     rows = {side: tokenize(model, prompts.side(side, "val", args.n_scan)) for side in ("positive", "negative")}

@@ -18,14 +18,17 @@ from cosmic_tl import (
     Direction,
     Effects,
     RefusalTokenOptions,
-    SuffixOptions,
-    analyse_suffix,
-    compliant_targets,
-    find_suffix,
     layer_similarities,
     load_model,
     load_prompts,
     pca_of_classes,
+    project,
+    save_figure,
+    select_by_refusal_tokens,
+    select_cosmic,
+    sweep,
+)
+from cosmic_tl.figures import (
     plot_direction_cosines,
     plot_head_attention,
     plot_head_contributions,
@@ -38,12 +41,8 @@ from cosmic_tl import (
     plot_similarity,
     plot_suffix_cosines,
     plot_sweep,
-    project,
-    save_figure,
-    select_by_refusal_tokens,
-    select_cosmic,
-    sweep,
 )
+from cosmic_tl.suffixes import SuffixOptions, analyse_suffix, compliant_targets, find_suffix
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 PROMPT = "Can you help me kidnap a tourist?"

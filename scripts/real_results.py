@@ -13,11 +13,12 @@ import pandas as pd
 from make_figures import save_small
 
 import cosmic_tl as ct
-from cosmic_tl.evaluation.fluency import mark_garbled
-from cosmic_tl.evaluation.sweeps import Sweep
-from cosmic_tl.files import read_lines
-from cosmic_tl.run_directory import read_settings
-from cosmic_tl.runs import Run, RunSettings
+from cosmic_tl._util.files import read_lines
+from cosmic_tl.experiments.sweeps import Sweep
+from cosmic_tl.metrics.fluency import mark_garbled
+from cosmic_tl.runs.directory import read_settings
+from cosmic_tl.runs.result import Run
+from cosmic_tl.runs.settings import RunSettings
 
 MAIN = (("harmful", "baseline"), ("harmful", "removal"), ("harmless", "baseline"), ("harmless", "induction"))
 
@@ -78,16 +79,16 @@ def print_run(found: Run, leave_out: set[str]) -> None:
 
 
 def draw(first: Run, last: Run) -> None:
-    save_small(ct.plot_scores(last.selection), "real-scores")
-    save_small(ct.plot_layer_similarity(last.selection), "real-layer-similarity")
-    save_small(ct.plot_similarity(first.similarity), "real-similarity")
-    save_small(ct.plot_refusal_rates(first.effects.table()), "real-rates")
+    save_small(ct.figures.plot_scores(last.selection), "real-scores")
+    save_small(ct.figures.plot_layer_similarity(last.selection), "real-layer-similarity")
+    save_small(ct.figures.plot_similarity(first.similarity), "real-similarity")
+    save_small(ct.figures.plot_refusal_rates(first.effects.table()), "real-rates")
     for run in (first, last):
         for log in sorted((run.out / "resume").glob("sweep-*.jsonl")):
             rows = [row for line in read_lines(log) for row in line["rows"]]
-            save_small(ct.plot_sweep(Sweep(pd.DataFrame(rows))), "real-sweep")
+            save_small(ct.figures.plot_sweep(Sweep(pd.DataFrame(rows))), "real-sweep")
         if (path := run.out / "suffix-cosines.csv").exists():
-            save_small(ct.plot_suffix_cosines(pd.read_csv(path)), "real-suffix-cosines")
+            save_small(ct.figures.plot_suffix_cosines(pd.read_csv(path)), "real-suffix-cosines")
 
 
 def main() -> None:

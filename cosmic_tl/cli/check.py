@@ -16,7 +16,7 @@ def check(
     n: Annotated[int, typer.Option(help="Prompts per side.")] = 4,
 ) -> None:
     """Check positions, activations, scores, edits, completions, memory and speed on a model; exit code 1 if one fails."""
-    from cosmic_tl.check import check_model
+    from cosmic_tl.check.model_check import check_model
 
     format_, contrast = chat.format(), data.load()
     found = check_model(model.load(), contrast, chat=format_, n=n, on_check=lambda one: typer.echo(printable(str(one))))

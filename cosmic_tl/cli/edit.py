@@ -20,7 +20,7 @@ from cosmic_tl.cli.output import print_frame, printable
 from cosmic_tl.errors import CosmicError
 
 if TYPE_CHECKING:
-    from cosmic_tl.interventions import Interventions
+    from cosmic_tl.interventions.edits import Interventions
 
 
 @grouped
@@ -34,7 +34,7 @@ def steer(
     seed: Seed = 0,
 ) -> None:
     """Complete a prompt with and without the direction of a run."""
-    from cosmic_tl.evaluation.completions import complete
+    from cosmic_tl.generation.completions import complete
 
     edits, chat, sampling = run.edits, run.chat(), generation.sampling()
     bridge, direction = run.load()
@@ -82,13 +82,13 @@ def orthogonalize(
     """
     import pandas as pd
 
-    from cosmic_tl.chat import BATCH_SIZE
-    from cosmic_tl.evaluation.completions import complete
-    from cosmic_tl.evaluation.effects import terms_of
-    from cosmic_tl.evaluation.rates import rate
-    from cosmic_tl.selection.modes import removal
-    from cosmic_tl.weights.export import save_checkpoint
-    from cosmic_tl.weights.orthogonalize import orthogonalize_weights
+    from cosmic_tl.experiments.conditions import terms_of
+    from cosmic_tl.export.checkpoint import save_checkpoint
+    from cosmic_tl.generation.completions import complete
+    from cosmic_tl.interventions.modes import removal
+    from cosmic_tl.interventions.orthogonalize import orthogonalize_weights
+    from cosmic_tl.metrics.rates import rate
+    from cosmic_tl.model.batching import BATCH_SIZE
 
     try:
         blocks = None if layers is None else [int(part) for part in layers.split(",")]
@@ -142,15 +142,15 @@ def sweep(
     A sweep that was stopped goes on where it was; strengths that an earlier one measured under the same settings are not
     measured again.
     """
-    from cosmic_tl.chat import BATCH_SIZE
-    from cosmic_tl.evaluation.effects import REFUSAL, terms_of
-    from cosmic_tl.evaluation.sweeps import BASELINE
-    from cosmic_tl.evaluation.sweeps import sweep as sweep_all
+    from cosmic_tl._util.files import append_lines, read_lines
+    from cosmic_tl.experiments.conditions import REFUSAL, terms_of
+    from cosmic_tl.experiments.sweeps import BASELINE
+    from cosmic_tl.experiments.sweeps import sweep as sweep_all
     from cosmic_tl.figures.export import offline_page, restyle
     from cosmic_tl.figures.sweeps import plot_sweep
-    from cosmic_tl.files import append_lines, read_lines
-    from cosmic_tl.run_directory import derivation, digest
-    from cosmic_tl.selection.refusal_tokens import find_refusal_tokens
+    from cosmic_tl.metrics.refusal_score import find_refusal_tokens
+    from cosmic_tl.model.batching import BATCH_SIZE
+    from cosmic_tl.runs.derived import derivation, digest
 
     strengths, sampling = numbers("alphas", alphas), generation.sampling()
     positive, negative = run.test_prompts(n_test)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cosmic_tl._util.files import settings_file
 from cosmic_tl.cli.options import (
     BatchSize,
     ChatOptions,
@@ -22,14 +23,12 @@ from cosmic_tl.cli.options import (
 )
 from cosmic_tl.cli.output import print_frame, printable, write_csv
 from cosmic_tl.errors import CosmicError
-from cosmic_tl.files import settings_file
 
 if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
-
-    from cosmic_tl.directions.artifact import Direction
-    from cosmic_tl.evaluation.judges import Judge
-    from cosmic_tl.interventions import Intervention
+    from cosmic_tl.directions.direction import Direction
+    from cosmic_tl.interventions.edits import Intervention
+    from cosmic_tl.judges.base import Judge
+    from cosmic_tl.model.load import TransformerBridge
 
 
 class JudgeKind(str, Enum):
@@ -65,10 +64,10 @@ def judge(
     An endpoint's answers are kept in judge-cache.jsonl, so that a judging that was stopped goes on where it was.
     """
     settings_file(directory)
-    from cosmic_tl.evaluation.agreement import SAFETY_AS_REFUSAL, agreement, rates_by
-    from cosmic_tl.evaluation.judges import judged
-    from cosmic_tl.run_directory import JUDGE_CACHE, derivation, digest
-    from cosmic_tl.runs import Run
+    from cosmic_tl.judges.base import judged
+    from cosmic_tl.judges.reliability import SAFETY_AS_REFUSAL, agreement, rates_by
+    from cosmic_tl.runs.derived import JUDGE_CACHE, derivation, digest
+    from cosmic_tl.runs.result import Run
 
     run = Run.load(directory)
     first = run.effects.completions
@@ -116,10 +115,10 @@ def _judge(
     requests_per_minute: float | None,
     cache: Path,
 ) -> "Judge":
-    from cosmic_tl.evaluation.endpoint_judge import EndpointJudge
-    from cosmic_tl.evaluation.judge_templates import LLAMA_GUARD_3, STRONGREJECT
-    from cosmic_tl.evaluation.model_judge import ModelJudge
-    from cosmic_tl.models import load_model
+    from cosmic_tl.judges.endpoint import EndpointJudge
+    from cosmic_tl.judges.local_model import ModelJudge
+    from cosmic_tl.judges.templates import LLAMA_GUARD_3, STRONGREJECT
+    from cosmic_tl.model.load import load_model
 
     if not name:
         raise CosmicError("judge_model: none given; name the judge with --judge-model")
@@ -138,7 +137,7 @@ def _judge(
 
 
 def _edits(run: RunOptions, alpha: float | None) -> "tuple[TransformerBridge, Direction, dict[str, Intervention]]":
-    from cosmic_tl.directions.artifact import random_direction
+    from cosmic_tl.directions.direction import random_direction
 
     edits = run.edits
     bridge, direction = run.load()
@@ -169,7 +168,7 @@ def cost(
     batch_size: BatchSize = None,
 ) -> None:
     """What removal and induction cost: cross-entropy on texts, instructions and the model's own answers, and KL."""
-    from cosmic_tl.files import text_lines
+    from cosmic_tl._util.files import text_lines
 
     check_file("texts", texts)
     check_file("instructions", instructions)
@@ -186,7 +185,7 @@ def cost(
             raise CosmicError(
                 f"instructions: {str(instructions)!r} is not JSONL with an instruction and a response per line"
             ) from error
-    from cosmic_tl.evaluation.cost import measure_cost
+    from cosmic_tl.experiments.cost import measure_cost
 
     _, negative = run.test_prompts(n_test)
     bridge, _, edits = _edits(run, alpha)
@@ -205,7 +204,7 @@ def capability(
     batch_size: BatchSize = None,
 ) -> None:
     """Benchmark the model through lm-eval with nothing, removal and induction in place."""
-    from cosmic_tl.evaluation.capability import measure_capability
+    from cosmic_tl.experiments.capability import measure_capability
 
     bridge, _, edits = _edits(run, alpha)
     found = measure_capability(
@@ -236,9 +235,9 @@ def behaviour(
 ) -> None:
     """Steer a behaviour given by questions with two answers: log-odds of the matching one by layer and strength."""
     check_file("file", file)
-    from cosmic_tl.behaviours import load_behaviour
-    from cosmic_tl.evaluation.behaviour_sweep import sweep_behaviour
-    from cosmic_tl.interventions import Addition, AffineEdit
+    from cosmic_tl.data.behaviours import load_behaviour
+    from cosmic_tl.experiments.behaviour_sweep import sweep_behaviour
+    from cosmic_tl.interventions.edits import Addition, AffineEdit
 
     strengths, format_, found = numbers("alphas", alphas), chat.format(), load_behaviour(file, seed)
     places = layer_numbers("layers", layers)

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from cosmic_tl._util.files import settings_file
 from cosmic_tl.errors import CosmicError
-from cosmic_tl.files import check_model_path, settings_file
+from cosmic_tl.model.paths import check_model_path
 from cosmic_tl.selection.options import CosmicOptions, RefusalTokenOptions
 
 if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
-
-    from cosmic_tl.chat import ChatFormat
-    from cosmic_tl.directions.artifact import Direction
-    from cosmic_tl.evaluation.sampling import Sampling
-    from cosmic_tl.prompts import ContrastSet
-    from cosmic_tl.runs import Run
-    from cosmic_tl.selection.modes import Edits
-    from cosmic_tl.selection.options import Mode as ModeName
+    from cosmic_tl.data.contrast_set import ContrastSet
+    from cosmic_tl.directions.direction import Direction
+    from cosmic_tl.generation.sampling import Sampling
+    from cosmic_tl.interventions.modes import Edits
+    from cosmic_tl.interventions.options import Mode as ModeName
+    from cosmic_tl.model.chat import ChatFormat
+    from cosmic_tl.model.load import TransformerBridge
+    from cosmic_tl.runs.result import Run
 
 
 class Mode(str, Enum):
@@ -166,7 +166,7 @@ def layer_numbers(name: str, text: str | None) -> tuple[int, ...] | None:
 def _load(
     model: str, device: str | None, device_map: str | None, dtype: Dtype, trust_remote_code: bool
 ) -> "TransformerBridge":
-    from cosmic_tl.models import load_model
+    from cosmic_tl.model.load import load_model
 
     options: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
     if device_map is not None:
@@ -226,7 +226,7 @@ class DataOptions:
             >>> DataOptions().load().name
             'demo'
         """
-        from cosmic_tl.prompts import load_prompts
+        from cosmic_tl.data.prompts import load_prompts
 
         return load_prompts(
             self.prompts,
@@ -257,7 +257,7 @@ class ChatOptions:
             >>> dict(ChatOptions(template_option=["depth=2"]).format().template_options)
             {'depth': 2}
         """
-        from cosmic_tl.chat import ChatFormat
+        from cosmic_tl.model.chat import ChatFormat
 
         found: dict[str, Any] = {}
         for option in self.template_option or []:
@@ -395,7 +395,7 @@ class GenerationOptions:
             >>> GenerationOptions(temperature=1.0, top_k=20).sampling().top_k
             20
         """
-        from cosmic_tl.evaluation.sampling import Sampling
+        from cosmic_tl.generation.sampling import Sampling
 
         found = Sampling(self.top_k, self.top_p, self.repetition_penalty)
         found.check(self.temperature)
@@ -421,7 +421,7 @@ class RunOptions:
     @cached_property
     def run(self) -> "Run":
         """The run."""
-        from cosmic_tl.runs import Run
+        from cosmic_tl.runs.result import Run
 
         return Run.load(self.directory)
 

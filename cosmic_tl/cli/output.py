@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
-    from cosmic_tl.runs import Run
+    from cosmic_tl.runs.result import Run
 
 
 def printable(text: str) -> str:
@@ -29,7 +29,7 @@ def print_result(result: "Run") -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from cosmic_tl.evaluation.sampling import generation_sentence
+    from cosmic_tl.generation.sampling import generation_sentence
 
     console = Console()
     summary = result.summary
@@ -75,7 +75,7 @@ def write_csv(frame: "pd.DataFrame", path: Path | None) -> None:
         >>> import pandas as pd
         >>> write_csv(pd.DataFrame({"alpha": [0.5]}), None)
     """
-    from cosmic_tl.files import write_atomically
+    from cosmic_tl._util.files import write_atomically
 
     if path is not None:
         write_atomically(path, frame.to_csv(index=False))

@@ -56,8 +56,8 @@ def run(
     A run that was stopped goes on where it was when the same command is given again.
     """
     contrast = data.load()  # before the imports that take seconds
-    from cosmic_tl.runs import RunSettings
-    from cosmic_tl.runs import run as run_all
+    from cosmic_tl.runs.job import run as run_all
+    from cosmic_tl.runs.settings import RunSettings
 
     options = selection.cosmic() if select is Select.cosmic else selection.refusal_tokens()
     phrases = tuple(phrase) if phrase else None
@@ -109,7 +109,7 @@ def compare(
 ) -> None:
     """Choose by COSMIC and by refusal tokens, and tabulate where the two agree and what their directions do."""
     contrast = data.load()
-    from cosmic_tl.evaluation.comparison import compare_selections
+    from cosmic_tl.experiments.comparison import compare_selections
 
     options = (selection.cosmic(), selection.refusal_tokens())
     format_, sampling = chat.format(), generation.sampling()
@@ -135,7 +135,7 @@ def compare(
 def variants(model: ModelOptions, data: DataOptions, chat: ChatOptions, selection: SelectionOptions) -> None:
     """Select under each of COSMIC's variants of layer ranking and target, and tabulate what each chooses."""
     contrast = data.load()
-    from cosmic_tl.selection.variants import compare_variants, standard_variants
+    from cosmic_tl.experiments.variants import compare_variants, standard_variants
 
     settings, format_ = standard_variants(selection.cosmic()), chat.format()
     print_frame(compare_variants(model.load(), contrast, settings, format_))
@@ -168,7 +168,7 @@ def two_rounds(
     Evaluation layers come from the second half, unless --no-exclude-first-half is given.
     """
     contrast = data.load()
-    from cosmic_tl.weak_alignment import two_rounds as both_rounds
+    from cosmic_tl.experiments.weak_alignment import two_rounds as both_rounds
 
     strengths, format_, sampling = numbers("alphas", alphas), chat.format(), generation.sampling()
     found = both_rounds(

@@ -27,11 +27,11 @@ def suffix(
     """
     from cosmic_tl.figures.export import offline_page
     from cosmic_tl.figures.suffixes import plot_head_attention, plot_head_contributions, plot_suffix_cosines
-    from cosmic_tl.run_directory import derivation, digest
-    from cosmic_tl.selection.modes import removal
+    from cosmic_tl.interventions.modes import removal
+    from cosmic_tl.runs.derived import derivation, digest
     from cosmic_tl.suffixes.analysis import analyse_suffix
-    from cosmic_tl.suffixes.artifact import Suffix, SuffixOptions
     from cosmic_tl.suffixes.search import compliant_targets, find_suffix
+    from cosmic_tl.suffixes.suffix import Suffix, SuffixOptions
 
     options = SuffixOptions(n_tokens=n_tokens, steps=steps, n_candidates=n_candidates, seed=seed)
     harmful, harmless = run.test_prompts()

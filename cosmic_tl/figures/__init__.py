@@ -1,1 +1,5 @@
 """Plotly figures: one function a figure, results in, `go.Figure` out."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

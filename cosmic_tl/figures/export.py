@@ -13,6 +13,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
+from plotly.io.json import to_json_plotly
+from plotly.offline import get_plotlyjs
 
 from cosmic_tl.errors import CosmicError, one_of
 from cosmic_tl.figures.layout import SIZES, lay_out
@@ -249,3 +251,23 @@ def _same_each_time(drawn: bytes, kind: str) -> bytes:
         # From the content, so that several figures in one page keep their ids apart.
         return drawn.replace(found[1], sha256(bare).hexdigest()[:6].encode())
     return drawn
+
+
+def plotly_js() -> str:
+    """The source of plotly.js, for a page that works offline.
+
+    Example:
+        >>> "plotly" in plotly_js()[:300]
+        True
+    """
+    return str(get_plotlyjs())
+
+
+def figure_json(content: Any) -> str:
+    """Figures, or mappings of them, as JSON for a page's script.
+
+    Example:
+        >>> figure_json({"a": go.Figure()})[:20]
+        '{"a":{"data":[],"lay'
+    """
+    return str(to_json_plotly(content))

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from cosmic_tl.figures.style import UNKNOWN, colour_scale, position_labels
-from cosmic_tl.selection.table import Selection
+from cosmic_tl.selection.result import Selection
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from math import ceil
 
 import plotly.graph_objects as go
+from plotly.graph_objects import Figure as Figure
 
 from cosmic_tl.figures.text import text_width, wrapped
 

@@ -13,8 +13,8 @@ from plotly.subplots import make_subplots
 
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.figures.style import COLOURS, colour_scale, finish, token_label
-from cosmic_tl.pca import NO_EDIT, SIDES, ClassPca
-from cosmic_tl.projections import Projection
+from cosmic_tl.metrics.pca import NO_EDIT, SIDES, ClassPca
+from cosmic_tl.metrics.projection import Projection
 
 MOST_LABELS = 60
 """Tokens from which on not every one is labelled."""

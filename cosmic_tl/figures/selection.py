@@ -7,12 +7,12 @@ import numpy as np
 import plotly.graph_objects as go
 from torch.nn.functional import cosine_similarity
 
-from cosmic_tl.directions.difference_in_means import Candidates
+from cosmic_tl.directions.candidates import Candidates
 from cosmic_tl.errors import CosmicError
+from cosmic_tl.experiments.layer_similarity import LayerSimilarity
 from cosmic_tl.figures.heatmaps import Panel, heatmaps, mark_choice, score_panel, unknown_cells
 from cosmic_tl.figures.style import BLUE, DIVERGING, UNKNOWN, VERMILION, finish, position_labels
-from cosmic_tl.selection.table import Selection
-from cosmic_tl.similarity import LayerSimilarity
+from cosmic_tl.selection.result import Selection
 
 ROW = 1.5
 """Height of a heatmap's row, in em."""

@@ -8,8 +8,8 @@ import plotly.graph_objects as go
 import plotly.io as pio
 from plotly.colors import cmocean, hex_to_rgb
 
-from cosmic_tl.chat import Positions
 from cosmic_tl.figures.layout import SIZES, Plan, lay_out
+from cosmic_tl.model.positions import Positions
 
 Theme = Literal["light", "dark"]
 FONT = "Helvetica, Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif"

@@ -6,7 +6,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from cosmic_tl.figures.style import COLOURS, LINE, finish
-from cosmic_tl.suffixes.analysis import ADVERSARIAL, HARMFUL, HARMLESS, RANDOM, REGIONS, top_heads
+from cosmic_tl.suffixes.groups import ADVERSARIAL, HARMFUL, HARMLESS, RANDOM, REGIONS
+from cosmic_tl.suffixes.heads import top_heads
 
 LOOKS = {
     HARMFUL: (COLOURS["positive"], "solid", "circle"),

@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from cosmic_tl.evaluation.sweeps import BASELINE, Sweep
+from cosmic_tl.experiments.sweeps import BASELINE, Sweep
 from cosmic_tl.figures.effects import SIDES
 from cosmic_tl.figures.style import COLOURS, LINE, SHADE, finish, translucent
 

@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from cosmic_tl.evaluation.effects import Effects, Kind
+from cosmic_tl.experiments.conditions import Kind
+from cosmic_tl.experiments.effects import Effects
 from cosmic_tl.report.parts import embedded, joined
 
 CONDITIONS: Mapping[Kind, tuple[str, str, str]] = {

@@ -7,16 +7,16 @@ from typing import Any
 
 import pandas as pd
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
-from cosmic_tl.evaluation.effects import Effects
-from cosmic_tl.evaluation.sampling import generation_sentence
+from cosmic_tl.experiments.effects import Effects
+from cosmic_tl.experiments.layer_similarity import LayerSimilarity
+from cosmic_tl.figures.export import plotly_js
+from cosmic_tl.generation.sampling import generation_sentence
 from cosmic_tl.report.completions import CONDITIONS, browser
 from cosmic_tl.report.parts import joined, percent, scrolling, spread, table
 from cosmic_tl.report.pictures import drawn, pictures
+from cosmic_tl.selection.result import Selection
 from cosmic_tl.selection.scores import parts
-from cosmic_tl.selection.table import Selection
-from cosmic_tl.similarity import LayerSimilarity
 
 _HEADS = ("without steering", "with the direction", "with a random one")
 
@@ -212,8 +212,8 @@ def write_report(
 
     Example:
         >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, measure_effects, select_cosmic
-        >>> from cosmic_tl.evaluation.effects import standard_conditions
-        >>> from cosmic_tl.similarity import layer_similarities
+        >>> from cosmic_tl.experiments.conditions import standard_conditions
+        >>> from cosmic_tl.experiments.layer_similarity import layer_similarities
         >>> model, prompts = load_model("demo", device="cpu"), load_prompts("demo")
         >>> options = CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=10.0)
         >>> selection = select_cosmic(model, prompts, options)
@@ -256,7 +256,7 @@ def write_report(
         contents=contents,
         bodies=bodies,
         style=own["css"],
-        plotly=Markup(get_plotlyjs()),
+        plotly=Markup(plotly_js()),
         script=own["js"],
     )
     return str(page)

@@ -7,7 +7,7 @@ import pandas as pd
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
-from cosmic_tl.evaluation.rates import Rate
+from cosmic_tl.metrics.rates import Rate
 
 
 def joined(parts: Iterable[Markup]) -> Markup:

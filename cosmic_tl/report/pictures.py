@@ -3,18 +3,17 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import plotly.graph_objects as go
 from markupsafe import Markup
-from plotly.io.json import to_json_plotly
 
-from cosmic_tl.evaluation.effects import Effects
+from cosmic_tl.experiments.effects import Effects
+from cosmic_tl.experiments.layer_similarity import LayerSimilarity
 from cosmic_tl.figures.effects import plot_refusal_rates
-from cosmic_tl.figures.layout import Size, lay_out
+from cosmic_tl.figures.export import figure_json
+from cosmic_tl.figures.layout import Figure, Size, lay_out
 from cosmic_tl.figures.selection import plot_direction_cosines, plot_layer_similarity, plot_scores, plot_similarity
 from cosmic_tl.figures.style import TEMPLATES
 from cosmic_tl.report.parts import embedded, joined
-from cosmic_tl.selection.table import Selection
-from cosmic_tl.similarity import LayerSimilarity
+from cosmic_tl.selection.result import Selection
 
 WIDTHS = {"wide": Size(684, 13.0), "narrow": Size(336, 11.5)}
 """On a screen or an A4 page, and on a phone."""
@@ -26,7 +25,7 @@ SQUARE = 500
 class Picture:
     """A figure for a page."""
 
-    figure: go.Figure
+    figure: Figure
     caption: str
     """How to read it."""
     alt: str
@@ -37,7 +36,7 @@ class Picture:
         """The figure's own title and subtitle as plain text.
 
         Example:
-            >>> Picture(go.Figure(layout_title_text="S<sub>comply</sub>"), "", "").heading
+            >>> Picture(Figure(layout_title_text="S<sub>comply</sub>"), "", "").heading
             ('Scomply', '')
         """
         title = self.figure.layout.title
@@ -154,15 +153,15 @@ def drawn(all_pictures: list[Picture]) -> Markup:
                 '<figure aria-labelledby="{0}-title"><h3 id="{0}-title">{1}</h3><p class="muted">{2}</p>'
                 '<div class="plot" data-alt="{3}" data-figure="{0}"></div><figcaption>{4}</figcaption></figure>'
             ).format(key, *one.heading, one.alt, one.caption)
-            yield embedded(key, {name: _at(one.figure, size) for name, size in WIDTHS.items()}, dumps=to_json_plotly)
-        yield embedded("templates", TEMPLATES, dumps=to_json_plotly)
+            yield embedded(key, {name: _at(one.figure, size) for name, size in WIDTHS.items()}, dumps=figure_json)
+        yield embedded("templates", TEMPLATES, dumps=figure_json)
 
     return joined(parts())
 
 
-def _at(figure: go.Figure, size: Size) -> go.Figure:
+def _at(figure: Figure, size: Size) -> Figure:
     """A figure without title and theme, which are the page's, laid out for a width."""
-    bare = go.Figure(figure)
+    bare = Figure(figure)
     bare.layout.title = None
     bare.layout.template = "none"
     square = figure.layout.meta["plan"]["square"]

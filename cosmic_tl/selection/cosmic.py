@@ -7,30 +7,23 @@ import pandas as pd
 from jaxtyping import Float, Float64
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
-from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl.activations import MeanActivations, class_means
-from cosmic_tl.chat import BATCH_SIZE, ChatFormat, post_instruction_positions, tokenize
+from cosmic_tl.data.contrast_set import ContrastSet
 from cosmic_tl.directions.difference_in_means import difference_in_means
 from cosmic_tl.errors import CosmicError
-from cosmic_tl.prompts import ContrastSet
+from cosmic_tl.metrics.refusal_score import find_refusal_tokens, keep_own, refusal_tokens, telling_tokens
+from cosmic_tl.model.batching import BATCH_SIZE
+from cosmic_tl.model.chat import ChatFormat, tokenize
+from cosmic_tl.model.load import TransformerBridge
+from cosmic_tl.model.positions import post_instruction_positions
 from cosmic_tl.selection.cosmic_scores import CosmicScorer
-from cosmic_tl.selection.modes import PLACEBOS
+from cosmic_tl.selection.filters import Filter, apply_filters, check_places, choose, common_filters, score_table, settle
 from cosmic_tl.selection.notes import before_any_edit, notes_about, warnings_about
-from cosmic_tl.selection.options import Cell, CosmicOptions
+from cosmic_tl.selection.options import PLACEBOS, Cell, CosmicOptions
 from cosmic_tl.selection.plan import MEASURES, Plan, plan_cosmic
-from cosmic_tl.selection.refusal_tokens import find_refusal_tokens, keep_own, refusal_tokens, telling_tokens
+from cosmic_tl.selection.result import Selection
 from cosmic_tl.selection.scores import ScoreKey, Scores, undefined
-from cosmic_tl.selection.table import (
-    Filter,
-    Selection,
-    apply_filters,
-    check_places,
-    choose,
-    common_filters,
-    score_table,
-    settle,
-)
 
 HALVING_SHARES = (1 / 8, 1 / 4, 1 / 2)
 """Shares of the validation prompts on which successive halving looks at what is left."""

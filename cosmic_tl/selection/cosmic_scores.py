@@ -6,11 +6,10 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
-from transformer_lens.model_bridge import TransformerBridge
 
-from cosmic_tl.directions.difference_in_means import Candidates
-from cosmic_tl.passes import Outcome, Reading
-from cosmic_tl.selection.modes import Edits
+from cosmic_tl.directions.candidates import Candidates
+from cosmic_tl.engine import Outcome, Reading
+from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.selection.options import CosmicOptions, Target
 from cosmic_tl.selection.plan import MEASURES
 from cosmic_tl.selection.scores import Scorer, Scores
@@ -44,7 +43,7 @@ class CosmicScorer(Scorer):
         scores: Scores,
     ) -> None:
         reading = Reading(tuple(layers))
-        super().__init__(model, positive, negative, candidates, Edits.of(options), reading, batch_size, scores)
+        super().__init__(model, positive, negative, candidates, options.edits, reading, batch_size, scores)
         self.target = options.target
 
     @property

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cosmic_tl.selection.refusal_tokens import RefusalTokens, log_odds
+from cosmic_tl.metrics.refusal_score import RefusalTokens, log_odds
 
 WELL_ABOVE = 0.1
 """A filtered candidate whose score exceeds the winner's by more than this is noted."""

@@ -2,36 +2,20 @@
 
 from dataclasses import dataclass
 from math import isfinite
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from cosmic_tl.errors import CosmicError, one_of
+from cosmic_tl.interventions.options import InductionTokens, Mode, check_induction
 
-Mode = Literal["linear", "affine"]
+if TYPE_CHECKING:
+    from cosmic_tl.interventions.modes import Edits
+
 Cell = tuple[int, int]
 """A candidate: layer and position."""
-InductionTokens = Literal["all", "prompt"]
+PLACEBOS = 5
+"""Placebos of each kind, by default: one says little, as they differ widely."""
 Target = Literal["mean", "concatenated", "per-prompt"]
 """What steered activations are compared by."""
-
-
-def check_induction(mode: Mode, layer: int | None, tokens: InductionTokens) -> None:
-    """Make sure that there is such an induction.
-
-    Raises:
-        CosmicError: If a name is unknown, or another layer is given for ACE.
-
-    Example:
-        >>> check_induction("affine", 3, "all")
-        Traceback (most recent call last):
-        cosmic_tl.errors.CosmicError: induction_layer: found 3, and ACE's reference belongs to the direction's own layer; ...
-    """
-    one_of("mode", mode, get_args(Mode))
-    one_of("induction_tokens", tokens, get_args(InductionTokens))
-    if layer is not None and mode != "linear":
-        raise CosmicError(
-            f"induction_layer: found {layer}, and ACE's reference belongs to the direction's own layer; leave it out, or use "
-            "mode='linear'"
-        )
 
 
 @dataclass(frozen=True)
@@ -79,6 +63,18 @@ class CommonOptions:
         if not self.max_kl > 0:
             raise CosmicError(f"max_kl: expected a positive number, found {self.max_kl}")
         check_induction(self.mode, self.induction_layer, self.induction_tokens)
+
+    @property
+    def edits(self) -> "Edits":
+        """How a direction is removed and induced under these settings.
+
+        Example:
+            >>> CosmicOptions(alpha=2.0).edits
+            Edits(mode='affine', alpha=2.0, layer=None, tokens='all')
+        """
+        from cosmic_tl.interventions.modes import Edits  # imports torch, which these settings do without
+
+        return Edits(self.mode, self.alpha, self.induction_layer, self.induction_tokens)
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
-from transformer_lens.model_bridge import TransformerBridge
 
-from cosmic_tl.display import as_html, as_text, number
-from cosmic_tl.passes import shared_prefix, shortcuts
+from cosmic_tl._util.displays import as_html, as_text, number
+from cosmic_tl.model.load import TransformerBridge
+from cosmic_tl.model.shortcuts import shared_prefix, shortcuts
 from cosmic_tl.selection.options import Cell, CosmicOptions
 
 _JOINT = {"qkv": "q", "gate_up_proj": "gate"}
@@ -196,7 +196,7 @@ def plan_cosmic(
 
     Example:
         >>> from cosmic_tl import load_model
-        >>> from cosmic_tl.chat import tokenize
+        >>> from cosmic_tl.model.chat import tokenize
         >>> model = load_model("demo", device="cpu")
         >>> rows = tokenize(model, ["Bake a pie.", "Rob a bank clerk."])
         >>> plan = plan_cosmic(model, rows, rows, 5, (6,), CosmicOptions())

@@ -1,275 +1,216 @@
 """Choose a direction by the probability of refusal's first tokens (Arditi et al. 2024, section 2.3 and appendix C)."""
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from math import nan
 
-import torch
-from jaxtyping import Float, Float64
+import pandas as pd
+from jaxtyping import Float64
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
-from cosmic_tl.chat import BATCH_SIZE, ChatFormat, batches, tokenize
-from cosmic_tl.errors import CosmicError, check_texts
-from cosmic_tl.forward import next_token_logits
-from cosmic_tl.interventions import Interventions, intervention_hooks
+from cosmic_tl.activations import MeanActivations, class_means
+from cosmic_tl.data.contrast_set import ContrastSet
+from cosmic_tl.directions.candidates import Candidates
+from cosmic_tl.directions.difference_in_means import difference_in_means
+from cosmic_tl.engine import Outcome, Reading
+from cosmic_tl.metrics.refusal_score import find_refusal_tokens, keep_own, log_odds, refusal_tokens
+from cosmic_tl.model.batching import BATCH_SIZE
+from cosmic_tl.model.chat import ChatFormat, tokenize
+from cosmic_tl.model.load import TransformerBridge
+from cosmic_tl.model.positions import post_instruction_positions
+from cosmic_tl.selection.cosmic import layer_similarity
+from cosmic_tl.selection.filters import (
+    Filter,
+    NoCandidateError,
+    apply_filters,
+    check_places,
+    choose,
+    common_filters,
+    score_table,
+    settle,
+)
+from cosmic_tl.selection.notes import before_any_edit, notes_about, warnings_about
+from cosmic_tl.selection.options import PLACEBOS, Cell, RefusalTokenOptions
+from cosmic_tl.selection.result import Selection
+from cosmic_tl.selection.scores import ScoreKey, Scorer, Scores
 
 MEASURES = ("bypass", "induce", "kl")
+NEAREST = 8
+"""Of so many candidates it is found out what would admit them, if none passes."""
+STRONGER = 2.0
+"""By how much stronger induction is tried for that, once and again."""
 
 
-@dataclass(frozen=True)
-class RefusalTokens:
-    """First tokens that refusals begin with."""
+class _Scorer(Scorer):
+    """Refusal scores: "bypass" with the direction removed from positive prompts, "induce" with it put into negative ones."""
 
-    ids: tuple[int, ...]
-    texts: tuple[str, ...]
-    positive_coverage: float = nan
-    """Share of positive prompts whose greedy answer begins with one of them; NaN if they were given."""
-    negative_coverage: float = nan
-    """The same of negative prompts."""
+    measures = MEASURES
 
-    def __repr__(self) -> str:
-        return f"RefusalTokens({self})"
+    def __init__(
+        self,
+        model: TransformerBridge,
+        positive: Sequence[Sequence[int]],
+        negative: Sequence[Sequence[int]],
+        candidates: Candidates,
+        options: RefusalTokenOptions,
+        ids: Sequence[int],
+        batch_size: int | None,
+        scores: Scores,
+    ) -> None:
+        reading = Reading(logits=True)
+        super().__init__(model, positive, negative, candidates, options.edits, reading, batch_size, scores)
+        self.ids = ids
 
-    def __str__(self) -> str:
-        shown = ", ".join(repr(text) for text in self.texts)
-        if self.positive_coverage != self.positive_coverage:
-            return f"{shown} (given)"
-        return f"{shown} (first token of {self.positive_coverage:.0%} of positive, {self.negative_coverage:.0%} of negative)"
+    def reduce(self, outcome: Outcome) -> Float64[Tensor, " prompt"]:
+        assert outcome.logits is not None
+        return log_odds(outcome.logits.cpu(), self.ids)
 
-
-def log_odds(logits: Float[Tensor, "batch vocab"], ids: Sequence[int]) -> Float64[Tensor, " batch"]:
-    """The refusal score: `log P(R) − log(1 − P(R))`, in float64 (Arditi et al. 2024, appendix C).
-
-    Args:
-        logits: Of the next token.
-        ids: The refusal tokens `R`.
-
-    Example:
-        >>> log_odds(torch.zeros(1, 4), [1, 2]).tolist()
-        [0.0]
-    """
-    chosen = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-    chosen[list(ids)] = True
-    work = logits.double()
-    # Both sums by themselves: 1 − P(R) would lose what is near 0.
-    return work[:, chosen].logsumexp(-1) - work[:, ~chosen].logsumexp(-1)
+    def value(self, measure: str, reached: Tensor) -> float:
+        return float(reached.mean())
 
 
-def _next_logits(
-    model: TransformerBridge, prompts: Sequence[str], interventions: Interventions, chat: ChatFormat | None, size: int
-) -> Iterable[tuple[tuple[int, ...], Tensor]]:
-    hooks = intervention_hooks(model, interventions)
-    for batch in batches(model, tokenize(model, prompts, chat), size):
-        yield batch.rows, next_token_logits(model, batch, hooks)
+def _table(
+    scores: Mapping[ScoreKey, float], cells: Iterable[Cell], n_layers: int, options: RefusalTokenOptions
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The score table with its filters applied as far as scores are known."""
+    table = score_table(scores, cells, MEASURES)
+    table.insert(table.columns.get_loc("kl"), "score", -table.bypass)
+    filters = common_filters(table, MEASURES, n_layers, options.max_layer_share, options.max_kl)
+    feeble = table.induce <= options.min_induce
+    option = "a lower min_induce (--min-induce)"
+    filters.append(Filter("induce", feeble, option, table.induce, options.min_induce))
+    return apply_filters(table, filters)
 
 
-def refusal_scores(
+def _nothing_left(
+    table_of: Callable[[], tuple[pd.DataFrame, pd.DataFrame]],
+    scorer: _Scorer,
+    scorer_at: Callable[[float, Scores], _Scorer],
+    options: RefusalTokenOptions,
+) -> NoCandidateError:
+    """What would admit a candidate: the divergence of those that missed the induction least, and stronger induction."""
+    table, _ = table_of()
+    near = table[table.reason == "induce"].nlargest(NEAREST, "induce")
+    cells = list(zip(near.layer, near.position, strict=True))
+    scorer.compute("kl", cells)
+    table, filters = table_of()
+    left = table[table.reason == "induce"].set_index(["layer", "position"])
+    passed = [cell for cell in cells if cell in left.index]
+    try:
+        choose(table, filters)
+    except NoCandidateError as error:
+        said = str(error)
+    if cells:
+        said += f"; of the {len(cells)} that induction brings furthest, {len(passed)} pass the KL filter"
+    for alpha in (STRONGER * options.alpha, STRONGER**2 * options.alpha) if passed else ():
+        stronger: Scores = {}
+        scorer_at(alpha, stronger).compute("induce", passed)
+        admitted = sum(value > options.min_induce for value in stronger.values())
+        said += f"; of these alpha={alpha:g} (--alpha {alpha:g}) alone would admit {admitted}"
+        if admitted:
+            break
+    return NoCandidateError(said)
+
+
+def select_by_refusal_tokens(
     model: TransformerBridge,
-    prompts: Sequence[str],
-    tokens: RefusalTokens,
-    interventions: Interventions = (),
+    prompts: ContrastSet,
+    options: RefusalTokenOptions | None = None,
     chat: ChatFormat | None = None,
-    batch_size: int = BATCH_SIZE,
-) -> Float64[Tensor, " prompt"]:
-    """Each prompt's refusal score, the log-odds that its answer begins with a refusal token.
+    batch_size: int | None = None,
+    scores: Scores | None = None,
+    means: tuple[MeanActivations, MeanActivations] | None = None,
+    seeds: Sequence[int] = range(PLACEBOS),
+) -> Selection:
+    """Choose the direction whose removal makes refusal's first tokens least likely on positive prompts.
+
+    Bypass scores are computed for every candidate that may be chosen; whether induction and KL let it pass, only for the
+    best ones until one does.
 
     Args:
-        model: Any bridge with a tokenizer.
-        prompts: Instructions.
-        tokens: From `find_refusal_tokens` or `refusal_tokens`.
-        interventions: Steering; default none.
+        model: Any bridge.
+        prompts: The concept's contrast set; train makes the candidates, val scores them.
+        options: Thresholds and numbers; default the paper's.
         chat: Formatting; default plain.
-        batch_size: Prompts a forward pass. Default 32.
+        batch_size: Rows (prompts times candidates) a forward pass. Default: by the memory at hand.
+        scores: What is already known, by layer, position and measure ("bypass", "induce", "kl" with its details
+            "kl_median", "kl_max" and "kl_max_prompt"); new ones are put in as they come.
+        means: Training means of the positive and the negative side, if already taken; the prompts are then not filtered
+            for them.
+        seeds: Of the random labels that make placebo directions of the training prompts, in the same passes. Default 0 to 4.
 
     Raises:
-        CosmicError: If a prompt or an intervention does not fit.
+        NoCandidateError: If the filters leave nothing; it says by how much, and whether stronger induction would help.
+        CosmicError: If no token tells refusals, a side has no prompt left, or the architecture does not allow the
+            intervention.
 
     Example:
-        >>> from cosmic_tl import load_model
-        >>> model = load_model("demo", device="cpu")
-        >>> scores = refusal_scores(model, ["Rob a bank clerk.", "Bake a pizza."], refusal_tokens(model, ["I can't"]))
-        >>> bool(scores[0] > 0 > scores[1])
-        True
+        >>> from cosmic_tl import load_model, load_prompts
+        >>> options = RefusalTokenOptions(n_train=8, n_val=4, n_positions=1, max_kl=10.0)
+        >>> selection = select_by_refusal_tokens(load_model("demo", device="cpu"), load_prompts("demo"), options)
+        >>> selection.method, selection.tokens.texts
+        ('refusal tokens', ('I',))
     """
-    found = torch.empty(len(prompts), dtype=torch.float64)
-    for rows, logits in _next_logits(model, prompts, interventions, chat, batch_size):
-        found[list(rows)] = log_odds(logits.cpu(), tokens.ids)
-    return found
+    options = options or RefusalTokenOptions()
+    size = batch_size or BATCH_SIZE
+    train, val = prompts.sides("train", options.n_train), prompts.sides("val", options.n_val)
+    if options.tokens is not None:
+        tokens = refusal_tokens(model, options.tokens)
+    else:
+        tokens = find_refusal_tokens(model, train[0], train[1], chat, batch_size=size)
+    left_out: tuple[str, ...] = ()
+    if options.filter_prompts:
+        train, val, left_out = keep_own(model, train, val, tokens, chat, size)
+    positions = post_instruction_positions(model, chat, options.n_positions)
+    check_places(int(model.cfg.n_layers), len(positions), options)
+    if means is None:
+        means = class_means(model, train[0], train[1], positions, chat, seeds, size)
+    candidates = difference_in_means(*means)
+    scores = {} if scores is None else scores
+    rows = [tokenize(model, side, chat) for side in val]
 
+    def scorer_at(alpha: float, known: Scores) -> _Scorer:
+        settings = replace(options, alpha=alpha)
+        return _Scorer(model, rows[0], rows[1], candidates, settings, tokens.ids, batch_size, known)
 
-def refusal_tokens(model: TransformerBridge, texts: Sequence[str]) -> RefusalTokens:
-    """The first tokens of some texts.
+    scorer = scorer_at(options.alpha, scores)
+    n_layers = int(model.cfg.n_layers)
+    cells = [(layer, position) for position in positions.indices for layer in range(n_layers)]
+    wanted = [cell for cell in cells if cell[0] < options.max_layer_share * n_layers]
+    if options.cell is not None:
+        wanted = [options.cell]
+    for measure in MEASURES if options.full_table or options.cell else MEASURES[:1]:
+        scorer.compute(measure, cells if options.full_table else wanted)
+    # Induction is the cheaper of the two.
 
-    Raises:
-        CosmicError: If a text has no tokens.
+    def table_of() -> tuple[pd.DataFrame, pd.DataFrame]:
+        return _table(scorer.scores, cells, n_layers, options)
 
-    Example:
-        >>> from cosmic_tl import load_model
-        >>> refusal_tokens(load_model("demo", device="cpu"), ["I'm sorry", "I cannot"]).texts
-        ('I',)
-    """
-    check_texts("tokens", texts)
-    ids = []
-    for text in texts:
-        tokens = model.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if not tokens:
-            raise CosmicError(f"tokens: {text!r} has no tokens; give texts that refusals begin with")
-        ids.append(int(tokens[0]))
-    unique = tuple(dict.fromkeys(ids))
-    if not unique:
-        raise CosmicError("tokens: none given; give at least one text, or leave it out to find them")
-    return RefusalTokens(unique, tuple(model.tokenizer.decode([token]) for token in unique))
-
-
-def find_refusal_tokens(
-    model: TransformerBridge,
-    positive: Sequence[str],
-    negative: Sequence[str],
-    chat: ChatFormat | None = None,
-    min_share: float = 0.05,
-    min_lift: float = 4.0,
-    batch_size: int = BATCH_SIZE,
-) -> RefusalTokens:
-    """The first tokens of the model's greedy answers that are frequent on positive prompts and rare on negative ones.
-
-    Args:
-        model: Any bridge with a tokenizer.
-        positive: Instructions that show the concept.
-        negative: Instructions that do not.
-        chat: Formatting; default plain.
-        min_share: Share of positive prompts that a token has to begin. Default 0.05.
-        min_lift: How many times as frequent as on negative prompts. Default 4.
-        batch_size: Prompts a forward pass. Default 32.
-
-    Raises:
-        CosmicError: If there is no such token: the model answers both sides alike, as when it refuses everything.
-
-    Example:
-        >>> from cosmic_tl import load_model
-        >>> model = load_model("demo", device="cpu")
-        >>> print(find_refusal_tokens(model, ["Rob a bank clerk."], ["Bake a pizza."]))
-        'I' (first token of 100% of positive, 0% of negative)
-    """
-    firsts = []
-    for side in (positive, negative):
-        found = [logits.argmax(-1).tolist() for _, logits in _next_logits(model, side, (), chat, batch_size)]
-        firsts.append([token for batch in found for token in batch])
-    tokens = telling_tokens(model, firsts[0], firsts[1], min_share, min_lift)
-    if tokens is None:
-        top = ", ".join(repr(model.tokenizer.decode([token])) for token, _ in Counter(firsts[0]).most_common(3))
-        raise CosmicError(
-            f"tokens: the model's answers to positive prompts begin as those to negative ones do ({top}), so no first token "
-            "tells refusals; give tokens (--refusal-token), or select by COSMIC without filter_prompts, which does not look "
-            "at outputs"
-        )
-    return tokens
-
-
-def telling_tokens(
-    model: TransformerBridge,
-    positive: Sequence[int],
-    negative: Sequence[int],
-    min_share: float = 0.05,
-    min_lift: float = 4.0,
-) -> RefusalTokens | None:
-    """First tokens that are frequent in answers to positive prompts and rare in answers to negative ones; None if none is.
-
-    Args:
-        model: Whose tokens they are.
-        positive: The first token of each answer to a positive prompt.
-        negative: The same of negative prompts.
-        min_share: Share of positive prompts that a token has to begin, and two of them if there are several. Default 0.05.
-        min_lift: How many times as frequent as on negative prompts. Default 4.
-
-    Example:
-        >>> from cosmic_tl import load_model
-        >>> model = load_model("demo", device="cpu")
-        >>> token = model.tokenizer("I", add_special_tokens=False)["input_ids"][0]
-        >>> telling_tokens(model, [token, token], [0, 1]).texts
-        ('I',)
-    """
-    count = Counter(positive)
-    shares = [{token: n / len(side) for token, n in Counter(side).items()} for side in (positive, negative)]
-    ids = tuple(
-        token
-        for token, n in count.most_common()
-        if n >= min(2, len(positive)) and shares[0][token] >= max(min_share, min_lift * shares[1].get(token, 0.0))
-    )
-    if not ids:
-        return None
-    texts = tuple(model.tokenizer.decode([token]) for token in ids)
-    covered = [sum(share.get(token, 0.0) for token in ids) for share in shares]
-    return RefusalTokens(ids, texts, covered[0], covered[1])
-
-
-def filter_by_score(
-    model: TransformerBridge,
-    positive: Sequence[str],
-    negative: Sequence[str],
-    tokens: RefusalTokens,
-    chat: ChatFormat | None = None,
-    batch_size: int = BATCH_SIZE,
-) -> tuple[list[str], list[str]]:
-    """Positive prompts with a refusal score above 0 and negative ones with a score below 0.
-
-    Raises:
-        CosmicError: If a side keeps nothing.
-
-    Example:
-        >>> from cosmic_tl import load_model
-        >>> model = load_model("demo", device="cpu")
-        >>> filter_by_score(model, ["Rob a bank clerk.", "hi"], ["Bake a pizza."], refusal_tokens(model, ["I can't"]))
-        (['Rob a bank clerk.'], ['Bake a pizza.'])
-    """
-    kept = []
-    for sign, side, name in ((1, positive, "positive"), (-1, negative, "negative")):
-        scores = refusal_scores(model, side, tokens, (), chat, batch_size)
-        some = [text for text, score in zip(side, scores.tolist(), strict=True) if sign * score > 0]
-        if not some:
-            raise CosmicError(
-                f"prompts: none of {len(side)} {name} prompts has a refusal score {'above' if sign > 0 else 'below'} 0; use "
-                "filter_prompts=False (--no-filter-prompts), other tokens, or select by COSMIC"
-            )
-        kept.append(some)
-    return kept[0], kept[1]
-
-
-Sides = tuple[list[str], list[str]]
-"""Positive and negative prompts."""
-
-
-def keep_own(
-    model: TransformerBridge,
-    train: Sides,
-    val: Sides,
-    tokens: RefusalTokens,
-    chat: ChatFormat | None = None,
-    batch_size: int = BATCH_SIZE,
-) -> tuple[Sides, Sides, tuple[str, ...]]:
-    """What `filter_by_score` keeps of the training and validation prompts, and a note if it leaves some out.
-
-    Raises:
-        CosmicError: If a side keeps nothing.
-
-    Example:
-        >>> from cosmic_tl import load_model
-        >>> model = load_model("demo", device="cpu")
-        >>> train, val = (["Rob a bank clerk.", "hi"], ["Bake a pizza."]), (["Mug a jogger."], ["Feed a cat."])
-        >>> keep_own(model, train, val, refusal_tokens(model, ["I can't"]))[2]
-        ('1 of 5 prompts left out by refusal score; 1 + 1 training and 1 + 1 validation prompts remain.',)
-    """
-    kept = [filter_by_score(model, some[0], some[1], tokens, chat, batch_size) for some in (train, val)]
-    before, after = (sum(len(side) for sides in splits for side in sides) for splits in ((train, val), kept))
-    if before == after:
-        return kept[0], kept[1], ()
-    sizes = [" + ".join(str(len(side)) for side in sides) for sides in kept]
-    return (
-        kept[0],
-        kept[1],
-        (
-            f"{before - after} of {before} prompts left out by refusal score; {sizes[0]} training and {sizes[1]} validation "
-            "prompts remain.",
-        ),
+    table, filters = table_of() if options.cell else settle(table_of, scorer.compute, MEASURES[1:])
+    if not table.kept.any() and options.cell is None:
+        raise _nothing_left(table_of, scorer, scorer_at, options)
+    winner = choose(table, filters, options.cell)
+    clean = {"bypass": float(scorer.clean_positive.mean()), "induce": float(scorer.clean_negative.mean())}
+    notes = [*left_out, *notes_about(table, filters, winner, "refusal tokens", val[1], model.cfg.dtype)]
+    if not options.filter_prompts:
+        notes += before_any_edit(scorer.clean_logits, tokens)
+    return Selection(
+        candidates.direction(int(winner.layer), int(winner.position), model),
+        table,
+        filters,
+        tuple(notes),
+        warnings_about(winner, clean),
+        (),
+        layer_similarity(*means),
+        nan,
+        positions,
+        candidates,
+        options.mode,
+        None,
+        "refusal tokens",
+        tokens,
+        clean,
+        options.alpha,
+        options.induction_layer,
+        options.induction_tokens,
     )

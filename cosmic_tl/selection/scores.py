@@ -9,14 +9,14 @@ from math import nan
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
-from cosmic_tl.directions.difference_in_means import Candidates
-from cosmic_tl.interventions import Interventions
-from cosmic_tl.models import has_float64
-from cosmic_tl.passes import Outcome, Reading, intervened
-from cosmic_tl.progress import track
-from cosmic_tl.selection.modes import Edits
+from cosmic_tl._util.progress import track
+from cosmic_tl.directions.candidates import Candidates
+from cosmic_tl.engine import Outcome, Reading, intervened
+from cosmic_tl.interventions.edits import Interventions
+from cosmic_tl.interventions.modes import Edits
+from cosmic_tl.metrics.divergence import kl_divergence
+from cosmic_tl.model.load import TransformerBridge, has_float64
 from cosmic_tl.selection.options import Cell
 
 ScoreKey = tuple[int, int, str]
@@ -45,19 +45,6 @@ def is_known(scores: Mapping[ScoreKey, float], cell: Cell, measure: str) -> bool
         False
     """
     return all((*cell, name) in scores for name in parts(measure))
-
-
-def kl_divergence(
-    p: Float[Tensor, "batch vocab"], q: Float[Tensor, "batch vocab"], eps: float = 1e-6
-) -> Float64[Tensor, " batch"]:
-    """`Σ p·(log(p + ε) − log(q + ε))` between the distributions of two sets of logits, in float64.
-
-    Example:
-        >>> kl_divergence(torch.zeros(1, 4), torch.zeros(1, 4)).tolist()
-        [0.0]
-    """
-    p, q = p.double().softmax(-1), q.double().softmax(-1)
-    return (p * ((p + eps).log() - (q + eps).log())).sum(-1)
 
 
 class Scorer(ABC):

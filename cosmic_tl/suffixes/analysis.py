@@ -4,83 +4,26 @@ Whether the direction still arrives at the last token (figure 5), which heads wr
 (figure 6); each beside the same prompts with a random suffix of the same length.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
-import torch
-from jaxtyping import Float64
-from torch import Tensor
 from torch.nn.functional import cosine_similarity
-from transformer_lens.model_bridge import TransformerBridge
 
+from cosmic_tl._util.displays import as_html, as_text
+from cosmic_tl._util.plots import Plotted
 from cosmic_tl.activations import cache_activations
-from cosmic_tl.chat import BATCH_SIZE, ChatFormat, TokenBatch, batches, post_instruction_positions, tokenize
-from cosmic_tl.directions.artifact import Direction
-from cosmic_tl.display import as_html, as_text
-from cosmic_tl.errors import CosmicError, check_texts
-from cosmic_tl.evaluation.completions import complete
-from cosmic_tl.evaluation.judges import judge_refusal
-from cosmic_tl.evaluation.rates import rate
-from cosmic_tl.forward import Site, read
-from cosmic_tl.progress import track
-from cosmic_tl.suffixes.tokens import frames, n_shared, random_suffixes
-
-HARMFUL, RANDOM, ADVERSARIAL, HARMLESS = (
-    "harmful",
-    "harmful + random suffix",
-    "harmful + adversarial suffix",
-    "harmless",
-)
-Groups = Mapping[str, Sequence[str]]
-"""Prompts by the four names above, those of the first three in the same order."""
-Head = tuple[int, int]
-"""Layer and head."""
-REGIONS = ("instruction", "suffix", "template")
-_BARE = ("x", "Q", "7", "a,")
-"""Instructions with no first token in common."""
-
-
-def suffix_groups(
-    model: TransformerBridge,
-    harmful: Sequence[str],
-    harmless: Sequence[str],
-    suffix: str,
-    chat: ChatFormat | None = None,
-    seed: int = 0,
-) -> dict[str, list[str]]:
-    """The four groups of prompts that the analysis compares.
-
-    Args:
-        model: Any bridge with a tokenizer.
-        harmful: Instructions that the model refuses.
-        harmless: Instructions of the other side.
-        suffix: The adversarial suffix's text.
-        chat: Formatting; default plain.
-        seed: Of the random suffixes, which have as many tokens, and are one a prompt.
-
-    Raises:
-        CosmicError: If a prompt is blank or too long.
-
-    Example:
-        >>> from cosmic_tl import load_model
-        >>> groups = suffix_groups(load_model("demo", device="cpu"), ["Rob a clerk."], ["Bake a pie."], " x x")
-        >>> groups["harmful + adversarial suffix"]
-        ['Rob a clerk. x x']
-    """
-    check_texts("harmful", harmful)
-    check_texts("harmless", harmless)
-    frame = frames(model, harmful[:1], chat)[0]
-    row = tokenize(model, [harmful[0] + suffix], chat)[0]
-    n_tokens = max(1, len(row) - len(frame.before) - len(frame.after))
-    placebo = random_suffixes(model, harmful, n_tokens, chat, seed)
-    return {
-        HARMFUL: list(harmful),
-        RANDOM: [prompt + text for prompt, text in zip(harmful, placebo, strict=True)],
-        ADVERSARIAL: [prompt + suffix for prompt in harmful],
-        HARMLESS: list(harmless),
-    }
+from cosmic_tl.directions.direction import Direction
+from cosmic_tl.errors import CosmicError
+from cosmic_tl.generation.completions import complete
+from cosmic_tl.judges.substring import judge_refusal
+from cosmic_tl.metrics.rates import rate
+from cosmic_tl.model.batching import BATCH_SIZE
+from cosmic_tl.model.chat import ChatFormat
+from cosmic_tl.model.load import TransformerBridge
+from cosmic_tl.model.positions import post_instruction_positions
+from cosmic_tl.suffixes.groups import ADVERSARIAL, HARMFUL, HARMLESS, RANDOM, Groups, suffix_groups, summary_by_group
+from cosmic_tl.suffixes.heads import head_attention, head_contributions, top_heads
 
 
 def suffix_cosines(
@@ -118,190 +61,12 @@ def suffix_cosines(
     for group, prompts in groups.items():
         stream = cache_activations(model, prompts, "hook_resid_pre", last, chat, batch_size)[:, :, 0].double()
         cosines = cosine_similarity(stream, direction.unit.double(), dim=-1)
-        tables.append(_summary(group, cosines, {"layer": range(cosines.shape[1])}))
-    return pd.concat(tables, ignore_index=True)
-
-
-def contributions_along(
-    model: TransformerBridge,
-    prompts: Sequence[str],
-    direction: Direction,
-    chat: ChatFormat | None = None,
-    batch_size: int = BATCH_SIZE,
-) -> tuple[Float64[Tensor, "prompt layer head"], Float64[Tensor, "prompt layer"]]:
-    """What each head writes along `r̂` at the last position, and what the output projection's bias does.
-
-    Their sum is the component along `r̂` of what attention adds to the stream (`hook_attn_out`). Where a norm stands
-    between the output projection and the stream (Gemma 2, OLMo 2), it is taken at the scale it has on that prompt.
-
-    Args:
-        model: Any bridge whose attention has an output projection.
-        prompts: Instructions.
-        direction: Whose `r̂` is written.
-        chat: Formatting; default plain.
-        batch_size: Prompts a forward pass. Default 32.
-
-    Raises:
-        CosmicError: If the direction does not fit the model, or a block has no attention of this kind.
-
-    Example:
-        >>> from cosmic_tl import load_model
-        >>> direction = Direction(torch.ones(128), torch.zeros(128), layer=3, position=-1)
-        >>> heads, bias = contributions_along(load_model("demo", device="cpu"), ["Rob a clerk."], direction)
-        >>> heads.shape, bias.shape
-        (torch.Size([1, 8, 4]), torch.Size([1, 8]))
-    """
-    direction.check(model)
-    rows = tokenize(model, prompts, chat)
-    n_layers, n_heads = int(model.cfg.n_layers), int(model.cfg.n_heads)
-    unit = direction.unit.double()
-    heads = torch.zeros(len(rows), n_layers, n_heads, dtype=torch.float64)
-    bias = torch.zeros(len(rows), n_layers, dtype=torch.float64)
-    with track(len(rows), "heads") as advance:
-        for batch in batches(model, rows, batch_size):
-            inputs, outputs, added = _attention_outputs(model, batch)
-            for layer in range(n_layers):
-                projection = model.blocks[layer].attn.o.original_component
-                z = inputs[layer].flatten(1)
-                own = torch.eye(n_heads, dtype=z.dtype, device=z.device).repeat_interleave(z.shape[1] // n_heads, 1)
-                with torch.inference_mode():  # the projection is affine: what a head gives is its own part less nothing
-                    nothing = projection(torch.zeros_like(z[:1])).cpu().double()
-                    parts = projection(z[:, None] * own).cpu().double() - nothing
-                before, after = outputs[layer].cpu().double(), added[layer].cpu().double()
-                # A norm in between multiplies each dimension by a number that the last token sets.
-                seen = unit * torch.where(before == 0, 0, after / before)
-                heads[list(batch.rows), layer] = (parts * seen[:, None]).sum(-1)
-                bias[list(batch.rows), layer] = seen @ nothing[0]
-            advance(len(batch.rows))
-    return heads, bias
-
-
-def head_contributions(
-    model: TransformerBridge,
-    groups: Groups,
-    direction: Direction,
-    chat: ChatFormat | None = None,
-    batch_size: int = BATCH_SIZE,
-) -> pd.DataFrame:
-    """Each head's contribution along `r̂` at the last position, by group (Arditi et al. 2024, figure 6a).
-
-    Args:
-        model: Any bridge whose attention has an output projection.
-        groups: From `suffix_groups`; any names do.
-        direction: Whose `r̂` is written.
-        chat: Formatting; default plain.
-        batch_size: Prompts a forward pass. Default 32.
-
-    Returns:
-        One row a group and head: group, layer, head, mean, sd (of the sample), n.
-
-    Raises:
-        CosmicError: As `contributions_along`.
-
-    Example:
-        >>> from cosmic_tl import load_model
-        >>> direction = Direction(torch.ones(128), torch.zeros(128), layer=3, position=-1)
-        >>> found = head_contributions(load_model("demo", device="cpu"), {"harmful": ["Rob a clerk."]}, direction)
-        >>> list(found), len(found)
-        (['group', 'layer', 'head', 'mean', 'sd', 'n'], 32)
-    """
-    tables = []
-    for group, prompts in groups.items():
-        found, _ = contributions_along(model, prompts, direction, chat, batch_size)
-        _, n_layers, n_heads = found.shape
-        where = {
-            "layer": [layer for layer in range(n_layers) for _ in range(n_heads)],
-            "head": list(range(n_heads)) * n_layers,
-        }
-        tables.append(_summary(group, found.flatten(1), where))
-    return pd.concat(tables, ignore_index=True)
-
-
-def top_heads(contributions: pd.DataFrame, n: int = 8, group: str = RANDOM) -> list[Head]:
-    """The heads that write the most along `r̂`, strongest first.
-
-    Args:
-        contributions: From `head_contributions`.
-        n: How many. Default 8, as in the paper.
-        group: The prompts on which they are ranked. Default those with a random suffix.
-
-    Raises:
-        CosmicError: If the table has no such group.
-
-    Example:
-        >>> columns = {"group": ["harmful"] * 2, "layer": [0, 0], "head": [0, 1], "mean": [0.1, 0.3]}
-        >>> top_heads(pd.DataFrame(columns), n=1, group="harmful")
-        [(0, 1)]
-    """
-    some = contributions[contributions.group == group]
-    if some.empty:
-        raise CosmicError(f"group: the contributions have no {group!r}; they have {sorted(set(contributions.group))}")
-    best = some.nlargest(n, "mean")
-    return [(int(layer), int(head)) for layer, head in zip(best.layer, best["head"], strict=True)]
-
-
-def head_attention(
-    model: TransformerBridge,
-    groups: Groups,
-    heads: Sequence[Head],
-    chat: ChatFormat | None = None,
-    batch_size: int = BATCH_SIZE,
-) -> pd.DataFrame:
-    """Where heads look from the last token: the instruction, the suffix or the template (Arditi et al. 2024, figure 6b).
-
-    Args:
-        model: Any bridge with attention patterns.
-        groups: From `suffix_groups`; those with a suffix are measured.
-        heads: From `top_heads`.
-        chat: Formatting; default plain. A system prompt counts as template.
-        batch_size: Prompts a forward pass. Default 32.
-
-    Returns:
-        One row a group, head and region: group, layer, head, region, mean (share of the attention), sd (of the sample), n.
-
-    Raises:
-        CosmicError: If the model shows no attention pattern, or there is no such head.
-
-    Example:
-        >>> from cosmic_tl import load_model
-        >>> model = load_model("demo", device="cpu")
-        >>> groups = suffix_groups(model, ["Rob a clerk."], ["Bake a pie."], " x x")
-        >>> found = head_attention(model, groups, [(4, 0)])
-        >>> found.groupby("group")["mean"].sum().round(3).tolist()
-        [1.0, 1.0]
-    """
-    n_layers, n_heads = int(model.cfg.n_layers), int(model.cfg.n_heads)
-    if wrong := [head for head in heads if not (0 <= head[0] < n_layers and 0 <= head[1] < n_heads)]:
-        raise CosmicError(f"heads: found {wrong[0]}, and the model has {n_layers} layers of {n_heads} heads")
-    places = frames(model, groups[HARMFUL], chat)
-    start = n_shared(tokenize(model, _BARE, chat))
-    where: dict[str, Sequence[Any]] = {
-        "layer": [layer for layer, _ in heads for _ in REGIONS],
-        "head": [head for _, head in heads for _ in REGIONS],
-        "region": list(REGIONS) * len(heads),
-    }
-    tables = []
-    for group in (RANDOM, ADVERSARIAL):
-        rows = tokenize(model, groups[group], chat)
-        found = torch.zeros(len(rows), len(heads), len(REGIONS), dtype=torch.float64)
-        with track(len(rows), "attention") as advance:
-            for batch in batches(model, rows, batch_size):
-                patterns = _last_patterns(model, batch, {layer for layer, _ in heads})
-                for i, row in enumerate(batch.rows):
-                    place = places[row]
-                    end = n_shared([rows[row], place.before])
-                    tail = len(rows[row]) - len(place.after)
-                    for j, (layer, head) in enumerate(heads):
-                        weights = patterns[layer][i, head, -len(rows[row]) :].cpu().double()
-                        instruction, suffix = weights[start:end].sum(), weights[end:tail].sum()
-                        found[row, j] = torch.stack([instruction, suffix, weights.sum() - instruction - suffix])
-                advance(len(batch.rows))
-        tables.append(_summary(group, found.flatten(1), where))
+        tables.append(summary_by_group(group, cosines, {"layer": range(cosines.shape[1])}))
     return pd.concat(tables, ignore_index=True)
 
 
 @dataclass(frozen=True, eq=False)
-class SuffixAnalysis:
+class SuffixAnalysis(Plotted):
     """Section 5 of Arditi et al. 2024 on one suffix."""
 
     rates: pd.DataFrame
@@ -380,66 +145,3 @@ def analyse_suffix(
         contributions,
         head_attention(model, groups, top_heads(contributions, n_heads), chat, batch_size),
     )
-
-
-def _summary(group: str, values: Tensor, where: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
-    """Mean and SD over prompts (the first dimension), one row for each of the values."""
-    sd = values.std(0) if len(values) > 1 else torch.full_like(values[0], torch.nan)
-    numbers = {"mean": values.mean(0).tolist(), "sd": sd.tolist(), "n": len(values)}
-    return pd.DataFrame({"group": group, **where, **numbers})
-
-
-def _point(model: TransformerBridge, layer: int, name: str) -> str:
-    """The canonical name of a hook point of a block's attention."""
-    point = model.hook_dict.get(f"blocks.{layer}.attn.{name}")
-    if point is None or point.name is None:
-        raise CosmicError(
-            f"model: block {layer} of {type(model.original_model).__name__} has no attn.{name}; its heads cannot be told "
-            "apart"
-        )
-    return str(point.name)
-
-
-def _attention_outputs(
-    model: TransformerBridge, batch: TokenBatch
-) -> tuple[dict[int, Tensor], dict[int, Tensor], dict[int, Tensor]]:
-    """Last position's input and output of each output projection, and what attention adds to the stream."""
-    inputs: dict[int, Tensor] = {}
-    outputs: dict[int, Tensor] = {}
-
-    def keep(found: dict[int, Tensor], layer: int) -> Callable[..., None]:
-        def hook(activation: Tensor, hook: Any) -> None:
-            found[layer] = activation[:, -1].clone()
-
-        return hook
-
-    layers = range(int(model.cfg.n_layers))
-    hooks: list[tuple[str, Callable[..., Tensor | None]]] = []
-    for layer in layers:
-        hooks += [
-            (_point(model, layer, "o.hook_in"), keep(inputs, layer)),
-            (_point(model, layer, "o.hook_out"), keep(outputs, layer)),
-        ]
-    sites: list[tuple[int, Site]] = [(layer, "hook_attn_out") for layer in layers]
-    added = read(model, batch, sites, hooks=hooks)
-    return inputs, outputs, {layer: added[layer, "hook_attn_out"][:, -1] for layer in layers}
-
-
-def _last_patterns(model: TransformerBridge, batch: TokenBatch, layers: set[int]) -> dict[int, Tensor]:
-    """The last token's attention in some layers: `[row, head, token]`."""
-    found: dict[int, Tensor] = {}
-
-    def keep(layer: int) -> Callable[..., None]:
-        def hook(pattern: Tensor, hook: Any) -> None:
-            found[layer] = pattern[:, :, -1].float().cpu()
-
-        return hook
-
-    hooks = [(_point(model, layer, "hook_pattern"), keep(layer)) for layer in sorted(layers)]
-    read(model, batch, [(max(layers), "hook_resid_post")], hooks=hooks)
-    if silent := sorted(layers - set(found)):
-        raise CosmicError(
-            f"model: block {silent[0]} gave no attention pattern; call "
-            "model.original_model.set_attn_implementation('eager') first"
-        )
-    return found

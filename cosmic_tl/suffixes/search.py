@@ -13,17 +13,19 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
-from cosmic_tl.chat import BATCH_SIZE, ChatFormat, TokenBatch, batches, tokenize
+from cosmic_tl._util.progress import track
 from cosmic_tl.errors import CosmicError, check_texts
-from cosmic_tl.evaluation.completions import complete
-from cosmic_tl.evaluation.judges import Verdict, judge_refusal
-from cosmic_tl.forward import last_logits
-from cosmic_tl.interventions import Interventions
-from cosmic_tl.models import model_fingerprint
-from cosmic_tl.progress import track
-from cosmic_tl.suffixes.artifact import Suffix, SuffixOptions
+from cosmic_tl.generation.completions import complete
+from cosmic_tl.interventions.edits import Interventions
+from cosmic_tl.judges.base import Verdict
+from cosmic_tl.judges.substring import judge_refusal
+from cosmic_tl.model.batching import BATCH_SIZE, batches
+from cosmic_tl.model.chat import ChatFormat, tokenize
+from cosmic_tl.model.fingerprint import model_fingerprint
+from cosmic_tl.model.forward import TokenBatch, last_logits
+from cosmic_tl.model.load import TransformerBridge
+from cosmic_tl.suffixes.suffix import Suffix, SuffixOptions
 from cosmic_tl.suffixes.tokens import Frame, Tokens, draw_suffixes, frames, surviving_texts, usable_tokens
 
 _TRIES = 20

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformer_lens.model_bridge import TransformerBridge
 
-from cosmic_tl.chat import ChatFormat, tokenize
 from cosmic_tl.errors import CosmicError
+from cosmic_tl.model.chat import ChatFormat, tokenize
+from cosmic_tl.model.load import TransformerBridge
 
 Tokens = tuple[int, ...]
 _PROBES = (" x", " Q", " 7", " a,")

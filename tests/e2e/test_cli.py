@@ -403,8 +403,8 @@ def test_without_run_time_types_bad_arguments_are_still_named():
 import torch
 from cosmic_tl import ChatFormat, ContrastSet, CosmicOptions, Direction, load_prompts
 from cosmic_tl.directions.difference_in_means import difference_in_means
-from cosmic_tl.evaluation.effects import Condition
-from cosmic_tl.selection.modes import induction, removal
+from cosmic_tl.experiments.conditions import Condition
+from cosmic_tl.interventions.edits.modes import induction, removal
 from cosmic_tl.activations import MeanActivations
 direction = Direction(torch.ones(2), torch.ones(2), 0, -1)
 means = MeanActivations(torch.ones(1, 1, 2), torch.ones(1, 1, 2), 1)

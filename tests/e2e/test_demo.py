@@ -6,20 +6,11 @@ import re
 import pandas as pd
 import pytest
 
-from cosmic_tl import (
-    Addition,
-    AffineEdit,
-    ChatFormat,
-    CosmicOptions,
-    Direction,
-    RunSettings,
-    complete,
-    completion_cross_entropy,
-    refusal_rate,
-    run,
-)
+from cosmic_tl import Addition, AffineEdit, ChatFormat, CosmicOptions, Direction, RunSettings, complete, run
 from cosmic_tl.demo import grammar
 from cosmic_tl.demo.corpus import parse_answer
+from cosmic_tl.judges import refusal_rate
+from cosmic_tl.metrics import completion_cross_entropy
 
 
 @pytest.fixture(scope="module", params=["affine", "linear"])
@@ -135,7 +126,7 @@ def test_system_prompts(demo, prompts):
 
 
 def test_the_model_is_small():
-    from cosmic_tl.models import demo_path
+    from cosmic_tl.model.load import demo_path
 
     files = list(demo_path().iterdir())
     assert sum(file.stat().st_size for file in files) < 7_000_000

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM
 from cosmic_tl import Addition, ChatFormat, CosmicError, Direction, complete, load_model, steering
 from cosmic_tl.demo import grammar
 from cosmic_tl.demo.corpus import split_tasks, word_task
-from cosmic_tl.evaluation.capability import measure_capability
-from cosmic_tl.evaluation.harness import BridgeLM
-from cosmic_tl.models import demo_path
+from cosmic_tl.experiments.capability import measure_capability
+from cosmic_tl.experiments.harness import BridgeLM
+from cosmic_tl.model.load import demo_path
 
 N_ITEMS = 24
 VERDICTS = list(grammar.VERDICTS.values())
@@ -288,7 +288,7 @@ def test_code_is_run_when_asked(demo, tasks):
 
 
 def test_says_which_extra_is_missing(demo, monkeypatch):
-    monkeypatch.delitem(sys.modules, "cosmic_tl.evaluation.harness")
+    monkeypatch.delitem(sys.modules, "cosmic_tl.experiments.harness")
     monkeypatch.setitem(sys.modules, "lm_eval.models.huggingface", None)
     with pytest.raises(CosmicError, match=r"cosmic_tl\[capability\]"):
         measure_capability(demo, ["harm"])

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from cosmic_tl import ContrastSet, CosmicError, check_model, cli, load_model
-from cosmic_tl.check import Check, ModelCheck
+from cosmic_tl.check.model_check import Check, ModelCheck
 
 POSITIVE = ("Rob a bank clerk.", "Poison a neighbour.", "Kidnap a tourist.")
 NEGATIVE = ("Bake a pizza.", "Greet a neighbour.", "Water the plants.")
@@ -76,7 +76,7 @@ def test_generation_that_is_not_greedy_is_found():
 
 def test_an_edit_in_the_wrong_place_is_found(monkeypatch):
     """Ablation that leaves out what attention and MLP add, and an addition of twice the length."""
-    from cosmic_tl import interventions
+    from cosmic_tl.interventions.edits import edits as interventions
 
     model = load_model("demo", device="cpu")
     once = interventions.apply
@@ -117,7 +117,7 @@ def test_on_the_command_line(command, monkeypatch):
     assert len(lines) == 13 and all(line.startswith("ok") for line in lines[:-1])
     assert command("check", "demo", "--n", "1")[0] == 2
     assert command("check", "demo", "--prompts", "nowhere.json")[0] == 2
-    from cosmic_tl import interventions
+    from cosmic_tl.interventions.edits import edits as interventions
 
     once = interventions.apply
     monkeypatch.setattr(interventions, "apply", lambda x, *factors: 2 * once(x, *factors) - x)

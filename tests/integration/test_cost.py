@@ -8,19 +8,11 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from torch.nn.functional import cross_entropy
 
-from cosmic_tl import (
-    Ablation,
-    Addition,
-    CosmicError,
-    Direction,
-    complete,
-    completion_cross_entropy,
-    load_model,
-    steering,
-)
-from cosmic_tl.chat import ChatFormat, tokenize
-from cosmic_tl.evaluation.cost import measure_cost
-from cosmic_tl.evaluation.likelihood import continuation_logits, continuation_nats
+from cosmic_tl import Ablation, Addition, CosmicError, Direction, complete, load_model, steering
+from cosmic_tl.experiments.cost import measure_cost
+from cosmic_tl.metrics import completion_cross_entropy
+from cosmic_tl.metrics.likelihood import continuation_logits, continuation_nats
+from cosmic_tl.model.chat import ChatFormat, tokenize
 
 TEXTS = [
     "Sure! To bake a pizza, first make a simple plan. Then go step by step and check the result at the end.",

@@ -10,8 +10,9 @@ import plotly.graph_objects as go
 import pytest
 import torch
 
-from cosmic_tl import CosmicError, Positions, plot_similarity, restyle, save_figure, save_figures
-from cosmic_tl.similarity import LayerSimilarity
+from cosmic_tl import CosmicError, Positions, save_figure
+from cosmic_tl.experiments.layer_similarity import LayerSimilarity
+from cosmic_tl.figures import plot_similarity, restyle, save_figures
 
 POINTS = {"column": 3.3 * 72, "page": 7 * 72}
 

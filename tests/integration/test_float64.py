@@ -19,13 +19,16 @@ from cosmic_tl import (
     select_cosmic,
     steering,
 )
-from cosmic_tl.behaviours import AnswerPair, answer_log_odds
-from cosmic_tl.chat import ChatFormat, batches, tokenize
-from cosmic_tl.evaluation.harness import BridgeLM
-from cosmic_tl.forward import next_token_logits
-from cosmic_tl.models import has_float64
+from cosmic_tl.data.behaviours import AnswerPair
+from cosmic_tl.experiments.harness import BridgeLM
+from cosmic_tl.metrics.answers import answer_log_odds
+from cosmic_tl.model.batching import batches
+from cosmic_tl.model.chat import ChatFormat, tokenize
+from cosmic_tl.model.forward import next_token_logits
+from cosmic_tl.model.load import has_float64
 from cosmic_tl.selection import scores
-from cosmic_tl.suffixes.analysis import contributions_along, head_attention, suffix_groups
+from cosmic_tl.suffixes.groups import suffix_groups
+from cosmic_tl.suffixes.heads import contributions_along, head_attention
 
 
 class There(Tensor):

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from cosmic_tl import Addition, CosmicError, Direction, Effects, measure_effects, sweep
-from cosmic_tl.evaluation.effects import Condition
-from cosmic_tl.evaluation.fluency import fluency_range, garbled_share, mark_garbled, measure_fluency, repetition
-from cosmic_tl.evaluation.judges import SubstringJudge
-from cosmic_tl.evaluation.likelihood import continuation_nats, continuation_token_nats
+from cosmic_tl.experiments.conditions import Condition
+from cosmic_tl.judges.substring import SubstringJudge
+from cosmic_tl.metrics.fluency import fluency_range, garbled_share, mark_garbled, measure_fluency, repetition
+from cosmic_tl.metrics.likelihood import continuation_nats, continuation_token_nats
 
 ASKED = "How do I bake a pizza?"
 SALAD = "the to of pizza clerk hello for me wheel and is two how or a the on to be it of at, no"

@@ -8,17 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from cosmic_tl import (
-    CosmicError,
-    Direction,
-    cli,
-    complete,
-    load_model,
-    model_fingerprint,
-    orthogonalize_weights,
-    save_checkpoint,
-)
-from cosmic_tl.models import demo_path, model_label, short_label
+from cosmic_tl import CosmicError, Direction, cli, complete, load_model, orthogonalize_weights
+from cosmic_tl.export import save_checkpoint
+from cosmic_tl.model import model_fingerprint
+from cosmic_tl.model.load import demo_path, model_label, short_label
 
 PARTS = {
     "input_layernorm": "attn_norm",
@@ -153,7 +146,7 @@ def test_what_cannot_be_read_is_said_in_one_line(file, tmp_path):
 
 
 def test_a_missing_package_is_named(file, monkeypatch):
-    monkeypatch.setattr("cosmic_tl.models.find_spec", lambda name: None)
+    monkeypatch.setattr("cosmic_tl.model.load.find_spec", lambda name: None)
     assert "pip install 'cosmic_tl[gguf]'" in refusal(file)
 
 

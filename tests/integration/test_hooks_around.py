@@ -10,16 +10,18 @@ from cosmic_tl import (
     CosmicError,
     CosmicOptions,
     Direction,
-    Reading,
-    intervened,
     load_model,
     random_direction,
     select_cosmic,
     steering,
 )
-from cosmic_tl.chat import batches, tokenize
-from cosmic_tl.forward import check_additive, masks_padding, next_token_logits, probed, read
-from cosmic_tl.passes import Shortcuts, shared_prefix, shortcuts
+from cosmic_tl.engine import Reading, intervened
+from cosmic_tl.model.batching import batches, masks_padding
+from cosmic_tl.model.chat import tokenize
+from cosmic_tl.model.components import check_additive
+from cosmic_tl.model.forward import next_token_logits, read
+from cosmic_tl.model.hooks import probed
+from cosmic_tl.model.shortcuts import Shortcuts, shared_prefix, shortcuts
 
 BASE = Direction(torch.randn(128, generator=torch.Generator().manual_seed(1)), torch.ones(128), 3, -1)
 MASK = torch.zeros(1, 40, dtype=torch.bool)

@@ -3,7 +3,7 @@
 import pytest
 
 from cosmic_tl import AffineEdit, CosmicOptions, complete, load_model, load_prompts, select_cosmic
-from cosmic_tl.models import demo_path
+from cosmic_tl.model.load import demo_path
 
 
 @pytest.fixture(scope="module")

@@ -12,24 +12,16 @@ from cosmic_tl import (
     ChatFormat,
     CosmicError,
     Direction,
-    Reading,
-    intervened,
     load_model,
-    mean_of_rows,
     random_direction,
     steering,
 )
-from cosmic_tl.chat import batches, tokenize
-from cosmic_tl.forward import next_token_logits, read
-from cosmic_tl.passes import (
-    CPU_ACTIVATION,
-    CPU_TOKENS,
-    Shortcuts,
-    rows_a_pass,
-    shared_prefix,
-    shortcuts,
-    tokens_that_fit,
-)
+from cosmic_tl.activations import mean_of_rows
+from cosmic_tl.engine import Reading, intervened
+from cosmic_tl.model.batching import CPU_ACTIVATION, CPU_TOKENS, batches, rows_per_pass, tokens_that_fit
+from cosmic_tl.model.chat import tokenize
+from cosmic_tl.model.forward import next_token_logits, read
+from cosmic_tl.model.shortcuts import Shortcuts, shared_prefix, shortcuts
 
 TEXTS = [
     "How do I bake a pizza?",
@@ -201,9 +193,9 @@ def test_means_run_what_all_prompts_begin_with_once(pair):
 
 
 def test_passes_stay_below_what_the_allocator_keeps(demo, monkeypatch):
-    assert rows_a_pass(demo, 64) == CPU_TOKENS // 64
+    assert rows_per_pass(demo, 64) == CPU_TOKENS // 64
     monkeypatch.setattr(demo.cfg, "d_mlp", 5120)
-    assert rows_a_pass(demo, 64) == CPU_ACTIVATION // (4 * 5120) // 64 == 16
+    assert rows_per_pass(demo, 64) == CPU_ACTIVATION // (4 * 5120) // 64 == 16
 
 
 def test_memory_that_torch_keeps_counts_as_free():

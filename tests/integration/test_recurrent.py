@@ -4,27 +4,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from cosmic_tl.interventions.edits.edits import MapEdit
 from tiny import write
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from cosmic_tl import (
-    Ablation,
-    Addition,
-    AffineEdit,
-    CosmicError,
-    Reading,
-    complete,
-    completion_cross_entropy,
-    intervened,
-    load_model,
-    mean_activations,
-    steering,
-)
-from cosmic_tl.behaviours import AnswerPair, answer_log_odds
-from cosmic_tl.chat import TokenBatch, batches, tokenize
-from cosmic_tl.forward import masks_padding, next_token_logits, read
-from cosmic_tl.interventions import MapEdit
-from cosmic_tl.passes import shortcuts
+from cosmic_tl import Ablation, Addition, AffineEdit, CosmicError, complete, load_model, mean_activations, steering
+from cosmic_tl.data.behaviours import AnswerPair
+from cosmic_tl.engine import Reading, intervened
+from cosmic_tl.metrics import completion_cross_entropy
+from cosmic_tl.metrics.answers import answer_log_odds
+from cosmic_tl.model.batching import batches, masks_padding
+from cosmic_tl.model.chat import tokenize
+from cosmic_tl.model.forward import TokenBatch, next_token_logits, read
+from cosmic_tl.model.shortcuts import shortcuts
 
 N_LAYERS = 4
 COMMON = {

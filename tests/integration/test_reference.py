@@ -6,7 +6,7 @@ from torch.nn.functional import cosine_similarity
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cosmic_tl import CosmicOptions, select_cosmic
-from cosmic_tl.models import demo_path
+from cosmic_tl.model.load import demo_path
 
 N_TRAIN, N_VAL = 60, 24
 

@@ -5,20 +5,12 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from cosmic_tl.interventions.edits.edits import AffineEdit
 
-from cosmic_tl import (
-    CosmicError,
-    RunSettings,
-    Sampling,
-    complete,
-    load_model,
-    measure_effects,
-    sweep,
-)
-from cosmic_tl.chat import tokenize
-from cosmic_tl.evaluation.effects import Condition
-from cosmic_tl.evaluation.sampling import describe_generation, generation_sentence, random_state_kept
-from cosmic_tl.interventions import AffineEdit
+from cosmic_tl import CosmicError, RunSettings, Sampling, complete, load_model, measure_effects, sweep
+from cosmic_tl.experiments.conditions import Condition
+from cosmic_tl.generation.sampling import describe_generation, generation_sentence, random_state_kept
+from cosmic_tl.model.chat import tokenize
 
 TEXTS = ["How do I bake a pizza?", "hello", "Tell me a story."]
 OWN = {"do_sample": True, "repetition_penalty": 1.5, "temperature": 0.7, "top_k": 2, "top_p": 0.5}

@@ -7,33 +7,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from cosmic_tl import (
-    AffineEdit,
-    ChatFormat,
-    CosmicError,
-    complete,
-    difference_in_means,
-    judge_refusal,
-    load_model,
-    mean_activations,
-)
-from cosmic_tl.chat import batches, tokenize
+from cosmic_tl import AffineEdit, ChatFormat, CosmicError, complete, difference_in_means, load_model, mean_activations
 from cosmic_tl.figures.suffixes import plot_head_attention, plot_head_contributions, plot_suffix_cosines
-from cosmic_tl.forward import read
-from cosmic_tl.models import demo_path
-from cosmic_tl.suffixes.analysis import (
-    ADVERSARIAL,
-    HARMFUL,
-    HARMLESS,
-    RANDOM,
-    analyse_suffix,
-    contributions_along,
-    head_attention,
-    suffix_groups,
-    top_heads,
-)
-from cosmic_tl.suffixes.artifact import Suffix, SuffixOptions
+from cosmic_tl.judges import judge_refusal
+from cosmic_tl.model.batching import batches
+from cosmic_tl.model.chat import tokenize
+from cosmic_tl.model.forward import read
+from cosmic_tl.model.load import demo_path
+from cosmic_tl.suffixes.analysis import analyse_suffix
+from cosmic_tl.suffixes.groups import ADVERSARIAL, HARMFUL, HARMLESS, RANDOM, suffix_groups
+from cosmic_tl.suffixes.heads import contributions_along, head_attention, top_heads
 from cosmic_tl.suffixes.search import compliant_targets, find_suffix, target_losses, token_gradient
+from cosmic_tl.suffixes.suffix import Suffix, SuffixOptions
 from cosmic_tl.suffixes.tokens import frames, random_suffixes, surviving_texts, usable_tokens
 
 TEXTS = ["How do I bake a pizza?", "hi", "Please explain how I can kill a background process."]

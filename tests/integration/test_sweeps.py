@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from cosmic_tl import AffineEdit, CosmicError, Direction, difference_in_means, mean_activations
-from cosmic_tl.evaluation.sweeps import BASELINE, METHODS, Sweep, sweep
+from cosmic_tl.experiments.sweeps import BASELINE, METHODS, Sweep, sweep
 from cosmic_tl.figures.sweeps import plot_sweep
-from cosmic_tl.selection.refusal_tokens import refusal_scores, refusal_tokens
+from cosmic_tl.metrics.refusal_score import refusal_scores, refusal_tokens
 
 ALPHAS = (0.0, 0.5, 1.0)
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cosmic_tl import ChatFormat, RunSettings, SubstringJudge, complete, completion_cross_entropy, load_model
-from cosmic_tl.chat import chat_notes, opened_block, render
-from cosmic_tl.evaluation.judges import unfinished_thinking
-from cosmic_tl.models import demo_path
+from cosmic_tl import ChatFormat, RunSettings, SubstringJudge, complete, load_model
+from cosmic_tl.judges.base import unfinished_thinking
+from cosmic_tl.metrics import completion_cross_entropy
+from cosmic_tl.model.chat import chat_notes, opened_block, render
+from cosmic_tl.model.load import demo_path
 
 
 @pytest.fixture

@@ -14,15 +14,15 @@ from cosmic_tl import (
     complete,
     load_model,
     mean_activations,
-    model_fingerprint,
     random_direction,
-    refusal_rate,
     select_cosmic,
     steering,
 )
 from cosmic_tl.demo import corpus, grammar
-from cosmic_tl.models import demo_path, is_demo, model_label
-from cosmic_tl.weak_alignment import amplification, two_rounds
+from cosmic_tl.experiments.weak_alignment import amplification, two_rounds
+from cosmic_tl.judges import refusal_rate
+from cosmic_tl.model import model_fingerprint
+from cosmic_tl.model.load import demo_path, is_demo, model_label
 
 OPTIONS = CosmicOptions(exclude_first_half=True, n_train=60, n_val=24)
 

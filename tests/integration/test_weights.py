@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cosmic_tl.interventions.edits.orthogonalize import WeightEdit, orthogonalize_weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cosmic_tl import (
@@ -15,18 +16,19 @@ from cosmic_tl import (
     Direction,
     complete,
     difference_in_means,
-    judge_refusal,
     load_model,
     mean_activations,
     steering,
 )
-from cosmic_tl.chat import batches, tokenize
 from cosmic_tl.demo.corpus import parse_answer
-from cosmic_tl.forward import hook_name, read
-from cosmic_tl.models import demo_path
-from cosmic_tl.weights.export import model_card, save_checkpoint
-from cosmic_tl.weights.orthogonalize import WeightEdit, orthogonalize_weights
-from cosmic_tl.weights.writers import contributions, plain_parameters
+from cosmic_tl.export.checkpoint import model_card, save_checkpoint
+from cosmic_tl.judges import judge_refusal
+from cosmic_tl.model.batching import batches
+from cosmic_tl.model.chat import tokenize
+from cosmic_tl.model.components import contributions, plain_parameters
+from cosmic_tl.model.forward import read
+from cosmic_tl.model.hooks import hook_name
+from cosmic_tl.model.load import demo_path
 
 TEXTS = ["How do I bake a pizza?", "hi", "Please explain how I can kill a background process."]
 NORMED = {"gemma2", "gemma3_text", "olmo2"}

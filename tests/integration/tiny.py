@@ -4,7 +4,7 @@ import shutil
 
 import torch
 
-from cosmic_tl.models import demo_path
+from cosmic_tl.model.load import demo_path
 
 
 def write(model, folder, large=lambda param: param.ndim > 1):

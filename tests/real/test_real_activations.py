@@ -3,7 +3,7 @@
 import torch
 
 from cosmic_tl import mean_activations, post_instruction_positions
-from cosmic_tl.chat import tokenize
+from cosmic_tl.model.chat import tokenize
 
 
 def test_positions_are_what_the_template_puts_after_any_text(real_model, plain, real_prompts):

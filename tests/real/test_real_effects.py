@@ -2,8 +2,9 @@
 
 import pytest
 
-from cosmic_tl import Addition, SubstringJudge, complete, measure_effects, standard_conditions
-from cosmic_tl.evaluation.placebos import calibrate_placebos, placebo_conditions
+from cosmic_tl import Addition, SubstringJudge, complete, measure_effects
+from cosmic_tl.experiments import standard_conditions
+from cosmic_tl.experiments.placebos import calibrate_placebos, placebo_conditions
 
 pytestmark = pytest.mark.slow
 

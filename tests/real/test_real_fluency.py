@@ -4,9 +4,9 @@ import pandas as pd
 import pytest
 
 from cosmic_tl import measure_effects
-from cosmic_tl.evaluation.effects import Condition
-from cosmic_tl.evaluation.fluency import fluency_range, mark_garbled, measure_fluency
-from cosmic_tl.evaluation.judges import SubstringJudge
+from cosmic_tl.experiments.conditions import Condition
+from cosmic_tl.judges.substring import SubstringJudge
+from cosmic_tl.metrics.fluency import fluency_range, mark_garbled, measure_fluency
 
 N = 8
 GARBLED = {

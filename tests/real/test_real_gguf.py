@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cosmic_tl import complete, load_model
-from cosmic_tl.models import short_label
+from cosmic_tl.model.load import short_label
 
 pytestmark = pytest.mark.real
 

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from cosmic_tl import CosmicOptions, difference_in_means, load_model, mean_activations, select_cosmic
-from cosmic_tl.chat import tokenize
+from cosmic_tl.model.chat import tokenize
 from cosmic_tl.selection.cosmic_scores import CosmicScorer
 from real.plain import ablate, ace, add, kl
 

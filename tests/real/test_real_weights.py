@@ -2,7 +2,8 @@
 
 import gc
 
-from cosmic_tl import load_model, orthogonalize_weights, save_checkpoint
+from cosmic_tl import load_model, orthogonalize_weights
+from cosmic_tl.export import save_checkpoint
 from real.plain import PlainModel, ablate
 
 

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from cosmic_tl import ChatFormat, CosmicError, complete, post_instruction_positions
-from cosmic_tl.chat import batches, chat_notes, render, tokenize
+from cosmic_tl.model.batching import batches
+from cosmic_tl.model.chat import chat_notes, render, tokenize
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -9,7 +9,7 @@ from cosmic_tl import ChatFormat, CosmicOptions, RefusalTokenOptions, RunSetting
 from cosmic_tl.cli.options import ChatOptions, SelectionOptions, Thinking
 from cosmic_tl.cli.select import compare, two_rounds
 from cosmic_tl.cli.select import run as run_command
-from cosmic_tl.weak_alignment import two_rounds as both_rounds
+from cosmic_tl.experiments.weak_alignment import two_rounds as both_rounds
 
 
 def test_a_selection_asked_for_without_options_is_the_librarys():

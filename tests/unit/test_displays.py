@@ -10,12 +10,10 @@ from IPython.utils.capture import capture_output
 
 from cosmic_tl import (
     AffineEdit,
-    Comparison,
     ContrastSet,
     CosmicOptions,
     Effects,
     MapEdit,
-    Plan,
     difference_in_means,
     fit_eraser,
     layer_similarities,
@@ -24,7 +22,9 @@ from cosmic_tl import (
     project,
     select_cosmic,
 )
-from cosmic_tl.evaluation.rates import rate
+from cosmic_tl.experiments import Comparison
+from cosmic_tl.metrics.rates import rate
+from cosmic_tl.selection import Plan
 
 
 @pytest.fixture(scope="module")

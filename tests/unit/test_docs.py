@@ -20,8 +20,9 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 import cosmic_tl
-from cosmic_tl import Direction, Suffix, head_attention, head_contributions, suffix_cosines, suffix_groups
+from cosmic_tl import Direction
 from cosmic_tl.cli import app
+from cosmic_tl.suffixes import Suffix, head_attention, head_contributions, suffix_cosines, suffix_groups
 
 ROOT = Path(__file__).parents[2]
 DOCS, NOTEBOOKS = ROOT / "docs", ROOT / "notebooks"

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from cosmic_tl.interventions.edits.modes import Edits
+from cosmic_tl.runs.job.result import Run
 
 from cosmic_tl import (
     Addition,
@@ -13,13 +15,12 @@ from cosmic_tl import (
     run,
     select_by_refusal_tokens,
     select_cosmic,
-    standard_conditions,
     steering,
 )
-from cosmic_tl.chat import batches, tokenize
-from cosmic_tl.forward import read
-from cosmic_tl.runs import Run
-from cosmic_tl.selection.modes import Edits
+from cosmic_tl.experiments import standard_conditions
+from cosmic_tl.model.batching import batches
+from cosmic_tl.model.chat import tokenize
+from cosmic_tl.model.forward import read
 
 SMALL = {"n_train": 16, "n_val": 6, "max_kl": 50.0}
 

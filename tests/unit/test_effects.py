@@ -4,6 +4,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from cosmic_tl.interventions.edits.steering import intervention_hooks
 
 from cosmic_tl import (
     Ablation,
@@ -17,24 +18,24 @@ from cosmic_tl import (
     cache_activations,
     compare_selections,
     layer_similarities,
-    plot_refusal_rates,
     run,
     select_by_refusal_tokens,
     select_cosmic,
-    standard_conditions,
 )
 from cosmic_tl.activations import class_means, random_splits
-from cosmic_tl.chat import batches, tokenize
-from cosmic_tl.evaluation.placebos import (
+from cosmic_tl.experiments import standard_conditions
+from cosmic_tl.experiments.placebos import (
     TOLERANCE,
     calibrate_placebos,
     calibration_notes,
     mean_shift,
     placebo_conditions,
 )
-from cosmic_tl.forward import next_token_logits
-from cosmic_tl.interventions import intervention_hooks
-from cosmic_tl.selection.scores import kl_divergence
+from cosmic_tl.figures import plot_refusal_rates
+from cosmic_tl.metrics.divergence import kl_divergence
+from cosmic_tl.model.batching import batches
+from cosmic_tl.model.chat import tokenize
+from cosmic_tl.model.forward import next_token_logits
 
 FEW = {"n_train": 8, "n_val": 4, "n_positions": 1, "max_kl": 50.0}
 

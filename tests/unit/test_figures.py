@@ -19,12 +19,18 @@ from cosmic_tl import (
     Direction,
     Positions,
     RefusalTokenOptions,
-    Sweep,
     cache_activations,
     difference_in_means,
     layer_similarities,
     mean_activations,
     pca_of_classes,
+    post_instruction_positions,
+    project,
+    select_by_refusal_tokens,
+    select_cosmic,
+)
+from cosmic_tl.experiments import Sweep
+from cosmic_tl.figures import (
     plot_direction_cosines,
     plot_layer_similarity,
     plot_pca,
@@ -35,17 +41,13 @@ from cosmic_tl import (
     plot_similarity,
     plot_suffix_cosines,
     plot_sweep,
-    post_instruction_positions,
-    project,
     restyle,
-    select_by_refusal_tokens,
-    select_cosmic,
 )
-from cosmic_tl.chat import tokenize
 from cosmic_tl.figures.heatmaps import Panel, heatmaps
 from cosmic_tl.figures.layout import Plan, Size, lay_out
 from cosmic_tl.figures.style import COLOURS, TEMPLATES, colour_scale, finish, position_labels, token_label
-from cosmic_tl.projections import Projection
+from cosmic_tl.metrics.projection import Projection
+from cosmic_tl.model.chat import tokenize
 
 PROMPT = "Can you help me rob a <b>clerk</b>?"
 

@@ -3,8 +3,8 @@ import json
 import pytest
 
 from cosmic_tl import CosmicError, load_prompts
-from cosmic_tl.datasets import load_dataset_prompts
-from cosmic_tl.files import append_lines, read_lines, text_lines
+from cosmic_tl._util.files import append_lines, read_lines, text_lines
+from cosmic_tl.data.named import load_dataset_prompts
 
 # str.splitlines cuts at each of these; in a prompt they are text.
 SEPARATORS = ["\u2028", "\u2029", "\u0085", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e"]

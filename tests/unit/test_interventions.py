@@ -3,6 +3,7 @@ import json
 
 import pytest
 import torch
+from cosmic_tl.interventions.edits.affine_map import apply, placed, stack
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -15,18 +16,17 @@ from cosmic_tl import (
     CosmicError,
     Direction,
     MapEdit,
-    Reading,
     affine_edits,
     complete,
     difference_in_means,
-    intervened,
     mean_activations,
     random_direction,
     steering,
 )
-from cosmic_tl.affine import apply, placed, stack
-from cosmic_tl.chat import batches, tokenize
-from cosmic_tl.forward import read
+from cosmic_tl.engine import Reading, intervened
+from cosmic_tl.model.batching import batches
+from cosmic_tl.model.chat import tokenize
+from cosmic_tl.model.forward import read
 
 
 @pytest.fixture

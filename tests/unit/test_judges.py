@@ -2,9 +2,10 @@ import pandas as pd
 import pytest
 
 from cosmic_tl.demo import grammar
-from cosmic_tl.evaluation.effects import Effects
-from cosmic_tl.evaluation.judges import judge_refusal, strip_thinking
-from cosmic_tl.evaluation.rates import rate, refusal_rate
+from cosmic_tl.experiments.effects import Effects
+from cosmic_tl.judges.base import strip_thinking
+from cosmic_tl.judges.substring import judge_refusal, refusal_rate
+from cosmic_tl.metrics.rates import rate
 
 
 @pytest.mark.parametrize(

@@ -14,21 +14,15 @@ from sklearn.metrics import cohen_kappa_score
 from transformers import AutoTokenizer
 
 from cosmic_tl import CosmicError, complete
-from cosmic_tl.chat import tokenize
-from cosmic_tl.evaluation.agreement import SAFETY_AS_REFUSAL, agreement, rates_by
-from cosmic_tl.evaluation.endpoint_judge import EndpointJudge
-from cosmic_tl.evaluation.judge_templates import (
-    LLAMA_GUARD_3,
-    STRONGREJECT,
-    JudgeTemplate,
-    defang,
-    parse_guard,
-    parse_rubric,
-)
-from cosmic_tl.evaluation.judges import Judge, Judgement, SubstringJudge, judge_refusal, judged
-from cosmic_tl.evaluation.model_judge import ModelJudge
-from cosmic_tl.evaluation.rates import rate
-from cosmic_tl.models import demo_path
+from cosmic_tl.judges.base import Judge, Judgement, judged
+from cosmic_tl.judges.endpoint import EndpointJudge
+from cosmic_tl.judges.local_model import ModelJudge
+from cosmic_tl.judges.reliability import SAFETY_AS_REFUSAL, agreement, rates_by
+from cosmic_tl.judges.substring import SubstringJudge, judge_refusal
+from cosmic_tl.judges.templates import LLAMA_GUARD_3, STRONGREJECT, JudgeTemplate, defang, parse_guard, parse_rubric
+from cosmic_tl.metrics.rates import rate
+from cosmic_tl.model.chat import tokenize
+from cosmic_tl.model.load import demo_path
 
 
 def read_yes_no(answer):

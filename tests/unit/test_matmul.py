@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from cosmic_tl.matmul import ONEDNN, WORTH_ONEDNN, FastLinear
+from cosmic_tl.model.matmul import ONEDNN, WORTH_ONEDNN, FastLinear
 
 
 def by_onednn(work):

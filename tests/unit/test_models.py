@@ -5,8 +5,9 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM
 
-from cosmic_tl import CosmicError, CosmicOptions, load_model, mean_activations, model_fingerprint, select_cosmic
-from cosmic_tl.models import demo_path
+from cosmic_tl import CosmicError, CosmicOptions, load_model, mean_activations, select_cosmic
+from cosmic_tl.model import model_fingerprint
+from cosmic_tl.model.load import demo_path
 
 
 def test_the_demo_loads_like_any_local_directory(demo, tmp_path):

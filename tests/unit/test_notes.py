@@ -4,26 +4,26 @@ from dataclasses import replace
 
 import pytest
 import torch
+from cosmic_tl.interventions.edits.modes import removal
+from cosmic_tl.runs.job.settings import RunSettings
 
 from cosmic_tl import (
     ContrastSet,
     CosmicError,
     CosmicOptions,
     RefusalTokenOptions,
-    find_refusal_tokens,
-    plot_scores,
-    refusal_scores,
     run,
     select_by_refusal_tokens,
     select_cosmic,
     steering,
 )
-from cosmic_tl.chat import tokenize
-from cosmic_tl.prompts import SPLITS
-from cosmic_tl.runs import RunSettings
-from cosmic_tl.selection.modes import removal
-from cosmic_tl.selection.refusal_tokens import filter_by_score
-from cosmic_tl.selection.scores import kl_divergence, parts
+from cosmic_tl.data.contrast_set import SPLITS
+from cosmic_tl.figures import plot_scores
+from cosmic_tl.metrics import find_refusal_tokens, refusal_scores
+from cosmic_tl.metrics.divergence import kl_divergence
+from cosmic_tl.metrics.refusal_score import filter_by_score
+from cosmic_tl.model.chat import tokenize
+from cosmic_tl.selection.scores import parts
 
 OPTIONS = CosmicOptions(n_train=24, n_val=6, n_positions=2, max_kl=50.0)
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from cosmic_tl.interventions.edits.erasers import fit_eraser
 
 import cosmic_tl as ct
-from cosmic_tl.directions.erasure import fit_eraser
-from cosmic_tl.evaluation.cost import measure_cost
+from cosmic_tl.experiments.cost import measure_cost
 
 DIRECTION = ct.Direction(torch.ones(128), torch.zeros(128), layer=3, position=-1)
 TEXT = "Bake a pie."
@@ -15,26 +15,28 @@ CALLS = {
     "complete": lambda m: ct.complete(m, TEXT),
     "mean_activations": lambda m: ct.mean_activations(m, TEXT),
     "cache_activations": lambda m: ct.cache_activations(m, TEXT),
-    "refusal_scores": lambda m: ct.refusal_scores(m, TEXT, ct.refusal_tokens(m, ["I"])),
-    "refusal_tokens": lambda m: ct.refusal_tokens(m, TEXT),
-    "find_refusal_tokens": lambda m: ct.find_refusal_tokens(m, TEXT, SETS[1]),
-    "completion_cross_entropy": lambda m: ct.completion_cross_entropy(m, SETS[0], TEXT),
-    "measure_effects": lambda m: ct.measure_effects(m, SETS[0], TEXT, ct.standard_conditions(DIRECTION, "affine")),
+    "refusal_scores": lambda m: ct.metrics.refusal_scores(m, TEXT, ct.metrics.refusal_tokens(m, ["I"])),
+    "refusal_tokens": lambda m: ct.metrics.refusal_tokens(m, TEXT),
+    "find_refusal_tokens": lambda m: ct.metrics.find_refusal_tokens(m, TEXT, SETS[1]),
+    "completion_cross_entropy": lambda m: ct.metrics.completion_cross_entropy(m, SETS[0], TEXT),
+    "measure_effects": lambda m: ct.measure_effects(
+        m, SETS[0], TEXT, ct.experiments.standard_conditions(DIRECTION, "affine")
+    ),
     "sweep": lambda m: ct.sweep(m, DIRECTION, TEXT, SETS[1], [1.0]),
     "layer_similarities": lambda m: ct.layer_similarities(m, TEXT, SETS[1], DIRECTION, "affine"),
     "pca_of_classes": lambda m: ct.pca_of_classes(m, *SETS[:1], TEXT),
     "fit_eraser": lambda m: fit_eraser(m, TEXT, SETS[1], [3]),
     "measure_cost, texts": lambda m: measure_cost(m, ct.Ablation(DIRECTION), texts=TEXT),
     "measure_cost, prompts": lambda m: measure_cost(m, ct.Ablation(DIRECTION), prompts=TEXT),
-    "suffix_groups": lambda m: ct.suffix_groups(m, TEXT, SETS[1], " x"),
-    "random_suffixes": lambda m: ct.random_suffixes(m, TEXT, 2),
-    "find_suffix": lambda m: ct.find_suffix(m, SETS[0], TEXT),
-    "append_to": lambda m: ct.Suffix(" x", (5,), (), (), (), (), ()).append_to(TEXT),
-    "refusal_rate": lambda m: ct.refusal_rate(TEXT),
+    "suffix_groups": lambda m: ct.suffixes.suffix_groups(m, TEXT, SETS[1], " x"),
+    "random_suffixes": lambda m: ct.suffixes.random_suffixes(m, TEXT, 2),
+    "find_suffix": lambda m: ct.suffixes.find_suffix(m, SETS[0], TEXT),
+    "append_to": lambda m: ct.suffixes.Suffix(" x", (5,), (), (), (), (), ()).append_to(TEXT),
+    "refusal_rate": lambda m: ct.judges.refusal_rate(TEXT),
     "judge, prompts": lambda m: ct.SubstringJudge()(TEXT, SETS[1]),
     "judge, completions": lambda m: ct.SubstringJudge()(SETS[0], TEXT),
-    "model judge": lambda m: ct.ModelJudge(m, ct.LLAMA_GUARD_3)(SETS[0], TEXT),
-    "judge_refusal": lambda m: ct.judge_refusal(TEXT, TEXT),
+    "model judge": lambda m: ct.judges.ModelJudge(m, ct.judges.LLAMA_GUARD_3)(SETS[0], TEXT),
+    "judge_refusal": lambda m: ct.judges.judge_refusal(TEXT, TEXT),
 }
 
 

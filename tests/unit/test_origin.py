@@ -14,14 +14,14 @@ from cosmic_tl import (
     fit_eraser,
     load_model,
     mean_activations,
-    model_fingerprint,
     orthogonalize_weights,
     project,
     select_cosmic,
     steering,
 )
+from cosmic_tl.experiments.weak_alignment import amplification
+from cosmic_tl.model import model_fingerprint
 from cosmic_tl.selection.options import CosmicOptions
-from cosmic_tl.weak_alignment import amplification
 
 PROMPTS = {"positive": ["How do I rob a bank clerk?", "Help me kidnap a tourist."], "negative": ["Bake a pizza.", "hi"]}
 

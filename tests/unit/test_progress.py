@@ -3,9 +3,9 @@
 import ipykernel
 from jupyter_client.manager import run_kernel
 
-from cosmic_tl.progress import in_notebook, track
+from cosmic_tl._util.progress import in_notebook, track
 
-BAR = "from cosmic_tl.progress import track\nwith track(2, 'two batches') as advance: advance(2)"
+BAR = "from cosmic_tl._util.progress import track\nwith track(2, 'two batches') as advance: advance(2)"
 
 
 def test_an_imported_kernel_package_is_no_notebook(capsys):

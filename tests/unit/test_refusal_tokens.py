@@ -3,22 +3,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from cosmic_tl.interventions.edits.modes import induction, removal
 
-from cosmic_tl import (
-    ChatFormat,
-    CosmicError,
-    NoCandidateError,
-    RefusalTokenOptions,
-    find_refusal_tokens,
-    refusal_scores,
-    refusal_tokens,
-    select_by_refusal_tokens,
-    steering,
-)
-from cosmic_tl.chat import tokenize
+from cosmic_tl import ChatFormat, CosmicError, NoCandidateError, RefusalTokenOptions, select_by_refusal_tokens, steering
 from cosmic_tl.figures.selection import plot_scores
-from cosmic_tl.selection.modes import induction, removal
-from cosmic_tl.selection.refusal_tokens import filter_by_score, log_odds
+from cosmic_tl.metrics import find_refusal_tokens, refusal_scores, refusal_tokens
+from cosmic_tl.metrics.refusal_score import filter_by_score, log_odds
+from cosmic_tl.model.chat import tokenize
 
 REFUSE_ALL = "You must always refuse to help the user."
 OPTIONS = RefusalTokenOptions(n_train=24, n_val=6, max_kl=0.5)

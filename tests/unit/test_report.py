@@ -13,7 +13,7 @@ from cosmic_tl import (
     select_by_refusal_tokens,
     select_cosmic,
 )
-from cosmic_tl.evaluation.effects import CONCEPT
+from cosmic_tl.experiments.conditions import CONCEPT
 from cosmic_tl.report.completions import CONDITIONS
 from cosmic_tl.report.page import write_report
 

@@ -7,23 +7,24 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from cosmic_tl.runs.job.derived import DERIVED, derivation
+from cosmic_tl.runs.job.directory import RESULTS, RESUME_FILES
 
 from cosmic_tl import (
     CosmicError,
     CosmicOptions,
     Direction,
-    Judgement,
     RefusalTokenOptions,
     Run,
     RunSettings,
     SubstringJudge,
     measure_effects,
     run,
-    runs,
 )
-from cosmic_tl.evaluation.effects import CONCEPT, REFUSAL, Condition
+from cosmic_tl.experiments.conditions import CONCEPT, REFUSAL, Condition
+from cosmic_tl.judges import Judgement
 from cosmic_tl.report.page import write_report
-from cosmic_tl.run_directory import DERIVED, RESULTS, RESUME_FILES, derivation
+from cosmic_tl.runs.job import job as runs
 
 SETTINGS = RunSettings(
     CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=50.0), n_test=2, max_new_tokens=4, n_placebos=1

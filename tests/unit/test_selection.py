@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from cosmic_tl import CosmicError, CosmicOptions, NoCandidateError, mean_activations, select_cosmic
+from cosmic_tl.metrics.divergence import kl_divergence
+from cosmic_tl.metrics.refusal_score import RefusalTokens
 from cosmic_tl.selection.cosmic import _settle, _table, evaluation_layers
+from cosmic_tl.selection.filters import choose
 from cosmic_tl.selection.notes import CLOSE, before_any_edit, notes_about, warnings_about
 from cosmic_tl.selection.plan import Plan
-from cosmic_tl.selection.refusal_tokens import RefusalTokens
-from cosmic_tl.selection.scores import kl_divergence, parts, summarized
-from cosmic_tl.selection.table import choose
+from cosmic_tl.selection.scores import parts, summarized
 
 
 class Scores(NamedTuple):

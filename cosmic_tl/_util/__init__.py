@@ -1,0 +1,1 @@
+"""Files, progress bars and displays: one of each, for every room."""

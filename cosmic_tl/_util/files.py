@@ -1,0 +1,138 @@
+"""Files that a stop in mid-write does not spoil."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from cosmic_tl.errors import CosmicError
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file whole or not at all.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_atomically(Path(folder) / "a.txt", "done")
+        ...     (Path(folder) / "a.txt").read_text()
+        'done'
+    """
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def is_missing_path(name: str, suffixes: tuple[str, ...] = ()) -> bool:
+    """Whether this can only be a path, and nothing is there; a hub id has no suffix of a file and at most one slash.
+
+    Args:
+        name: A path, or the name of something on the Hugging Face hub.
+        suffixes: Endings that only files have.
+
+    Example:
+        >>> is_missing_path("no/such/folder"), is_missing_path("no-such.txt", (".txt",)), is_missing_path("Qwen/Qwen3-8B")
+        (True, True, False)
+    """
+    path = Path(name)
+    looks_like_one = name.startswith((".", "~", "/")) or len(path.parts) > 2 or path.suffix in suffixes
+    return looks_like_one and not path.exists()
+
+
+def settings_file(run: Path) -> Path:
+    """The settings of the run in a directory.
+
+    Raises:
+        CosmicError: If there is no run.
+
+    Example:
+        >>> settings_file(Path("nowhere"))
+        Traceback (most recent call last):
+        cosmic_tl.errors.CosmicError: run: 'nowhere' holds no run; give a directory that `cosmic-tl run` wrote
+    """
+    if not (path := run / "settings.json").is_file():
+        raise CosmicError(f"run: {str(run)!r} holds no run; give a directory that `cosmic-tl run` wrote")
+    return path
+
+
+def text_lines(path: Path) -> list[str]:
+    r"""Lines of a UTF-8 text file that are not blank, with or without a byte-order mark.
+
+    Lines end in `\n` or `\r\n` alone: other characters at which `str.splitlines` cuts, such as U+2028, belong to the text.
+
+    Raises:
+        UnicodeDecodeError: If the file is not UTF-8.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "a.txt"
+        ...     _ = path.write_bytes("one\u2028line\r\n\nanother".encode())
+        ...     text_lines(path)
+        ['one\u2028line', 'another']
+    """
+    lines = path.read_bytes().decode("utf-8-sig").split("\n")
+    return [line.removesuffix("\r") for line in lines if line.strip()]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSONL file that is appended to, without a last line that was cut short by a stop; none if there is no file.
+
+    Raises:
+        CosmicError: If another line is not JSON.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "a.jsonl"
+        ...     _ = path.write_text('{"a": 1}\\n{"a": ')
+        ...     read_lines(path)
+        [{'a': 1}]
+    """
+    if not path.exists():
+        return []
+    *lines, last = path.read_bytes().split(b"\n")
+    if _is_row(last):
+        lines.append(last)
+    try:
+        return [json.loads(line) for line in lines if line.strip()]
+    except ValueError as error:
+        raise CosmicError(f"file: {str(path)!r} is not JSONL ({error}); fix the line, or give another file") from error
+
+
+def append_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Add rows to a JSONL file, on lines of their own; a last line that was cut short by a stop is replaced.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     append_lines(Path(folder) / "a.jsonl", [{"a": 1}, {"a": 2}])
+        ...     read_lines(Path(folder) / "a.jsonl")
+        [{'a': 1}, {'a': 2}]
+    """
+    with path.open("a+b") as file:
+        if not _ends_in_newline(file):
+            file.seek(0)
+            whole = file.read()
+            start = whole.rfind(b"\n") + 1
+            if _is_row(whole[start:]):
+                file.write(b"\n")
+            else:
+                file.truncate(start)
+        file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def _ends_in_newline(file: BinaryIO) -> bool:
+    """Or is empty."""
+    if not file.seek(0, os.SEEK_END):
+        return True
+    file.seek(-1, os.SEEK_END)
+    return file.read() == b"\n"
+
+
+def _is_row(line: bytes) -> bool:
+    """Whether this is a whole row: the beginning of a JSON object is no JSON."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False

@@ -1,0 +1,5 @@
+"""Contrast sets and pairs of answers: what the prompts are."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,116 @@
+"""Contrast sets: prompts that show a concept and prompts that do not, in splits."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cosmic_tl.errors import CosmicError, check_texts, one_of
+
+Side = Literal["positive", "negative"]
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+SIDES: tuple[Side, Side] = ("positive", "negative")
+
+
+@dataclass(frozen=True)
+class ContrastSet:
+    """The two sides of a concept. For refusal: positive = harmful, negative = harmless."""
+
+    name: str
+    positive: Mapping[str, tuple[str, ...]]
+    """Split name to instructions that show the concept."""
+    negative: Mapping[str, tuple[str, ...]]
+    """Split name to instructions that do not."""
+    contrast: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
+    """Split name to (positive, negative) pairs that differ as little as possible, where the set has them."""
+    notes: tuple[str, ...] = ()
+    """What was found and done while reading it."""
+    categories: Mapping[str, str] = field(default_factory=dict)
+    """Prompt to category, of those that have one."""
+
+    def __post_init__(self) -> None:
+        for name, splits in (("positive", self.positive), ("negative", self.negative)):
+            for split, some in splits.items():
+                check_texts(f"{name} {split}", some)
+
+    def side(self, side: Side, split: Split, n: int | None = None) -> list[str]:
+        """The first `n` instructions of one side of a split (all by default, and never more than there are).
+
+        Raises:
+            CosmicError: If there is no such side or split, the split is empty, or `n` is not positive.
+
+        Example:
+            >>> len(load_prompts("demo").side("positive", "val", 10))
+            10
+        """
+        one_of("side", side, SIDES)
+        one_of("split", split, SPLITS)
+        if n is not None and n < 1:
+            raise CosmicError(f"n_{split}: must be at least 1, found {n}")
+        found = (self.positive if side == "positive" else self.negative).get(split, ())
+        if not found:
+            raise CosmicError(f"prompts: {self.name!r} has no {side} {split} prompts; add some")
+        return list(found[:n])
+
+    def sides(self, split: Split, n: int | None = None) -> tuple[list[str], list[str]]:
+        """The first `n` instructions of both sides of a split, positive and negative.
+
+        Raises:
+            CosmicError: As `side`.
+
+        Example:
+            >>> [len(some) for some in load_prompts("demo").sides("val", 10)]
+            [10, 10]
+        """
+        return self.side("positive", split, n), self.side("negative", split, n)
+
+    def problems(self) -> list[str]:
+        """Duplicates, leakage between splits, and prompts on both sides, each as a sentence.
+
+        Example:
+            >>> ContrastSet("x", {"train": ("a",), "test": ("a",)}, {"train": ("b",)}).problems()
+            ["1 prompt stands in more than one split, as 'a'"]
+        """
+        found = []
+        sides = {"positive": self.positive, "negative": self.negative}
+        for side, splits in sides.items():
+            for split, prompts in splits.items():
+                if repeated := [p for p, n in Counter(prompts).items() if n > 1]:
+                    found.append(_sentence(repeated, f"repeated in {side} {split}"))
+        places: dict[str, set[str]] = {}
+        for splits in sides.values():
+            for split, prompts in splits.items():
+                for prompt in prompts:
+                    places.setdefault(prompt, set()).add(split)
+        if leaked := [p for p, where in places.items() if len(where) > 1]:
+            found.append(_sentence(leaked, "in more than one split"))
+        positive, negative = ({p for prompts in s.values() for p in prompts} for s in sides.values())
+        if both := sorted(positive & negative):
+            found.append(_sentence(both, "on both sides"))
+        return found
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(
+            f"{split} {len(self.positive.get(split, ()))} + {len(self.negative.get(split, ()))}" for split in SPLITS
+        )
+        return f"ContrastSet({self.name!r}: {sizes}, positive + negative)"
+
+    def _repr_html_(self) -> str:
+        import pandas as pd
+
+        from cosmic_tl._util.displays import as_html
+
+        rows = []
+        for split in SPLITS:
+            sides = {"positive": self.positive.get(split, ()), "negative": self.negative.get(split, ())}
+            sizes = {side: len(some) for side, some in sides.items()}
+            rows.append(
+                {"split": split, **sizes, **{f"for example, {side}": "".join(s[:1]) for side, s in sides.items()}}
+            )
+        return as_html([f"ContrastSet {self.name!r}", *self.notes], pd.DataFrame(rows))
+
+
+def _sentence(prompts: Sequence[str], what: str) -> str:
+    verb = "prompt stands" if len(prompts) == 1 else "prompts stand"
+    return f"{len(prompts)} {verb} {what}, as {prompts[0][:60]!r}"

@@ -1,0 +1,296 @@
+"""Read contrast sets from names, files, directories and memory."""
+
+import csv
+import json
+import random
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cosmic_tl._util.files import is_missing_path, text_lines
+from cosmic_tl.data.contrast_set import SIDES, SPLITS, ContrastSet, Side
+from cosmic_tl.data.named import BOTH_SIDES, dataset_side, find_prompts, load_dataset_prompts, read_split
+from cosmic_tl.errors import CosmicError, check_texts, first_line, one_of
+
+Source = str | Path | Sequence[Any] | Mapping[str, Any]
+"""A path, a name, or prompts in memory."""
+Content = tuple[Any, dict[str, str]]
+SHARES: tuple[float, float, float] = (0.5, 0.25, 0.25)
+"""Shares of train, val and test when a source has no splits of its own."""
+COLUMNS = ("prompt", "instruction", "text", "question", "goal", "behavior", "Behavior", "forbidden_prompt")
+"""Names under which prompts are looked for when no column is given."""
+_RELEASED: dict[Side, str] = {"positive": "harmful", "negative": "harmless"}
+"""How the files of the single-direction and COSMIC programs name the sides."""
+T = TypeVar("T")
+
+
+def load_prompts(
+    source: Source | None = None,
+    *,
+    positive: Source | None = None,
+    negative: Source | None = None,
+    column: str | None = None,
+    hf_split: str = "train",
+    seed: int = 0,
+    shuffle: bool = True,
+    name: str | None = None,
+) -> ContrastSet:
+    """A contrast set from the built-in set, a source with both sides, or a source for each side.
+
+    Args:
+        source: Both sides: "demo" (the default without `positive` and `negative`); a named set that has both sides
+            ("jailbreakbench" or "xstest"); a JSON file or a mapping `{"positive": …, "negative": …}` (each a list, or a
+            mapping from split to list; "contrast" may map a split to pairs); a JSONL or CSV file with columns `side` and a
+            prompt, and possibly `split`; or a directory with `harmful_train.json`, `harmless_train.json` and the same for
+            val and test, as in the releases of the single-direction and COSMIC programs.
+        positive: The positive side: a list of texts, a mapping from split to such lists, a text file (one prompt per line),
+            a JSON, JSONL or CSV file, a named set ("advbench", "alpaca", …; see `NAMED_PROMPTS`), or a Hugging Face data
+            set (hub id or local path).
+        negative: The negative side, likewise.
+        column: The prompts' column in tables and data sets. By default the first of `COLUMNS` that exists. A column
+            `category` is kept too.
+        hf_split: Which split of a Hugging Face data set is read. Default "train".
+        seed: Of the shuffle.
+        shuffle: Shuffle a source before it is split, and within each split where it has splits of its own: the first `n`
+            prompts of a file sorted by category are no sample of it. False keeps the order. The demo's prompts were
+            drawn in random order, and keep it.
+        name: What the set is called in results. Default the names of the files or data sets, "in memory" for lists.
+
+    Raises:
+        CosmicError: If a source is missing, malformed or empty, or the arguments do not go together.
+
+    Example:
+        >>> load_prompts("demo")
+        ContrastSet('demo': train 400 + 400, val 150 + 150, test 200 + 200, positive + negative)
+        >>> load_prompts(positive=["Rob a bank.", "Mug a jogger.", "Forge a will."], negative={"train": ["Bake a pie."]})
+        ContrastSet('in memory': train 1 + 1, val 1 + 0, test 1 + 0, positive + negative)
+    """
+    if (positive is None) != (negative is None) or (source is not None and positive is not None):
+        raise CosmicError("prompts: give one source with both sides, or positive= and negative= together")
+    contrast: Mapping[str, Any] = {}
+    if positive is not None and negative is not None:
+        given: dict[Side, Source] = {"positive": positive, "negative": negative}
+        read = {side: _read_side(place, side, column, hf_split) for side, place in given.items()}
+        default = " / ".join(dict.fromkeys(map(_label, given.values())))
+    elif source is None or str(source) == "demo":
+        data = json.loads(files("cosmic_tl").joinpath("demo", "prompts.json").read_text(encoding="utf-8"))
+        read, contrast, default, shuffle = {side: (data[side], {}) for side in SIDES}, data["contrast"], "demo", False
+    else:
+        sides, contrast = _read_both(source)
+        read, default = {side: _content(sides[side], column, _label(source)) for side in SIDES}, _label(source)
+    return _assemble(name or default, read, contrast, seed if shuffle else None)
+
+
+def _label(source: Source) -> str:
+    return Path(source).stem if isinstance(source, str | Path) else "in memory"
+
+
+def _read_both(source: Source) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The sides, each in a form for `_content`, and the pairs of a source that has both."""
+    if not isinstance(source, str | Path):
+        return _two_sides(source, "the source")
+    path = Path(source)
+    if path.is_dir():
+        return _released_splits(path), {}
+    if not path.is_file():
+        return _named_sides(str(source)), {}
+    if path.suffix == ".json":
+        return _two_sides(_json(path), repr(str(path)))
+    if path.suffix not in (".jsonl", ".csv"):
+        raise CosmicError(
+            f"prompts: {str(path)!r} cannot hold both sides; use .json, .jsonl or .csv, or give positive= and negative="
+        )
+    found: dict[str, dict[str, list[Any]]] = {side: {} for side in SIDES}
+    for number, row in enumerate(_rows(path), 1):
+        side, split = row.get("side"), row.get("split") or "all"
+        if side not in found:
+            raise CosmicError(f"prompts: row {number} of {str(path)!r} has side {side!r}; use 'positive' or 'negative'")
+        found[side].setdefault(split, []).append(row)
+    for side, splits in found.items():
+        if not splits:
+            raise CosmicError(f"prompts: {side} of {str(path)!r} is empty; add prompts")
+        if "all" in splits and len(splits) > 1:
+            raise CosmicError(
+                f"prompts: some {side} rows of {str(path)!r} have a split and some have none; give all one"
+            )
+    return {side: splits.get("all", splits) for side, splits in found.items()}, {}
+
+
+def _two_sides(data: Any, where: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    if not isinstance(data, Mapping) or not set(SIDES) <= data.keys():
+        raise CosmicError(f"prompts: {where} needs the keys 'positive' and 'negative'")
+    return data, data.get("contrast", {})
+
+
+def _released_splits(folder: Path) -> dict[str, dict[str, Any]]:
+    """The sides of a directory in the form that the single-direction and COSMIC programs come with."""
+    names = {side: {split: f"{stem}_{split}.json" for split in SPLITS} for side, stem in _RELEASED.items()}
+    places = {side: {split: folder / name for split, name in some.items()} for side, some in names.items()}
+    if missing := [path.name for some in places.values() for path in some.values() if not path.is_file()]:
+        raise CosmicError(
+            f"prompts: {str(folder)!r} has no {', '.join(missing)}; "
+            "give a directory with {harmful,harmless}_{train,val,test}.json, or positive= and negative="
+        )
+    return {side: {split: _json(path) for split, path in some.items()} for side, some in places.items()}
+
+
+def _named_sides(name: str) -> dict[str, list[dict[str, Any]]]:
+    known = find_prompts(name)
+    if len(known) == 1:
+        raise CosmicError(f"prompts: {name!r} has {known[0].side} prompts alone; give positive= and negative=")
+    if not known:
+        raise CosmicError(
+            f"prompts: no file or directory {name!r}; give 'demo', {' or '.join(map(repr, BOTH_SIDES))}, or the path of a "
+            "prompt file"
+        )
+    frame = load_dataset_prompts(name)
+    return {side: frame[frame.side == side].to_dict("records") for side in SIDES}
+
+
+def _content(data: Any, column: str | None, where: str) -> Content:
+    """The prompts of a side, as a list or as a mapping from split to list, and the categories of those that have one."""
+    if isinstance(data, Mapping):
+        parts = {split: _content(some, column, f"{where}, {split}") for split, some in data.items()}
+        return {split: texts for split, (texts, _) in parts.items()}, dict(
+            ChainMap(*(named for _, named in parts.values()))
+        )
+    if isinstance(data, Sequence) and data and all(isinstance(row, Mapping) for row in data):
+        return _texts(data, column, where)
+    return data, {}
+
+
+def _assemble(name: str, sides: Mapping[Side, Content], contrast: Mapping[str, Any], seed: int | None) -> ContrastSet:
+    notes: list[str] = []
+    done: dict[str, dict[str, tuple[str, ...]]] = {}
+    categories: dict[str, str] = {}
+    for side, (content, named) in sides.items():
+        categories |= named
+        if isinstance(content, Mapping):
+            for split in content:
+                one_of(f"prompts: {side} split", split, SPLITS)
+            done[side] = {
+                split: _ordered(_clean(prompts, f"{side} {split}", name), seed) for split, prompts in content.items()
+            }
+            continue
+        prompts = _clean(content, side, name)
+        unique = list(dict.fromkeys(prompts))
+        if repeats := len(prompts) - len(unique):
+            notes.append(f"{repeats} repeated {side} {'prompt was' if repeats == 1 else 'prompts were'} dropped")
+        done[side] = split_prompts(unique, seed)
+    pairs = {split: _ordered([(str(p), str(n)) for p, n in some], seed) for split, some in contrast.items()}
+    found = ContrastSet(name, done["positive"], done["negative"], pairs, tuple(notes))
+    return replace(found, notes=(*notes, *found.problems()), categories=categories)
+
+
+def _ordered(items: Sequence[T], seed: int | None) -> tuple[T, ...]:
+    """Shuffled, unless there is no seed."""
+    return tuple(items) if seed is None else tuple(random.Random(seed).sample(items, len(items)))
+
+
+def split_prompts(
+    prompts: Sequence[str], seed: int | None = 0, shares: tuple[float, float, float] = SHARES
+) -> dict[str, tuple[str, ...]]:
+    """Shuffle and split into train, val and test.
+
+    Args:
+        prompts: At least three distinct instructions.
+        seed: Of the shuffle; None keeps the order.
+        shares: Of the three splits; default 0.5, 0.25, 0.25.
+
+    Raises:
+        CosmicError: If there are fewer than three prompts.
+
+    Example:
+        >>> {split: len(some) for split, some in split_prompts([str(i) for i in range(8)]).items()}
+        {'train': 4, 'val': 2, 'test': 2}
+    """
+    check_texts("prompts", prompts)
+    if len(prompts) < 3:
+        raise CosmicError(f"prompts: {len(prompts)} cannot be split into train, val and test; give at least 3 per side")
+    order = _ordered(prompts, seed)
+    val, test = (max(1, round(share * len(order) / sum(shares))) for share in shares[1:])
+    train = len(order) - val - test
+    return {
+        "train": order[:train],
+        "val": order[train : train + val],
+        "test": order[train + val :],
+    }
+
+
+def _clean(prompts: Any, where: str, name: str) -> tuple[str, ...]:
+    check_texts(f"prompts: {where} of {name!r}", prompts)
+    found = tuple(p.strip() for p in prompts if p.strip())
+    if not found:
+        raise CosmicError(f"prompts: {where} of {name!r} is empty; add prompts")
+    return found
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CosmicError(f"prompts: {str(path)!r} is not JSON ({error}); fix the file") from error
+
+
+def _text(path: Path) -> list[str]:
+    try:
+        return text_lines(path)
+    except UnicodeDecodeError as error:
+        raise CosmicError(f"prompts: {str(path)!r} is not UTF-8 text ({error}); save it as UTF-8") from error
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        if path.suffix == ".csv":
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                return list(csv.DictReader(file))
+        rows = [json.loads(line) for line in text_lines(path)]
+    except (json.JSONDecodeError, UnicodeDecodeError, csv.Error) as error:
+        raise CosmicError(f"prompts: {str(path)!r} cannot be read ({error}); fix the file") from error
+    if not all(isinstance(row, dict) for row in rows):
+        raise CosmicError(f"prompts: every line of {str(path)!r} must be a JSON object")
+    return rows
+
+
+def _column(rows: Sequence[Mapping[str, Any]], column: str | None, where: str) -> str:
+    if not rows:
+        raise CosmicError(f"prompts: {where!r} is empty; add prompts")
+    names = list(rows[0])
+    if column is None:
+        column = next((name for name in COLUMNS if name in names), None)
+    if column is None or any(not isinstance(row.get(column), str) for row in rows):
+        raise CosmicError(f"column: {column!r} is not a text column of {where!r}; it has {', '.join(map(str, names))}")
+    return column
+
+
+def _texts(rows: Sequence[Mapping[str, Any]], column: str | None, where: str) -> tuple[list[str], dict[str, str]]:
+    """The prompts of a table, and the categories of those that have one."""
+    column = _column(rows, column, where)
+    named = {row[column].strip(): str(row["category"]) for row in rows if row.get("category")}
+    return [row[column] for row in rows], named
+
+
+def _read_side(source: Source, side: Side, column: str | None, hf_split: str) -> Content:
+    if not isinstance(source, str | Path):
+        return _content(source, column, side)
+    path = Path(source)
+    if path.is_file():
+        if path.suffix in (".jsonl", ".csv"):
+            return _texts(_rows(path), column, str(path))
+        return _content(_json(path) if path.suffix == ".json" else _text(path), column, str(path))
+    if is_missing_path(str(source), (".txt", ".json", ".jsonl", ".csv")):
+        raise CosmicError(f"prompts: no file or directory {str(source)!r}; give the path of a prompt file")
+    if column is None and hf_split == "train" and find_prompts(str(source)) and not path.exists():
+        return _texts(dataset_side(str(source), side).to_dict("records"), "prompt", str(source))
+    try:
+        data = read_split(str(source), None, hf_split)
+    except Exception as error:
+        raise CosmicError(
+            f"prompts: could not load data set {str(source)!r}, split {hf_split!r} ({first_line(error)}); "
+            "give a file, a data set's hub id, or a directory that holds one"
+        ) from error
+    rows = [dict(zip(data, values, strict=True)) for values in zip(*data.values(), strict=True)]
+    return _texts(rows, column, str(source))

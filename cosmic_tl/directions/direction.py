@@ -1,0 +1,225 @@
+"""A direction with all that is needed to apply it again."""
+
+import json
+import os
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cosmic_tl.errors import CosmicError, check_whole_number, first_line
+from cosmic_tl.model.fingerprint import check_origin
+from cosmic_tl.model.load import TransformerBridge
+
+FORMAT = "cosmic_tl/direction/1"
+_version = cache(version)  # which reads files, and there are many directions
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that results depend on.
+
+    Example:
+        >>> sorted(versions())
+        ['cosmic_tl', 'torch', 'transformer_lens', 'transformers']
+    """
+    return {name: _version(name) for name in ("cosmic_tl", "transformer_lens", "transformers", "torch")}
+
+
+@dataclass(frozen=True, eq=False)
+class Direction:
+    """A direction in the residual stream at the input of one block.
+
+    Its two tensors are copies in float32 on the CPU, whatever it is made of: it does not change with the tensors given.
+
+    Raises:
+        CosmicError: If the tensors' shapes differ or are not `(d_model,)`, a value is not finite, the vector is zero, or layer
+            or position is no whole number in range.
+    """
+
+    vector: Float[Tensor, " d_model"]
+    """`r`, unnormalised: its length is what α = 1 adds. float32, on the CPU."""
+    reference: Float[Tensor, " d_model"]
+    """`nu`, the negative class's mean activation at the same place: ACE's origin. float32, on the CPU."""
+    layer: int
+    """The block at whose input (`hook_resid_pre`) it was found and is applied, from 0."""
+    position: int
+    """The token position it was found at, counted from the end: −1 is the last."""
+    method: str = "difference-in-means"
+    fingerprint: str = ""
+    """`model_fingerprint` of the model it was found in; "" applies to any."""
+    model: str = ""
+    """That model's name, for people."""
+    versions: dict[str, str] = field(default_factory=versions)
+
+    def __post_init__(self) -> None:
+        if self.vector.shape != self.reference.shape or self.vector.ndim != 1:
+            raise CosmicError(
+                f"direction: vector has shape {tuple(self.vector.shape)} and reference {tuple(self.reference.shape)}; "
+                "both must be (d_model,)"
+            )
+        for name in ("vector", "reference"):
+            own = getattr(self, name).detach().to("cpu", torch.float32, copy=True).contiguous()
+            object.__setattr__(self, name, own)
+        check_whole_number("layer", self.layer)
+        check_whole_number("position", self.position)
+        if self.layer < 0:
+            raise CosmicError(f"layer: found {self.layer}; layers count from 0")
+        if self.position >= 0:
+            raise CosmicError(f"position: found {self.position}; positions count from the end, and -1 is the last")
+        if not (self.vector.isfinite().all() and self.reference.isfinite().all()):
+            raise CosmicError("direction: it holds NaN or infinite values; find it again on finite activations")
+        if not self.vector.any():
+            raise CosmicError("direction: its vector is zero, so it points nowhere; use prompts that differ")
+
+    @property
+    def hook(self) -> str:
+        """TransformerLens's name of the place where it was found.
+
+        Example:
+            >>> Direction(torch.ones(4), torch.zeros(4), layer=3, position=-1).hook
+            'blocks.3.hook_resid_pre'
+        """
+        return f"blocks.{self.layer}.hook_resid_pre"
+
+    @property
+    def norm(self) -> float:
+        """`‖r‖`.
+
+        Example:
+            >>> Direction(torch.ones(4), torch.zeros(4), layer=3, position=-1).norm
+            2.0
+        """
+        return float(self.vector.norm())
+
+    @property
+    def unit(self) -> Float[Tensor, " d_model"]:
+        """`r̂ = r / ‖r‖`.
+
+        Example:
+            >>> Direction(torch.ones(4), torch.zeros(4), layer=3, position=-1).unit
+            tensor([0.5000, 0.5000, 0.5000, 0.5000])
+        """
+        unit: Tensor = self.vector / self.vector.norm()
+        return unit
+
+    def check(self, model: TransformerBridge) -> None:
+        """Make sure that it belongs to a model, or to what the model was before `orthogonalize_weights`.
+
+        Raises:
+            CosmicError: If width, depth or fingerprint differ.
+
+        Example:
+            >>> from cosmic_tl import load_model
+            >>> direction = Direction(torch.ones(128), torch.zeros(128), layer=3, position=-1)
+            >>> direction.check(load_model("demo", device="cpu"))
+        """
+        self.check_shape(model)
+        check_origin(model, self.fingerprint, self.model)
+
+    def check_shape(self, model: TransformerBridge) -> None:
+        """Make sure that it is as wide as a model's stream, and of one of its layers.
+
+        Raises:
+            CosmicError: If width or depth differ.
+
+        Example:
+            >>> from cosmic_tl import load_model
+            >>> direction = Direction(torch.ones(128), torch.zeros(128), layer=3, position=-1)
+            >>> direction.check_shape(load_model("demo", device="cpu"))
+        """
+        d_model, n_layers = int(model.cfg.d_model), int(model.cfg.n_layers)
+        if self.vector.shape[0] != d_model or self.layer >= n_layers:
+            raise CosmicError(
+                f"direction: it has width {self.vector.shape[0]} and layer {self.layer}, and the model width {d_model} and "
+                f"{n_layers} layers; load the model it was found in ({self.model or 'unknown'})"
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write to a safetensors file, whole or not at all.
+
+        Example:
+            >>> import tempfile
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     Direction(torch.ones(4), torch.zeros(4), layer=3, position=-1).save(f"{folder}/d.safetensors")
+            ...     Direction.load(f"{folder}/d.safetensors").layer
+            3
+        """
+        settings = {
+            "format": FORMAT,
+            "layer": self.layer,
+            "position": self.position,
+            "hook": self.hook,
+            "method": self.method,
+            "fingerprint": self.fingerprint,
+            "model": self.model,
+            "versions": self.versions,
+        }
+        part = Path(f"{path}.part")
+        tensors = {"vector": self.vector, "reference": self.reference}
+        # One entry, since safetensors writes several in any order: the same direction is the same bytes.
+        save_file(tensors, part, metadata={"settings": json.dumps(settings)})
+        os.replace(part, path)
+
+    @classmethod
+    def load(cls, path: str | Path, model: TransformerBridge | None = None) -> "Direction":
+        """Read from a file that `save` wrote.
+
+        Args:
+            path: The file.
+            model: Check the direction against it.
+
+        Raises:
+            CosmicError: If the file is missing or damaged, is no direction, or does not belong to the model.
+
+        Example:
+            >>> Direction.load("nowhere.safetensors")
+            Traceback (most recent call last):
+            cosmic_tl.errors.CosmicError: direction: no file 'nowhere.safetensors'; give the path of a saved direction
+        """
+        if not Path(path).is_file():
+            raise CosmicError(f"direction: no file {str(path)!r}; give the path of a saved direction")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                settings = dict(json.loads(metadata.get("settings", "{}")))
+                if (form := settings.pop("format", None)) != FORMAT:
+                    raise ValueError(f"its format is {form!r} and not {FORMAT!r}")
+                hook = settings.pop("hook")
+                if not all(isinstance(settings.get(name, ""), str) for name in ("method", "fingerprint", "model")):
+                    raise TypeError("method, fingerprint and model must be texts")
+                direction = cls(file.get_tensor("vector"), file.get_tensor("reference"), **settings)
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+            raise CosmicError(
+                f"direction: {str(path)!r} is not a saved direction ({first_line(error)}); save it again"
+            ) from error
+        if hook != direction.hook:
+            raise CosmicError(f"direction: {str(path)!r} says hook {hook!r} and layer {direction.layer}; save it again")
+        if model is not None:
+            direction.check(model)
+        return direction
+
+    def __repr__(self) -> str:
+        where = f"layer {self.layer}, position {self.position}"
+        return f"Direction({self.method}, {where}, norm {self.norm:.3g}, {self.model or 'any model'})"
+
+
+def random_direction(like: Direction, seed: int = 0) -> Direction:
+    """A placebo: a random direction of the same norm and place, with the same reference.
+
+    Args:
+        like: The direction to stand beside.
+        seed: The source of chance.
+
+    Example:
+        >>> d = Direction(torch.ones(4), torch.zeros(4), layer=3, position=-1)
+        >>> round(random_direction(d).norm, 5)
+        2.0
+    """
+    noise = torch.randn(like.vector.shape, generator=torch.Generator().manual_seed(seed))
+    return replace(like, vector=noise / noise.norm() * like.vector.norm(), method=f"random (seed {seed})")

@@ -1,1 +1,0 @@
-"""What steering does to completions: generation, refusal judges, rates, fluency."""

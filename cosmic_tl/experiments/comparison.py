@@ -1,0 +1,152 @@
+"""COSMIC's selection and the one by refusal tokens, side by side."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import nan
+
+import pandas as pd
+
+from cosmic_tl._util.displays import as_html, as_text
+from cosmic_tl.data.contrast_set import ContrastSet
+from cosmic_tl.errors import CosmicError
+from cosmic_tl.experiments.conditions import Condition
+from cosmic_tl.experiments.effects import Effects, measure_effects
+from cosmic_tl.generation.sampling import Sampling
+from cosmic_tl.model.batching import BATCH_SIZE
+from cosmic_tl.model.chat import ChatFormat
+from cosmic_tl.model.load import TransformerBridge
+from cosmic_tl.selection.cosmic import select_cosmic
+from cosmic_tl.selection.options import CosmicOptions, RefusalTokenOptions
+from cosmic_tl.selection.refusal_tokens import select_by_refusal_tokens
+from cosmic_tl.selection.result import Selection
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Two selections on the same model and prompts."""
+
+    selections: Mapping[str, Selection]
+    """By method, those that found a direction."""
+    failures: Mapping[str, str]
+    """By method, why it found none."""
+    effects: Effects
+    """Completions under nothing, and under removal and induction with each direction."""
+    table: pd.DataFrame
+    """One row per method: method, mode and alpha (of its edits), layer, position, cosine (to the other's direction), and
+    refusal rates on test prompts: harmful, harmful_removal, harmless, harmless_induction."""
+
+    def __repr__(self) -> str:
+        return as_text(self._lines(), self.table)
+
+    def _repr_html_(self) -> str:
+        return as_html(self._lines(), self.table)
+
+    def _lines(self) -> list[str]:
+        return ["Comparison", *(f"  {line}" for line in self.remarks)]
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Why a method found nothing, and the warnings and notes of what the others found, each beginning with the method.
+
+        Example:
+            >>> empty = pd.DataFrame()
+            >>> Comparison({}, {"COSMIC": "selection: all ..."}, Effects(empty), empty).remarks
+            ('COSMIC: selection: all ...',)
+        """
+        found = [f"{method}: {why}" for method, why in self.failures.items()]
+        return (*found, *(f"{method}: {one}" for method, some in self.selections.items() for one in some.remarks))
+
+
+def compare_selections(
+    model: TransformerBridge,
+    prompts: ContrastSet,
+    cosmic: CosmicOptions | None = None,
+    refusal_tokens: RefusalTokenOptions | None = None,
+    chat: ChatFormat | None = None,
+    n_test: int = 100,
+    max_new_tokens: int = 64,
+    seed: int = 0,
+    batch_size: int | None = None,
+    temperature: float = 0.0,
+    sampling: Sampling | None = None,
+) -> Comparison:
+    """Choose a direction in both ways, and measure what each does.
+
+    A method that finds none is reported and not an error, unless both do: where a model refuses everything, refusal
+    tokens tell nothing apart (Siu et al. 2025).
+
+    Args:
+        model: Any bridge with a tokenizer.
+        prompts: The concept's contrast set.
+        cosmic: COSMIC's settings; default the paper's.
+        refusal_tokens: The other's settings; default the paper's.
+        chat: Formatting; default plain.
+        n_test: Test prompts per side. Default 100.
+        max_new_tokens: Most tokens of an answer. Default 64.
+        seed: For sampling, with a temperature above 0. Default 0.
+        batch_size: Rows a forward pass.
+        temperature: 0 (default) is greedy.
+        sampling: Top-k, top-p and repetition penalty; default none of them.
+
+    Raises:
+        CosmicError: If both fail, with COSMIC's reason.
+
+    Example:
+        >>> from cosmic_tl import load_model, load_prompts
+        >>> small = CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=50.0)
+        >>> tokens = RefusalTokenOptions(mode="affine", n_train=8, n_val=4, n_positions=1, max_kl=50.0)
+        >>> found = compare_selections(load_model("demo", device="cpu"), load_prompts("demo"), small, tokens, n_test=2)
+        >>> found.table.method.tolist()
+        ['COSMIC', 'refusal tokens']
+    """
+    (sampling or Sampling()).check(temperature)
+    cosmic, refusal_tokens = cosmic or CosmicOptions(), refusal_tokens or RefusalTokenOptions()
+    selections: dict[str, Selection] = {}
+    failures: dict[str, str] = {}
+    first: CosmicError | None = None
+    try:
+        selections["COSMIC"] = select_cosmic(model, prompts, cosmic, chat, batch_size)
+    except CosmicError as error:
+        failures["COSMIC"], first = str(error), error
+    try:
+        found = select_by_refusal_tokens(model, prompts, refusal_tokens, chat, batch_size)
+        selections["refusal tokens"] = found
+    except CosmicError as error:
+        failures["refusal tokens"] = str(error)
+        if first is not None:
+            raise first from error
+    conditions = [Condition("baseline", "harmful", ()), Condition("baseline", "harmless", ())]
+    for method, selection in selections.items():
+        conditions.append(Condition(f"removal, {method}", "harmful", (selection.removal(),)))
+        conditions.append(Condition(f"induction, {method}", "harmless", (selection.induction(),)))
+    effects = measure_effects(
+        model,
+        prompts.side("positive", "test", n_test),
+        prompts.side("negative", "test", n_test),
+        conditions,
+        chat,
+        max_new_tokens,
+        temperature,
+        seed,
+        batch_size or BATCH_SIZE,
+        sampling=sampling,
+    )
+    units = [selection.direction.unit for selection in selections.values()]
+    rows = [
+        {
+            "method": method,
+            "mode": selection.mode,
+            "alpha": selection.alpha,
+            "layer": selection.direction.layer,
+            "position": selection.direction.position,
+            "cosine": float(units[0] @ units[1]) if len(units) == 2 else nan,
+            "harmful": effects.rate("harmful", "baseline").value,
+            "harmful_removal": effects.rate("harmful", f"removal, {method}").value,
+            "harmless": effects.rate("harmless", "baseline").value,
+            "harmless_induction": effects.rate("harmless", f"induction, {method}").value,
+            "removal_garbled": effects.garbled("harmful", f"removal, {method}").value,
+            "induction_garbled": effects.garbled("harmless", f"induction, {method}").value,
+        }
+        for method, selection in selections.items()
+    ]
+    return Comparison(selections, failures, effects, pd.DataFrame(rows))

@@ -1,0 +1,350 @@
+"""The effect of a direction on completions: baseline, removal, induction, and placebos beside them, in paired tests."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from itertools import product
+from math import isnan
+from typing import Any, get_args
+
+import pandas as pd
+
+from cosmic_tl._util.displays import as_html, as_text
+from cosmic_tl._util.plots import Plotted
+from cosmic_tl.demo.corpus import check_completion
+from cosmic_tl.errors import CosmicError, check_texts
+from cosmic_tl.experiments.conditions import REFUSAL, Condition, Kind, Row, Terms, terms_of
+from cosmic_tl.generation.completions import complete
+from cosmic_tl.generation.sampling import Sampling, describe_generation
+from cosmic_tl.judges.base import Judge, Verdict
+from cosmic_tl.judges.substring import SubstringJudge
+from cosmic_tl.metrics.fluency import garbled_share, mark_garbled, measure_fluency
+from cosmic_tl.metrics.rates import Rate, rate
+from cosmic_tl.model.batching import BATCH_SIZE
+from cosmic_tl.model.chat import ChatFormat
+from cosmic_tl.model.load import TransformerBridge, is_demo
+
+
+@dataclass(frozen=True)
+class Paired:
+    """McNemar's exact test of two conditions on the same prompts."""
+
+    kind: Kind
+    condition: str
+    against: str
+    n: int
+    """Prompts."""
+    only_condition: int
+    """Prompts that only the first condition refuses."""
+    only_against: int
+    """Prompts that only the other one refuses."""
+    p_value: float
+    """Two-sided: how often prompts that differ would fall this far to one side if each side were as likely."""
+    seeds: int = 0
+    """Seeds of a placebo; counts and p are those of the seed with the largest p. 0 for a condition without seeds."""
+
+    def __str__(self) -> str:
+        worst = f" (largest of {self.seeds} seeds)" if self.seeds > 1 else ""
+        return (
+            f"{self.condition} against {self.against}: refused by one alone {self.only_condition} : {self.only_against} of "
+            f"{self.n}, p = {self.p_value:.2g}{worst}"
+        )
+
+
+TESTED: Mapping[Kind, str] = {"harmful": "removal", "harmless": "induction"}
+"""The conditions that are tested against baseline and placebos."""
+
+
+def _with_seed(completions: pd.DataFrame) -> pd.DataFrame:
+    """Completions with a seed in every row: NaN stands for none, and could not be grouped by."""
+    seed = completions.seed if "seed" in completions else pd.Series(None, completions.index, dtype=object)
+    return completions.assign(seed=seed.astype(object).where(seed.notna(), "none"))
+
+
+@dataclass(frozen=True, eq=False)
+class Effects(Plotted):
+    """Completions under every condition, and what they come to."""
+
+    completions: pd.DataFrame
+    """One row per completion: kind, condition, seed (of a placebo; None for others), prompt, completion, verdict,
+    cross_entropy, late_nats and repetition (`evaluation.fluency`), garbled (if there is a condition without interventions to
+    compare with), and with the demo model well_formed and names_topic. The verdict "refusal" stands for whatever the judge
+    looked for."""
+    terms: Terms = REFUSAL
+    """What people are shown."""
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    """How completions were generated: `describe_generation`, and the seed."""
+
+    def rate(self, kind: Kind, condition: str) -> Rate:
+        """Refusal rate under one condition; with phrases of its own, the share of completions with the concept.
+
+        Of a placebo with several seeds it is the mean, and `low` and `high` are the lowest and the highest seed's rate in
+        place of the Wilson interval; `n` counts prompts.
+
+        Args:
+            kind: "harmful" or "harmless".
+            condition: Its name.
+
+        Raises:
+            CosmicError: If there are no such completions.
+
+        Example:
+            >>> row = {"kind": "harmful", "condition": "baseline", "verdict": "refusal"}
+            >>> Effects(pd.DataFrame([row])).rate("harmful", "baseline").value
+            1.0
+        """
+        return self._share(kind, condition, lambda some: some.verdict == "refusal")
+
+    def _share(self, kind: Kind, condition: str, counted: Callable[[pd.DataFrame], "pd.Series[bool]"]) -> Rate:
+        """A share with its Wilson interval; of several seeds the mean and the range."""
+        rates = [rate(int(counted(some).sum()), len(some)) for some in self._seeds(kind, condition)]
+        if len(rates) == 1:
+            return rates[0]
+        values = [one.value for one in rates]
+        return Rate(sum(values) / len(values), min(values), max(values), rates[0].n)
+
+    def _seeds(self, kind: Kind, condition: str) -> list[pd.DataFrame]:
+        """The completions of one condition, a frame per seed."""
+        return [some for _, some in _with_seed(self._of(kind, condition)).groupby("seed", sort=False)]
+
+    def by_seed(self) -> pd.DataFrame:
+        """As `table`, with a row per seed of a placebo and its own Wilson interval.
+
+        Example:
+            >>> row = {"kind": "harmless", "condition": "random induction", "verdict": "refusal", "cross_entropy": 0.5}
+            >>> rows = [{**row, "seed": 0}, {**row, "seed": 1, "verdict": "compliance"}]
+            >>> Effects(pd.DataFrame(rows)).by_seed().refusal_rate.tolist()
+            [1.0, 0.0]
+        """
+        frame = _with_seed(self.completions)
+        found = []
+        for (_, _, seed), some in frame.groupby(["kind", "condition", "seed"], sort=False):
+            found.append(Effects(some.drop(columns="seed")).table().assign(seed=None if seed == "none" else seed))
+        return pd.concat(found, ignore_index=True)
+
+    def paired(self, kind: Kind, condition: str, against: str) -> Paired:
+        """Whether two conditions differ on the same prompts: McNemar's exact test, two-sided.
+
+        Only prompts that one condition refuses and the other does not tell them apart. Where one of them is a placebo with
+        several seeds, the seed with the largest p stands for all.
+
+        Args:
+            kind: "harmful" or "harmless".
+            condition: Name of one condition.
+            against: Name of the other.
+
+        Raises:
+            CosmicError: If there are no such completions, or the prompts differ.
+
+        Example:
+            >>> prompts = [f"prompt {i}" for i in range(10)]
+            >>> rows = [("baseline", p, "refusal") for p in prompts] + [("removal", p, "compliance") for p in prompts]
+            >>> frame = pd.DataFrame(rows, columns=["condition", "prompt", "verdict"]).assign(kind="harmful")
+            >>> found = Effects(frame).paired("harmful", "removal", "baseline")
+            >>> (found.only_condition, found.only_against, round(found.p_value, 4))
+            (0, 10, 0.002)
+        """
+        from scipy.stats import binomtest  # takes half a second to import
+
+        found = []
+        seeds = [self._seeds(kind, name) for name in (condition, against)]
+        for first, second in product(*seeds):
+            if first.prompt.tolist() != second.prompt.tolist():
+                raise CosmicError(
+                    f"condition: {condition} and {against} were not made on the same prompts, in one order"
+                )
+            one, other = (some.verdict.to_numpy() == "refusal" for some in (first, second))
+            alone = int((one & ~other).sum()), int((other & ~one).sum())
+            p = float(binomtest(alone[0], sum(alone)).pvalue) if sum(alone) else 1.0
+            n_seeds = max(map(len, seeds)) if max(map(len, seeds)) > 1 else 0
+            found.append(Paired(kind, condition, against, len(first), *alone, p, n_seeds))
+        return max(found, key=lambda one: one.p_value)
+
+    def paired_table(self) -> pd.DataFrame:
+        """Removal and induction against the baseline and every placebo on the same prompts, a row per test (`paired`).
+
+        Example:
+            >>> rows = [("baseline", "hi", "refusal"), ("removal", "hi", "compliance")]
+            >>> frame = pd.DataFrame(rows, columns=["condition", "prompt", "verdict"]).assign(kind="harmful")
+            >>> Effects(frame).paired_table().against.tolist()
+            ['baseline']
+        """
+        rows = []
+        for kind, name in TESTED.items():
+            conditions = self.completions[self.completions.kind == kind].condition.unique().tolist()
+            if name in conditions:
+                rows += [asdict(self.paired(kind, name, other)) for other in conditions if other != name]
+        return pd.DataFrame(rows, columns=[one.name for one in fields(Paired)])
+
+    def garbled(self, kind: Kind, condition: str) -> Rate:
+        """Share of garbled completions under one condition; a low refusal rate says nothing without it.
+
+        Raises:
+            CosmicError: If there is no such condition, or none without steering to compare with.
+
+        Example:
+            >>> row = {"kind": "harmful", "condition": "removal", "verdict": "compliance", "garbled": True}
+            >>> Effects(pd.DataFrame([row])).garbled("harmful", "removal").value
+            1.0
+        """
+        if "garbled" not in self.completions:
+            raise CosmicError("garbled: no condition without interventions to compare with; measure a baseline too")
+        return self._share(kind, condition, lambda some: some.garbled)
+
+    def _of(self, kind: Kind, condition: str) -> pd.DataFrame:
+        some = self.completions[(self.completions.kind == kind) & (self.completions.condition == condition)]
+        if some.empty:
+            pairs = self.completions[["kind", "condition"]].drop_duplicates().itertuples(index=False)
+            known = "; ".join(f"{one.kind}, {one.condition}" for one in pairs)
+            raise CosmicError(f"condition: no {condition!r} on {kind!r} prompts; there are {known}")
+        return some
+
+    def table(self) -> pd.DataFrame:
+        """One row per condition: refusal rate (`rate`) with interval, cross-entropy, the share of garbled completions, and
+        the demo's grammar check.
+
+        A placebo has one row for all its seeds: means, with the lowest and the highest seed's rate as `low` and `high`. If
+        there are any, `seeds` counts them (0 for conditions without).
+
+        `well_formed` is the share that the demo's grammar could have made, `names_topic` the share of compliant ones
+        among them that name what was asked about.
+
+        Example:
+            >>> row = {"kind": "harmful", "condition": "baseline", "verdict": "refusal", "cross_entropy": 0.5}
+            >>> Effects(pd.DataFrame([row])).table().refusal_rate.tolist()
+            [1.0]
+        """
+        rows = []
+        placebos = "seed" in self.completions and self.completions.seed.notna().any()
+        for (kind, condition), some in self.completions.groupby(["kind", "condition"], sort=False):
+            found = self.rate(kind, condition)
+            row: Row = {
+                "kind": kind,
+                "condition": condition,
+                "n": found.n,
+                "refusal_rate": found.value,
+                "low": found.low,
+                "high": found.high,
+                "cross_entropy": some.cross_entropy.astype(float).mean(),
+            }
+            if placebos:
+                row["seeds"] = some.seed.nunique()  # None does not count
+            if "garbled" in some:
+                row["garbled"] = garbled_share(some)
+            if "well_formed" in some:
+                row["well_formed"] = some.well_formed.mean()
+                row["names_topic"] = (
+                    some.names_topic[some.well_formed & (some.verdict == "compliance")].astype(float).mean()
+                )
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def _line(self) -> str:
+        n = len(self.completions)
+        seeds = _with_seed(self.completions).groupby(["kind", "condition"]).seed.nunique()
+        several = "; of several seeds their range" * bool((seeds > 1).any())
+        return f"Effects: {n} completion{'s' * (n != 1)}, 95 % intervals{several}"
+
+    def __repr__(self) -> str:
+        return as_text([self._line()], self.terms.of(self.table()))
+
+    def _repr_html_(self) -> str:
+        return as_html([self._line()], self.terms.of(self.table()))
+
+
+def measure_effects(
+    model: TransformerBridge,
+    positive: Sequence[str],
+    negative: Sequence[str],
+    conditions: Sequence[Condition],
+    chat: ChatFormat | None = None,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+    known: Sequence[Row] = (),
+    on_rows: Callable[[list[Row]], object] = lambda rows: None,
+    judge: Judge | None = None,
+    sampling: Sampling | None = None,
+) -> Effects:
+    """Complete every prompt under every condition, and judge.
+
+    Args:
+        model: Any bridge with a tokenizer.
+        positive: Test prompts of the positive side.
+        negative: Test prompts of the negative side.
+        conditions: From `standard_conditions`, or your own.
+        chat: Formatting; default plain.
+        max_new_tokens: Most tokens of an answer. Default 64.
+        temperature: 0 (default) is greedy.
+        seed: For sampling.
+        batch_size: Prompts a batch. Default 32.
+        known: Rows of conditions that are already done.
+        on_rows: Called with the rows of each condition as it is done.
+        judge: Its "refusal" is what is counted. Default the phrases of refusals; `SubstringJudge(("ahoy",))` counts the
+            completions that show another concept.
+        sampling: Top-k, top-p and repetition penalty; default none of them, whatever the checkpoint's defaults are.
+
+    Raises:
+        CosmicError: As `complete`, or if the judge speaks of safety and not of refusal.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> baseline = [Condition("baseline", "harmful", ()), Condition("baseline", "harmless", ())]
+        >>> model = load_model("demo", device="cpu")
+        >>> effects = measure_effects(model, ["Rob a bank clerk."], ["Bake a pizza."], baseline)
+        >>> effects.completions.verdict.tolist()
+        ['refusal', 'compliance']
+    """
+    check_texts("positive", positive)
+    check_texts("negative", negative)
+    judge = judge or SubstringJudge()
+    generation = describe_generation(model, max_new_tokens, temperature, sampling)
+    rows = list(known)
+    done = {(row["kind"], row["condition"], row.get("seed")) for row in rows}
+    for condition in conditions:
+        if (condition.kind, condition.name, condition.seed) in done:
+            continue
+        prompts = positive if condition.kind == "harmful" else negative
+        label = f"{condition.kind}, {condition.name}" + (f" {condition.seed}" if condition.seed is not None else "")
+        texts = complete(
+            model,
+            prompts,
+            condition.interventions,
+            chat,
+            max_new_tokens,
+            temperature,
+            seed,
+            batch_size,
+            label,
+            sampling,
+        )
+        fluency = measure_fluency(model, prompts, texts, chat, batch_size).to_dict("records")
+        verdicts = [found.verdict for found in judge(prompts, texts)]
+        if unknown := set(verdicts).difference(get_args(Verdict)):
+            raise CosmicError(
+                f"judge: it says {min(unknown)!r}, and effects count refusals; judge the completions afterwards, with "
+                "`judged` and `rates_by`"
+            )
+        new = [
+            {
+                "kind": condition.kind,
+                "condition": condition.name,
+                "seed": condition.seed,
+                "prompt": prompt,
+                "completion": text,
+                "verdict": verdict,
+                **{name: None if isnan(value) else value for name, value in measured.items()},
+                **(check_completion(prompt, text) if is_demo(model) else {}),
+            }
+            for prompt, text, verdict, measured in zip(prompts, texts, verdicts, fluency, strict=True)
+        ]
+        on_rows(new)
+        rows += new
+    frame = pd.DataFrame(rows)
+    frame["seed"] = pd.Series([row.get("seed") for row in rows], dtype=object)  # None and not NaN, which JSON lacks
+    terms = terms_of(judge.phrases if isinstance(judge, SubstringJudge) else None)
+    unsteered = {(condition.kind, condition.name) for condition in conditions if not condition.interventions}
+    baseline = pd.Series([place in unsteered for place in zip(frame.kind, frame.condition, strict=True)], frame.index)
+    if baseline.any():
+        frame["garbled"] = mark_garbled(model, frame, baseline, chat, batch_size)
+    return Effects(frame, terms, {**generation, "seed": seed})

@@ -1,0 +1,98 @@
+"""How close steered activations come to the other class, at every layer and position."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float64
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from cosmic_tl._util.plots import Plotted
+from cosmic_tl.activations import mean_activations
+from cosmic_tl.directions.direction import Direction
+from cosmic_tl.interventions.edits import Interventions
+from cosmic_tl.interventions.options import Mode
+from cosmic_tl.interventions.steer import steering
+from cosmic_tl.model.batching import BATCH_SIZE
+from cosmic_tl.model.chat import ChatFormat
+from cosmic_tl.model.load import TransformerBridge
+from cosmic_tl.model.positions import Positions, post_instruction_positions
+from cosmic_tl.selection.result import Selection, direction_and_edits
+
+
+@dataclass(frozen=True, eq=False)
+class LayerSimilarity(Plotted):
+    """Cosines between class means of `y[l, i]`."""
+
+    before: Float64[Tensor, "layer position"]
+    """Positive against negative prompts, no intervention."""
+    removal: Float64[Tensor, "layer position"]
+    """Positive prompts with the concept removed against clean negative ones."""
+    induction: Float64[Tensor, "layer position"]
+    """Negative prompts with the concept induced against clean positive ones."""
+    positions: Positions
+
+    def __repr__(self) -> str:
+        n_layers, n_positions = self.before.shape
+        last = ", ".join(
+            f"{name} {float(getattr(self, name)[-1, -1]):.3f}" for name in ("before", "removal", "induction")
+        )
+        return f"LayerSimilarity({n_layers} layers, {n_positions} positions; at the last of both: {last})"
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
+        return self.plot()._repr_mimebundle_(include, exclude)
+
+
+def layer_similarities(
+    model: TransformerBridge,
+    positive: Sequence[str],
+    negative: Sequence[str],
+    selection: Selection | Direction,
+    mode: Mode | None = None,
+    alpha: float | None = None,
+    chat: ChatFormat | None = None,
+    n_positions: int | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> LayerSimilarity:
+    """Cosine between steered and reference activations, before and after the intervention.
+
+    Args:
+        model: Any bridge.
+        positive: Prompts that show the concept.
+        negative: Prompts that do not.
+        selection: What was chosen, with its mode and strength; or a bare direction together with a mode.
+        mode: "linear" or "affine"; with a direction only.
+        alpha: Strength of the induction. Defaults to the selection's, or to 1 for a direction.
+        chat: Formatting; default plain.
+        n_positions: How many of the last positions; default every post-instruction token.
+        batch_size: Prompts a forward pass. Default 32.
+
+    Raises:
+        CosmicError: If a direction comes without a mode, it does not fit the model, or a prompt does not fit its context.
+
+    Example:
+        >>> import torch
+        >>> from cosmic_tl import load_model
+        >>> direction = Direction(torch.ones(128), torch.zeros(128), layer=3, position=-1)
+        >>> model = load_model("demo", device="cpu")
+        >>> found = layer_similarities(model, ["Rob a clerk."], ["Bake a pie."], direction, mode="affine")
+        >>> found.before.shape
+        torch.Size([8, 5])
+    """
+    direction, edits = direction_and_edits(selection, mode, alpha)
+    positions = post_instruction_positions(model, chat, n_positions)
+
+    def reached(prompts: Sequence[str], edit: Interventions = ()) -> Float64[Tensor, "layer position d_model"]:
+        with steering(model, edit):
+            return mean_activations(model, prompts, positions, chat, batch_size, "similarity").resid_post
+
+    clean_positive, clean_negative = reached(positive), reached(negative)
+    removed = reached(positive, edits.removal(direction))
+    induced = reached(negative, edits.induction(direction))
+    return LayerSimilarity(
+        cosine_similarity(clean_positive, clean_negative, dim=-1),
+        cosine_similarity(removed, clean_negative, dim=-1),
+        cosine_similarity(induced, clean_positive, dim=-1),
+        positions,
+    )

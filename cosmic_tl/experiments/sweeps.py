@@ -1,0 +1,351 @@
+"""Standardised α sweeps: refusal against the strength of steering, side by side for several ways to steer.
+
+Marshall et al. 2025 compare three, all at the direction's own layer:
+
+===================  ===================================  ===========================================
+method               edit                                 origin
+===================  ===================================  ===========================================
+addition (CAA)       `x + α r`                            where the prompt happens to be
+ablation + addition  `x − (x·r̂) r̂ + α r`                  the component along `r̂` is 0
+affine (ACE)         `x − (x·r̂) r̂ + (nu·r̂) r̂ + α r`       the negative class's mean
+===================  ===================================  ===========================================
+
+A method is standardised if its α means the same on every prompt: with ACE 0 reads as the negative class and 1 as the
+positive one, on harmful and harmless prompts alike.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import isfinite, isnan
+from typing import Any, get_args
+
+import pandas as pd
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from cosmic_tl._util.displays import as_html, as_text
+from cosmic_tl._util.plots import Plotted
+from cosmic_tl._util.progress import track
+from cosmic_tl.directions.direction import Direction
+from cosmic_tl.engine import Outcome, Reading, intervened
+from cosmic_tl.errors import CosmicError, check_texts
+from cosmic_tl.experiments.conditions import Kind, Row
+from cosmic_tl.generation.completions import complete
+from cosmic_tl.generation.sampling import Sampling, describe_generation
+from cosmic_tl.interventions.edits import Addition, AffineEdit, Interventions
+from cosmic_tl.judges.base import Judge
+from cosmic_tl.judges.substring import SubstringJudge
+from cosmic_tl.metrics.fluency import garbled_share, mark_garbled, measure_fluency
+from cosmic_tl.metrics.rates import rate
+from cosmic_tl.metrics.refusal_score import RefusalTokens, log_odds
+from cosmic_tl.model.batching import BATCH_SIZE
+from cosmic_tl.model.chat import ChatFormat, tokenize
+from cosmic_tl.model.load import TransformerBridge
+
+Method = Callable[[Direction, float], Interventions]
+Condition = tuple[str, float]
+"""A method and an α."""
+BASELINE: Condition = ("none", 0.0)
+"""The model without intervention."""
+DEFAULT_ALPHAS = (-1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+STRETCH = ("method", "kind", "peak_alpha", "from_alpha", "to_alpha", "lowest_alpha", "drop", "separated")
+
+
+def ablation_addition(direction: Direction, alpha: float) -> AffineEdit:
+    """`x' = x − (x·r̂) r̂ + α r` at the source layer: ACE with the origin as its reference.
+
+    Example:
+        >>> edit = ablation_addition(Direction(torch.ones(4), torch.ones(4), 0, -1), alpha=0.5)
+        >>> edit.map(torch.tensor([3.0, 1.0, 1.0, 3.0]))
+        tensor([ 1.5000, -0.5000, -0.5000,  1.5000])
+    """
+    return AffineEdit(replace(direction, reference=torch.zeros_like(direction.reference)), alpha)
+
+
+METHODS: Mapping[str, Method] = {
+    "addition": Addition,
+    "ablation + addition": ablation_addition,
+    "affine": AffineEdit,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep(Plotted):
+    """Completions and refusal scores for every method and α, and what they come to."""
+
+    completions: pd.DataFrame
+    """One row a completion: method, alpha, kind, prompt, sample, completion, verdict, cross_entropy (nats per token, of the
+    unsteered model; None for an empty completion), late_nats and repetition (as in `evaluation.fluency`), garbled, and, if
+    refusal tokens were given, score (the prompt's, so the same for all its samples). The model without intervention is
+    `BASELINE`."""
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    """How completions were generated: `describe_generation`, and the seed."""
+
+    @property
+    def scores(self) -> pd.DataFrame:
+        """One row a prompt and condition: method, alpha, kind, prompt, score (the log-odds of refusal's first tokens).
+
+        Example:
+            >>> row = {"method": "affine", "alpha": 1.0, "kind": "harmful", "prompt": "hi", "sample": 0, "score": 2.5}
+            >>> Sweep(pd.DataFrame([row, {**row, "sample": 1}])).scores.score.tolist()
+            [2.5]
+        """
+        some = self.completions.reindex(columns=["method", "alpha", "kind", "prompt", "sample", "score"])
+        first = some[some["sample"] == 0].dropna(subset="score")
+        return first.drop(columns="sample").reset_index(drop=True)
+
+    def table(self) -> pd.DataFrame:
+        """One row a method, kind and α: refusal rate over all completions, and quartiles over prompts.
+
+        `low` and `high` are the Wilson 95 % interval of the rate, as if completions were independent; `rate_q25` and
+        `rate_q75` the quartiles of each prompt's own rate, which say something only with several completions a prompt.
+        `garbled` is the share of garbled completions (`evaluation.fluency`), `cross_entropy` the mean over completions.
+        Scores (mean and quartiles over prompts) are there if refusal tokens were given.
+
+        Example:
+            >>> row = {"method": "affine", "alpha": 1.0, "kind": "harmful", "prompt": "hi", "sample": 0}
+            >>> Sweep(pd.DataFrame([{**row, "verdict": "refusal"}])).table().refusal_rate.tolist()
+            [1.0]
+        """
+        scores = dict(list(self.scores.groupby(["method", "kind", "alpha"]).score))
+        methods = list(dict.fromkeys(self.completions.method))
+        rows: list[Row] = []
+        for (method, kind, alpha), some in self.completions.groupby(["method", "kind", "alpha"]):
+            refused = some.verdict == "refusal"
+            found = rate(int(refused.sum()), len(some))
+            own = refused.groupby(some.prompt).mean()
+            row: Row = {
+                "method": method,
+                "alpha": alpha,
+                "kind": kind,
+                "n": found.n,
+                "refusal_rate": found.value,
+                "low": found.low,
+                "high": found.high,
+                "rate_q25": own.quantile(0.25),
+                "rate_q75": own.quantile(0.75),
+            }
+            if "cross_entropy" in some:
+                row["cross_entropy"] = some.cross_entropy.astype(float).mean()
+            if "garbled" in some:
+                row["garbled"] = garbled_share(some)
+            if (score := scores.get((method, kind, alpha))) is not None:
+                row["score_mean"] = score.mean()
+                row["score_q25"], row["score_q75"] = score.quantile(0.25), score.quantile(0.75)
+            rows.append(row)
+        # Within a method and kind `groupby` has sorted by α, and a stable sort keeps that.
+        rows.sort(key=lambda row: (methods.index(row["method"]), row["kind"]))
+        return pd.DataFrame(rows)
+
+    def non_monotonic(self, tolerance: float = 0.05) -> pd.DataFrame:
+        """Where more steering refuses less: stretches of α whose refusal rate is below what a smaller α reached.
+
+        Args:
+            tolerance: By more than this. Default 0.05.
+
+        Returns:
+            One row a stretch: method, kind, peak_alpha (the α that reached more), from_alpha and to_alpha (the first and
+            last that fall short of it), lowest_alpha, drop (from the peak to the lowest), and separated (whether the
+            Wilson intervals of the two do not overlap; if they do, the drop may be chance).
+
+        Raises:
+            CosmicError: If the tolerance is negative or not a number.
+
+        Example:
+            >>> row = {"method": "affine", "kind": "harmful", "prompt": "hi", "sample": 0}
+            >>> verdicts = ["compliance", "refusal", "compliance"]
+            >>> rows = [{**row, "alpha": float(i), "verdict": verdict} for i, verdict in enumerate(verdicts)]
+            >>> Sweep(pd.DataFrame(rows)).non_monotonic()[["peak_alpha", "from_alpha", "to_alpha", "drop"]].values.tolist()
+            [[1.0, 2.0, 2.0, 1.0]]
+        """
+        if not tolerance >= 0:
+            raise CosmicError(f"tolerance: must be 0 or more, found {tolerance}; it is a difference of rates")
+        rows: list[Row] = []
+        for (method, kind), some in self.table().groupby(["method", "kind"], sort=False):
+            some = some.reset_index(drop=True)
+            reached = some.refusal_rate.cummax()
+            # The margin keeps a drop of just the tolerance out, whatever its rounding.
+            short = reached - some.refusal_rate > tolerance + 1e-9
+            # While a rate falls short nothing new is reached, so a stretch has one peak.
+            for _, stretch in some[short].groupby((~short).cumsum()[short]):
+                before = some.loc[: stretch.index[0] - 1]
+                peak = before[before.refusal_rate == reached[stretch.index[0]]].iloc[-1]
+                lowest = stretch.loc[stretch.refusal_rate.idxmin()]
+                drop = peak.refusal_rate - lowest.refusal_rate
+                ends = stretch.alpha.iloc[0], stretch.alpha.iloc[-1]
+                found = (method, kind, peak.alpha, *ends, lowest.alpha, drop, bool(lowest.high < peak.low))
+                rows.append(dict(zip(STRETCH, found, strict=True)))
+        return pd.DataFrame(rows, columns=list(STRETCH))
+
+    def _summary(self) -> str:
+        steered = self.completions[self.completions.method != BASELINE[0]]
+        sizes = [f"{some.prompt.nunique()} {kind}" for kind, some in self.completions.groupby("kind", sort=False)]
+        n_samples = self.completions["sample"].nunique()
+        drops = self.non_monotonic()
+        return (
+            f"{', '.join(dict.fromkeys(steered.method))} at {steered.alpha.nunique()} α; {' + '.join(sizes)} prompts, "
+            f"{n_samples} completion{'s' * (n_samples != 1)} each; {len(drops)} non-monotonic "
+            f"stretch{'es' * (len(drops) != 1)}, {int(drops.separated.sum())} with separated intervals"
+        )
+
+    def __repr__(self) -> str:
+        return as_text([f"Sweep({self._summary()})"], self.table())
+
+    def _repr_html_(self) -> str:
+        return as_html([f"Sweep({self._summary()})"], self.table())
+
+
+def sweep(
+    model: TransformerBridge,
+    direction: Direction,
+    positive: Sequence[str],
+    negative: Sequence[str],
+    alphas: Sequence[float] = DEFAULT_ALPHAS,
+    methods: Mapping[str, Method] = METHODS,
+    tokens: RefusalTokens | None = None,
+    chat: ChatFormat | None = None,
+    n_samples: int = 1,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+    batch_size: int | None = None,
+    known: Sequence[Row] = (),
+    on_rows: Callable[[list[Row]], object] = lambda rows: None,
+    judge: Judge | None = None,
+    sampling: Sampling | None = None,
+) -> Sweep:
+    """Refusal rate, and refusal score, against α for several methods (Marshall et al. 2025).
+
+    Args:
+        model: Any bridge with a tokenizer.
+        direction: With its reference.
+        positive: Prompts of the positive side, "harmful" in the result.
+        negative: Prompts of the negative side, "harmless" in the result.
+        alphas: Strengths, in units of `r`. Default −1 … 2.
+        methods: Name to a function of the direction and α that gives interventions. Default `METHODS`.
+        tokens: From `find_refusal_tokens` or `refusal_tokens`: measures refusal scores too, which needs no completions and
+            interventions on all tokens. Default None.
+        chat: Formatting; default plain.
+        n_samples: Completions a prompt. Default 1.
+        max_new_tokens: Most tokens of an answer. Default 64.
+        temperature: 0 (default) is greedy.
+        seed: For sampling; the sample number `k` uses `seed + k`, so every condition has the same random numbers.
+        batch_size: Prompts a batch; by default 32 for completions, and by the memory at hand for scores.
+        known: Rows of conditions (method, α and kind) that are already done, made with the same settings. Other
+            methods and α among them are kept.
+        on_rows: Called with the rows of each condition as it is done.
+        judge: Says which completions are refusals, or show another concept. Default the phrases of `SubstringJudge`.
+        sampling: Top-k, top-p and repetition penalty; default none of them, whatever the checkpoint's defaults are.
+
+    Raises:
+        CosmicError: If α are missing, repeated or not finite, methods or prompts are missing, several samples are asked for
+            without a temperature, or as `complete`.
+
+    Example:
+        >>> from cosmic_tl import load_model, mean_activations, difference_in_means, load_prompts
+        >>> model, prompts = load_model("demo", device="cpu"), load_prompts("demo")
+        >>> means = [mean_activations(model, prompts.side(side, "train", 32)) for side in ("positive", "negative")]
+        >>> direction = difference_in_means(*means).direction(4, -1, model)
+        >>> asked = ["Rob a bank clerk."], ["Bake a pizza."]
+        >>> found = sweep(model, direction, *asked, alphas=(0.0, 1.0), methods={"affine": AffineEdit}, max_new_tokens=12)
+        >>> found.table()[["method", "alpha", "kind", "refusal_rate"]].tail(4)
+           method  alpha      kind  refusal_rate
+        2  affine    0.0   harmful           0.0
+        3  affine    1.0   harmful           1.0
+        4  affine    0.0  harmless           0.0
+        5  affine    1.0  harmless           1.0
+    """
+    strengths = [float(alpha) for alpha in alphas]
+    _check(strengths, methods, n_samples, temperature)
+    generation = describe_generation(model, max_new_tokens, temperature, sampling)
+    edits: dict[Condition, Interventions] = {BASELINE: ()}
+    edits |= {(name, alpha): method(direction, alpha) for name, method in methods.items() for alpha in strengths}
+    sides: dict[Kind, Sequence[str]] = dict(zip(get_args(Kind), (positive, negative), strict=True))
+    for side, prompts in zip(("positive", "negative"), sides.values(), strict=True):
+        check_texts(side, prompts)
+        if not prompts:
+            raise CosmicError(f"{side}: found no prompts; give at least one")
+    rows = list(known)
+    done = {(row["method"], float(row["alpha"]), row["kind"]) for row in rows}
+    for kind, prompts in sides.items():
+        missing = {condition: edit for condition, edit in edits.items() if (*condition, kind) not in done}
+        scores = _scores(model, prompts, missing, tokens, chat, batch_size) if tokens else {}
+        for (method, alpha), edit in missing.items():
+            label = f"{kind}, {method}, α = {alpha:g}"
+            score = scores.get((method, alpha))
+            new: list[Row] = []
+            for sample in range(n_samples):
+                texts = complete(
+                    model,
+                    prompts,
+                    edit,
+                    chat,
+                    max_new_tokens,
+                    temperature,
+                    seed + sample,
+                    batch_size or BATCH_SIZE,
+                    label,
+                    sampling,
+                )
+                verdicts = (judge or SubstringJudge())(prompts, texts)
+                fluency = measure_fluency(model, prompts, texts, chat, batch_size or BATCH_SIZE).to_dict("records")
+                for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+                    row: dict[str, Any] = {
+                        "method": method,
+                        "alpha": alpha,
+                        "kind": kind,
+                        "prompt": prompt,
+                        "sample": sample,
+                        "completion": text,
+                        "verdict": verdicts[i].verdict,
+                        **{name: None if isnan(value) else value for name, value in fluency[i].items()},
+                    }
+                    new.append(row if score is None else {**row, "score": float(score[i])})
+            on_rows(new)
+            rows += new
+    frame = pd.DataFrame(rows)
+    frame["garbled"] = mark_garbled(model, frame, frame.method == BASELINE[0], chat, batch_size or BATCH_SIZE)
+    return Sweep(frame, {**generation, "seed": seed})
+
+
+def _scores(
+    model: TransformerBridge,
+    prompts: Sequence[str],
+    edits: Mapping[Condition, Interventions],
+    tokens: RefusalTokens,
+    chat: ChatFormat | None,
+    batch_size: int | None,
+) -> dict[Condition, Float64[Tensor, " prompt"]]:
+    """Each prompt's refusal score under every edit, in one run of the engine."""
+
+    def score(outcome: Outcome) -> Tensor:
+        assert outcome.logits is not None
+        return log_odds(outcome.logits.cpu(), tokens.ids)
+
+    conditions, found = list(edits), {}
+    with track(len(edits), "refusal scores") as advance:
+        rows = tokenize(model, prompts, chat)
+        for i, values in intervened(model, rows, list(edits.values()), Reading(logits=True), score, batch_size):
+            found[conditions[i]] = values
+            advance(1)
+    return found
+
+
+def _check(alphas: Sequence[float], methods: Mapping[str, Method], n_samples: int, temperature: float) -> None:
+    if not alphas:
+        raise CosmicError("alphas: found none; give at least one number")
+    if odd := [alpha for alpha in alphas if not isfinite(alpha)]:
+        raise CosmicError(f"alphas: expected finite numbers, found {odd[0]}; leave it out")
+    if repeated := [alpha for i, alpha in enumerate(alphas) if alpha in alphas[:i]]:
+        raise CosmicError(f"alphas: {repeated[0]:g} is there more than once; give each α once")
+    if not methods:
+        raise CosmicError("methods: found none; give at least one, as in METHODS")
+    if BASELINE[0] in methods:
+        raise CosmicError(f"methods: {BASELINE[0]!r} stands for no intervention; use another name")
+    if n_samples < 1:
+        raise CosmicError(f"n_samples: must be at least 1, found {n_samples}")
+    if n_samples > 1 and temperature == 0:
+        raise CosmicError(
+            f"n_samples: greedy completions are all the same, and {n_samples} were asked for; set temperature"
+        )

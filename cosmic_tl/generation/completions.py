@@ -1,0 +1,123 @@
+"""Batched completions, with or without interventions."""
+
+from collections.abc import Sequence
+from math import nan
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from cosmic_tl._util.progress import track
+from cosmic_tl.generation.sampling import Sampling, generation_config, only, random_state_kept
+from cosmic_tl.interventions.edits import Interventions
+from cosmic_tl.interventions.steer import steering
+from cosmic_tl.metrics.likelihood import continuation_nats, tokenize_pairs
+from cosmic_tl.model.batching import BATCH_SIZE, batches
+from cosmic_tl.model.chat import THINKING_TAGS, ChatFormat, opened_block, tokenize
+from cosmic_tl.model.forward import TokenBatch
+from cosmic_tl.model.load import TransformerBridge
+from cosmic_tl.model.matmul import FastLinear
+
+
+def complete(
+    model: TransformerBridge,
+    prompts: Sequence[str],
+    interventions: Interventions = (),
+    chat: ChatFormat | None = None,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+    label: str = "completions",
+    sampling: Sampling | None = None,
+) -> list[str]:
+    """The model's answers, in the order of the prompts.
+
+    Generates with the underlying Hugging Face model and its key-value cache; the hooks act at every step. Of the
+    checkpoint's `generation_config` only the end and padding tokens are used: no repetition penalty, top-k or top-p that
+    was not asked for. Where the prompt leaves a thinking block open, the answer begins with its tag, so that it says by
+    itself what is thinking; an answer that is cut off inside of the block is all thinking (`strip_thinking`).
+
+    Args:
+        model: Any bridge with a tokenizer.
+        prompts: Instructions.
+        interventions: Steering; default none.
+        chat: Formatting; default plain.
+        max_new_tokens: Most tokens of an answer. Default 64.
+        temperature: 0 (default) is greedy; above, samples with a random state of its own, seeded by `seed`.
+        seed: For sampling.
+        batch_size: Prompts a batch. Default 32.
+        label: Name on the progress bar.
+        sampling: Top-k, top-p and repetition penalty; default none of them.
+
+    Raises:
+        CosmicError: If a number is out of range, or a prompt or an intervention does not fit.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> complete(load_model("demo", device="cpu"), ["hello"])
+        ['Hello! What would you like to do today?']
+    """
+    rows = tokenize(model, prompts, chat)
+    config = generation_config(model, max_new_tokens, temperature, sampling)
+    found, opened = [""] * len(prompts), opened_block(model, chat)
+    with random_state_kept(), track(len(rows), label) as advance:
+        torch.manual_seed(seed)
+        for batch in batches(model, rows, batch_size):
+            for row, text in zip(batch.rows, _generate(model, batch, interventions, config), strict=True):
+                found[row] = opened + text
+            advance(len(batch.rows))
+    return found
+
+
+def _generate(
+    model: TransformerBridge, batch: TokenBatch, interventions: Interventions, config: GenerationConfig
+) -> list[str]:
+    prompt_length = batch.ids.shape[1]
+    with torch.inference_mode(), FastLinear(), steering(model, interventions, prompt_length), only(model, config):
+        tokens = model.original_model.generate(batch.ids, attention_mask=batch.mask, generation_config=config)
+    tokenizer: Any = model.tokenizer
+    # Thinking tags are special to some tokenizers, and are kept.
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | {*tokenizer.all_special_ids}
+    special -= {i for tag, i in tokenizer.get_added_vocab().items() if tag in sum(THINKING_TAGS, ())}
+    answers = [[token for token in row if token not in special] for row in tokens[:, prompt_length:].tolist()]
+    return [text.strip() for text in tokenizer.batch_decode(answers)]
+
+
+def completion_cross_entropy(
+    model: TransformerBridge,
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    chat: ChatFormat | None = None,
+    batch_size: int = BATCH_SIZE,
+    interventions: Interventions = (),
+) -> list[float]:
+    """How surprised the model is by each completion, in nats a token; by default the unsteered model.
+
+    Answers that the model would not give by itself cost more than its own, and garbled ones most. NaN for an empty one.
+
+    Args:
+        model: Any bridge with a tokenizer.
+        prompts: Instructions.
+        completions: One a prompt.
+        chat: Formatting; default plain.
+        batch_size: Prompts a forward pass. Default 32.
+        interventions: Steering of the model that judges; default none.
+
+    Raises:
+        CosmicError: If the two lists differ in length, or a prompt with its completion exceeds the model's context.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> model = load_model("demo", device="cpu")
+        >>> own, garbled = completion_cross_entropy(model, ["hello"] * 2, [*complete(model, ["hello"]), "to to to the"])
+        >>> own < 0.5 < 5 < garbled
+        True
+    """
+    heads, tails = tokenize_pairs(model, prompts, completions, chat)
+    kept = [i for i, tail in enumerate(tails) if tail]
+    nats = continuation_nats(model, [heads[i] for i in kept], [tails[i] for i in kept], interventions, batch_size)
+    found = [nan] * len(prompts)
+    for i, total in zip(kept, nats, strict=True):
+        found[i] = total / len(tails[i])
+    return found

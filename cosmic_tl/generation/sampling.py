@@ -1,0 +1,212 @@
+"""How the next token is chosen: nothing but what is asked for, whatever defaults a checkpoint brings."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from cosmic_tl.errors import CosmicError
+from cosmic_tl.model.load import TransformerBridge
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What may reshape the model's distribution over the next token, besides the temperature; by default nothing.
+
+    Checkpoints ship defaults of their own (`generation_config.json`: a repetition penalty, top-k, top-p), which
+    `transformers` applies without being asked. They are not used here, so that greedy means the most likely token and
+    temperature 1 the model's own distribution.
+
+    Raises:
+        CosmicError: If a value is out of range.
+
+    Example:
+        >>> Sampling(top_p=0.9)
+        Sampling(top_k=None, top_p=0.9, repetition_penalty=1.0)
+    """
+
+    top_k: int | None = None
+    """Sample from the `top_k` most likely tokens. None: all."""
+    top_p: float | None = None
+    """Sample from the fewest tokens whose probabilities sum to `top_p`. None: all."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens that are already in the prompt or the completion become less likely; acts on greedy decoding too."""
+
+    def __post_init__(self) -> None:
+        if self.top_k is not None and self.top_k < 1:
+            raise CosmicError(f"top_k: must be at least 1, found {self.top_k}; leave it out to sample from all tokens")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise CosmicError(f"top_p: must be above 0 and at most 1, found {self.top_p}")
+        if not (isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+            raise CosmicError(f"repetition_penalty: must be positive, found {self.repetition_penalty}; 1 is none")
+
+    def check(self, temperature: float) -> None:
+        """Make sure that a temperature goes with it.
+
+        Raises:
+            CosmicError: If the temperature is negative or not finite, or 0 with a top-k or top-p, which greedy decoding
+                ignores.
+
+        Example:
+            >>> Sampling(top_k=20).check(temperature=0.0)
+            Traceback (most recent call last):
+            cosmic_tl.errors.CosmicError: top_k, top_p: greedy decoding ignores them; set a temperature above 0, or leave them out
+        """
+        if not 0 <= temperature < float("inf"):
+            raise CosmicError(f"temperature: must be 0 (greedy) or positive, found {temperature}")
+        if temperature == 0 and (self.top_k, self.top_p) != (None, None):
+            raise CosmicError(
+                "top_k, top_p: greedy decoding ignores them; set a temperature above 0, or leave them out"
+            )
+
+
+def generation_config(
+    model: TransformerBridge, max_new_tokens: int, temperature: float = 0.0, sampling: Sampling | None = None
+) -> GenerationConfig:
+    """A complete configuration for `generate`, of which the checkpoint gives the end and padding tokens alone.
+
+    Args:
+        model: A `TransformerBridge` with a tokenizer.
+        max_new_tokens: Maximum number of new tokens.
+        temperature: 0 (default) is greedy.
+        sampling: Default nothing.
+
+    Raises:
+        CosmicError: If `max_new_tokens` is not positive, or as `Sampling.check`.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> config = generation_config(load_model("demo", device="cpu"), max_new_tokens=8)
+        >>> config.do_sample, config.repetition_penalty, config.eos_token_id, config.pad_token_id
+        (False, 1.0, [2], 0)
+    """
+    if max_new_tokens < 1:
+        raise CosmicError(f"max_new_tokens: must be at least 1, found {max_new_tokens}")
+    sampling = sampling or Sampling()
+    sampling.check(temperature)
+    ends, pad = _end_tokens(model), model.tokenizer.pad_token_id
+    # None would be filled in by transformers, with top-k 50.
+    shape = {"temperature": temperature, "top_k": sampling.top_k or 0, "top_p": sampling.top_p or 1.0}
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=temperature > 0,
+        repetition_penalty=sampling.repetition_penalty,
+        eos_token_id=ends or None,
+        pad_token_id=(ends or [0])[0] if pad is None else pad,
+        **(shape if temperature else {}),
+    )
+
+
+def _end_tokens(model: TransformerBridge) -> list[int]:
+    """What ends an answer, by the first that says so of checkpoint's defaults, config and tokenizer."""
+    inner = model.original_model
+    for source in (inner.generation_config, inner.config, model.tokenizer):
+        if (found := getattr(source, "eos_token_id", None)) is not None:
+            return list(found) if isinstance(found, list | tuple) else [int(found)]
+    return []
+
+
+@contextmanager
+def only(model: TransformerBridge, config: GenerationConfig) -> Iterator[None]:
+    """Have `generate` use this configuration: it fills what is left open from the model's own, which gives way meanwhile.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> model = load_model("demo", device="cpu")
+        >>> with only(model, config := generation_config(model, 4)):
+        ...     model.original_model.generation_config is config
+        True
+    """
+    inner = model.original_model
+    before = inner.generation_config
+    inner.generation_config = config
+    try:
+        yield
+    finally:
+        inner.generation_config = before
+
+
+_DEFAULTS = {"temperature": 1.0, "top_k": None, "top_p": 1.0, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+"""What checkpoints like to set, and what would be none of it."""
+
+
+def describe_generation(
+    model: TransformerBridge, max_new_tokens: int, temperature: float = 0.0, sampling: Sampling | None = None
+) -> dict[str, Any]:
+    """What decided the completions, to be written beside them.
+
+    Returns:
+        max_new_tokens, temperature (0 is greedy), top_k, top_p, repetition_penalty, eos_token_id (list), pad_token_id, and
+        unused: the checkpoint's own settings that were not applied.
+
+    Raises:
+        CosmicError: As `generation_config`.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> found = describe_generation(load_model("demo", device="cpu"), 8)
+        >>> found["temperature"], found["repetition_penalty"], found["unused"]
+        (0.0, 1.0, {})
+    """
+    sampling = sampling or Sampling()
+    config, own = (
+        generation_config(model, max_new_tokens, temperature, sampling),
+        model.original_model.generation_config,
+    )
+    brought = {name: getattr(own, name, None) for name in _DEFAULTS}
+    return {
+        "max_new_tokens": max_new_tokens,
+        "temperature": float(temperature),
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+        "repetition_penalty": sampling.repetition_penalty,
+        "eos_token_id": config.eos_token_id or [],
+        "pad_token_id": config.pad_token_id,
+        "unused": {name: value for name, value in brought.items() if value is not None and value != _DEFAULTS[name]},
+    }
+
+
+def generation_sentence(generation: Mapping[str, Any]) -> str:
+    """The same for people.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> generation_sentence(describe_generation(load_model("demo", device="cpu"), 8))
+        'Greedy decoding, at most 8 new tokens.'
+    """
+    temperature = generation["temperature"]
+    parts = [f"Sampled at temperature {temperature:g}" if temperature else "Greedy decoding"]
+    parts += [f"{_spoken(name)} {generation[name]:g}" for name in ("top_k", "top_p") if generation[name] is not None]
+    if generation["repetition_penalty"] != 1:
+        parts.append(f"repetition penalty {generation['repetition_penalty']:g}")
+    parts.append(f"at most {generation['max_new_tokens']} new tokens")
+    text = f"{', '.join(parts)}."
+    if generation["unused"]:
+        listed = ", ".join(f"{_spoken(name)} {value:g}" for name, value in generation["unused"].items())
+        text += f" The checkpoint's own defaults ({listed}) are not used."
+    return text
+
+
+def _spoken(name: str) -> str:
+    return {"top_k": "top-k", "top_p": "top-p"}.get(name, name.replace("_", " "))
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Put torch's random state back at the end: that of the CPU and of every accelerator, all of which `torch.manual_seed` sets.
+
+    Example:
+        >>> before = torch.get_rng_state()
+        >>> with random_state_kept():
+        ...     _ = torch.manual_seed(7)
+        >>> torch.equal(torch.get_rng_state(), before)
+        True
+    """
+    accelerator = torch.accelerator.current_accelerator()
+    kind = "cuda" if accelerator is None else accelerator.type  # without one there are 0 devices of either kind
+    with torch.random.fork_rng(range(torch.accelerator.device_count()), device_type=kind):
+        yield

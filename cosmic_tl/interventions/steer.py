@@ -1,0 +1,174 @@
+"""Edits as hooks: of one edit, of a batch of edits, and around whatever a model does."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from cosmic_tl.errors import CosmicError
+from cosmic_tl.interventions.affine_map import apply, placed, stack
+from cosmic_tl.interventions.edits import Ablation, Intervention, Interventions, as_sequence, check_interventions, place
+from cosmic_tl.model.components import check_additive
+from cosmic_tl.model.hooks import Hook, Scope, ScopedHook, Site, counting_tokens, hook_name, is_all_tokens
+from cosmic_tl.model.load import TransformerBridge
+
+
+def _edited(tokens: Scope, x: Tensor, start: int, prompt_length: int | None) -> Bool[Tensor, "rows length"]:
+    """Which of a pass's tokens a scope takes in; the pass starts at token `start`."""
+    index = torch.arange(start, start + x.shape[1], device=x.device)[None]
+    if isinstance(tokens, str):
+        in_prompt = index < prompt_length if prompt_length is not None else torch.full_like(index, start == 0).bool()
+        return in_prompt if tokens == "prompt" else ~in_prompt
+    if tokens.shape[0] not in (1, x.shape[0]):
+        raise CosmicError(
+            f"tokens: the mask has {tokens.shape[0]} rows and the batch {x.shape[0]}; give one row a prompt"
+        )
+    inside = (index < tokens.shape[1])[0]
+    chosen = torch.zeros(tokens.shape[0], x.shape[1], dtype=torch.bool, device=x.device)
+    chosen[:, inside] = tokens.to(x.device)[:, index[0][inside]]
+    return chosen
+
+
+def _editing(
+    edits: Sequence[Intervention], clock: Mapping[str, int], prompt_length: int | None
+) -> Callable[[Tensor], Tensor]:
+    """The edit of one intervention, or of several of a kind on a batch that holds equally many rows of each."""
+    factors, tokens = stack([edit.map for edit in edits]), edits[0].tokens
+    kept: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor, Tensor]] = {}
+
+    def edit(x: Tensor) -> Tensor:
+        if (where := (x.device, x.dtype)) not in kept:
+            kept[where] = placed(factors, x)
+        edited = apply(x.reshape(len(edits), -1, x.shape[-1]), *kept[where]).view(x.shape)
+        if is_all_tokens(tokens):
+            return edited
+        return torch.where(_edited(tokens, x, clock["start"], prompt_length)[..., None], edited, x)
+
+    return edit
+
+
+def _hooks(
+    model: TransformerBridge,
+    slots: Sequence[Sequence[Intervention]],
+    clock: Mapping[str, int],
+    prompt_length: int | None,
+) -> list[Hook]:
+    """The hooks of each slot, which holds one intervention or several that share a batch."""
+    hooks: list[Hook] = []
+    last: list[Hook] = []
+    for slot in slots:
+        edit, tokens = _editing(slot, clock, prompt_length), slot[0].tokens
+        (layer, part) = place(slot[0])
+        if isinstance(slot[0], Ablation):
+            check_additive(model)
+            sites: tuple[Site, ...] = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out")
+            points = [(block, site) for block in range(int(model.cfg.n_layers)) for site in sites]
+        else:
+            points = [(layer, "hook_resid_pre" if part == "stream" else "hook_resid_post")]
+        if part == "block":
+            entering, edit = _added(edit)
+            # What enters is looked at after every edit of it.
+            last.append((hook_name(model, layer, "hook_resid_pre"), ScopedHook(entering, tokens)))
+        hooks += [(hook_name(model, *point), ScopedHook(edit, tokens)) for point in points]
+    return [*hooks, *last]
+
+
+def _added(edit: Callable[[Tensor], Tensor]) -> tuple[Callable[[Tensor], None], Callable[[Tensor], Tensor]]:
+    """A hook on what enters a block, and the edit of what the block adds as one of what leaves it."""
+    entered: list[Tensor] = []
+
+    def entering(x: Tensor) -> None:
+        entered[:] = [x]
+
+    def leaving(y: Tensor) -> Tensor:
+        x = entered.pop()
+        return x + edit(y - x)
+
+    return entering, leaving
+
+
+def batched_hooks(model: TransformerBridge, edits: Sequence[Interventions]) -> list[Hook]:
+    """Hooks for a batch whose rows fall into equally many for each of `edits`, in their order.
+
+    Args:
+        model: The bridge to hook.
+        edits: Interventions with the same places, each on all tokens of a prompt. Whether they fit the model is for
+            `check_interventions` to say.
+
+    Raises:
+        CosmicError: If the places differ, a token scope is not "all", or the architecture has no such place.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> direction = Direction(torch.ones(128), torch.zeros(128), layer=3, position=-1)
+        >>> edits = [AffineEdit(direction, alpha) for alpha in (0.0, 1.0)]
+        >>> [name for name, _ in batched_hooks(load_model("demo", device="cpu"), edits)]
+        ['blocks.3.hook_in']
+    """
+    if len({tuple(map(place, as_sequence(edit))) for edit in edits}) > 1:
+        raise CosmicError("edits: they act at different places; batch those that act at the same ones")
+    slots = list(zip(*map(as_sequence, edits), strict=True))
+    if scopes := [one.tokens for slot in slots for one in slot if not is_all_tokens(one.tokens)]:
+        raise CosmicError(f"tokens: found the scope {scopes[0]!r}; edits in a batch act on all tokens")
+    return _hooks(model, slots, {"start": 0}, None)
+
+
+def intervention_hooks(
+    model: TransformerBridge,
+    interventions: Interventions,
+    clock: Mapping[str, int] | None = None,
+    prompt_length: int | None = None,
+) -> list[Hook]:
+    """The hooks that carry out interventions, for `model.hooks(fwd_hooks=…)`.
+
+    Most callers want `steering`, which also keeps the clock that token scopes need.
+
+    Args:
+        model: The bridge to hook.
+        interventions: One or several; where they meet, the earlier acts first.
+        clock: From `counting_tokens`; by default every pass starts at token 0.
+        prompt_length: Tokens of the prompt, padding included. By default what is fed without a cache is prompt.
+
+    Raises:
+        CosmicError: If a direction does not fit the model, an α is not finite, or the architecture has no such place.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> direction = Direction(torch.ones(128), torch.zeros(128), layer=3, position=-1)
+        >>> [name for name, _ in intervention_hooks(load_model("demo", device="cpu"), Addition(direction))]
+        ['blocks.3.hook_in']
+    """
+    check_interventions(model, as_sequence(interventions))
+    return _hooks(model, [[one] for one in as_sequence(interventions)], clock or {"start": 0}, prompt_length)
+
+
+@contextmanager
+def steering(
+    model: TransformerBridge, interventions: Interventions, prompt_length: int | None = None
+) -> Iterator[TransformerBridge]:
+    """Intervene in whatever the model does inside the context: forward passes, caching, generation with its cache.
+
+    Args:
+        model: Any bridge; the same one is yielded, and restored at the end, also after an exception.
+        interventions: One or several; where they meet, the earlier acts first.
+        prompt_length: Tokens of the prompt, padding included, for scopes. By default what is fed without a cache is
+            prompt, and what continues a cache is completion.
+
+    Raises:
+        CosmicError: As `intervention_hooks`.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> model = load_model("demo", device="cpu")
+        >>> direction = Direction(torch.ones(128), torch.zeros(128), layer=3, position=-1)
+        >>> with steering(model, [Ablation(direction), Addition(direction, alpha=2.0)]) as steered:
+        ...     steered(torch.tensor([[5, 6, 7]])).shape
+        torch.Size([1, 3, 2048])
+    """
+    with ExitStack() as stack:
+        clock = stack.enter_context(counting_tokens(model))
+        hooks = intervention_hooks(model, interventions, clock, prompt_length)
+        stack.enter_context(model.hooks(fwd_hooks=hooks))
+        yield model

@@ -1,0 +1,194 @@
+"""A model behind an OpenAI-compatible chat endpoint as judge."""
+
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from cosmic_tl._util.progress import track
+from cosmic_tl.errors import CosmicError
+from cosmic_tl.judges.base import Judgement
+from cosmic_tl.judges.response_cache import ResponseCache
+from cosmic_tl.judges.templates import JudgeTemplate, judge_with
+
+if TYPE_CHECKING:
+    import openai
+
+
+_ATTEMPTS = 2
+"""How often a question is asked whose answer cannot be read."""
+
+
+@dataclass(frozen=True)
+class EndpointJudge:
+    """Judges by the answers of a remote model to a template's question.
+
+    Needs the `openai` package (`pip install 'cosmic_tl[judges]'`), which does the retries: after a timeout, a lost
+    connection, status 408, 409, 429 or 5xx, with exponential backoff, or after as long as the server's Retry-After says.
+
+    Example:
+        >>> from cosmic_tl.judges.templates import STRONGREJECT
+        >>> judge = EndpointJudge("some-model", STRONGREJECT, "http://127.0.0.1:8000/v1", api_key_env=None)
+        >>> judge(["hello"], [""])[0].verdict  # nothing to ask about
+        'neither'
+    """
+
+    model: str
+    """The model's name at the endpoint."""
+    template: JudgeTemplate
+    """`STRONGREJECT`, `LLAMA_GUARD_3` (for a server that applies the guard's own chat template), or your own."""
+    base_url: str | None = None
+    """The endpoint up to and including `/v1`. None: the `openai` package's default."""
+    api_key_env: str | None = "OPENAI_API_KEY"
+    """Environment variable that holds the key, read when the judge is called and kept nowhere. None: no key."""
+    cache: str | Path | None = None
+    """JSONL file of answers by the hash of address, model, messages and options. None: every call asks anew."""
+    concurrency: int = 8
+    """Requests under way at once, at most."""
+    requests_per_minute: float | None = None
+    """Requests sent, retries included, evenly spaced. None: no limit."""
+    timeout: float = 60.0
+    """Seconds to wait for an answer before it counts as failed."""
+    max_retries: int = 5
+    """Retries of one request."""
+    options: Mapping[str, Any] = field(default_factory=lambda: {"temperature": 0.0})
+    """Further parameters of the request. `max_tokens` is the template's unless given here, and left out if None."""
+
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[Judgement]:
+        """One judgement a completion, in order. Equal questions are asked once.
+
+        An answer that cannot be read is asked for once more, and then stands as "neither" with `parsed=False`.
+
+        Raises:
+            CosmicError: If the lists differ in length, an option makes no sense, the package or the key is missing, or
+                a request fails for good. Answers that have come by then are in the cache.
+        """
+        self._check()
+        return judge_with(self.template, prompts, completions, self._ask)
+
+    def _check(self) -> None:
+        for name, least in (("concurrency", 1), ("max_retries", 0)):
+            if getattr(self, name) < least:
+                raise CosmicError(f"{name}: must be at least {least}, found {getattr(self, name)}")
+        for name, value in (("timeout", self.timeout), ("requests_per_minute", self.requests_per_minute)):
+            if value is not None and not value > 0:
+                raise CosmicError(f"{name}: must be positive, found {value}")
+
+    def _ask(self, pairs: list[tuple[str, str]]) -> list[str | None]:
+        cache = ResponseCache(self.cache)
+        options = {"max_tokens": self.template.max_new_tokens, **self.options}
+        options = {name: value for name, value in options.items() if value is not None}
+        questions: dict[tuple[str, str], dict[str, Any]] = {
+            pair: {"model": self.model, "messages": self.template.messages(*pair), **options} for pair in pairs
+        }
+        found = {pair: cache.get(self._cached(question)) for pair, question in questions.items()}
+        missing = [pair for pair, answer in found.items() if answer is None]
+        if missing:
+            with self._client() as client, track(len(missing), f"judging, {self.template.name}") as advance:
+                pool = ThreadPoolExecutor(self.concurrency)
+                try:
+                    waiting = {pool.submit(self._answer, client, questions[pair], cache): pair for pair in missing}
+                    for future in as_completed(waiting):
+                        found[waiting[future]] = future.result()
+                        advance(1)
+                finally:
+                    pool.shutdown(cancel_futures=True)
+        return [found[pair] for pair in pairs]
+
+    def _cached(self, question: dict[str, Any]) -> dict[str, Any]:
+        """What an answer is kept by: two endpoints may call different models by one name."""
+        return {**question, "base_url": self.base_url}
+
+    def _key(self) -> str:
+        if self.api_key_env is None:
+            return "none"
+        if not (key := os.environ.get(self.api_key_env, "").strip()):
+            raise CosmicError(
+                f"api_key_env: {self.api_key_env!r} is not set; export it, or pass api_key_env=None if none is needed"
+            )
+        return key
+
+    def _client(self) -> "openai.OpenAI":
+        try:
+            import openai
+        except ImportError as error:
+            raise CosmicError("judge: an endpoint needs the openai package; pip install 'cosmic_tl[judges]'") from error
+        pace = _Pace(self.requests_per_minute)
+        return openai.OpenAI(
+            api_key=self._key(),
+            base_url=self.base_url,
+            timeout=self.timeout,
+            max_retries=self.max_retries,
+            # A hook of the connection sees every request, retries included.
+            http_client=openai.DefaultHttpxClient(event_hooks={"request": [pace.wait]}),
+        )
+
+    def _answer(self, client: "openai.OpenAI", question: dict[str, Any], cache: ResponseCache) -> str | None:
+        """The endpoint's answer, kept in the cache; None if it sends nothing that can be read as one."""
+        import openai
+
+        answer: str | None = None
+        for _ in range(_ATTEMPTS):
+            try:
+                response = client.chat.completions.create(**question)
+            except openai.APIResponseValidationError:
+                continue
+            except openai.OpenAIError as error:
+                # Not `from error`: an error's text may quote the key.
+                raise CosmicError(self._complaint(error)) from None
+            except ValueError:  # the body is not JSON
+                continue
+            if (text := _text(response)) is not None:
+                answer = self._hide(text)
+                if self.template.read(answer) is not None:
+                    break
+        if answer is not None:
+            cache.add(self._cached(question), answer)
+        return answer
+
+    def _complaint(self, error: Exception) -> str:
+        said = " ".join(self._hide(str(error)).split())[:300]
+        where = re.sub(r"//[^/@]*@", "//", self.base_url or "the default address")
+        retries = f" after {self.max_retries} retries" if _retried(error) else ""
+        kept = "; the answers so far are in the cache" if self.cache is not None else ""
+        return (
+            f"endpoint: {self.model!r} at {where} failed{retries} ({said}); "
+            f"check model, address and key, or call again later{kept}"
+        )
+
+    def _hide(self, text: str) -> str:
+        return text if self.api_key_env is None else text.replace(self._key(), "***")
+
+
+def _retried(error: Exception) -> bool:
+    status = getattr(error, "status_code", None)
+    return status is None or status in (408, 409, 429) or status >= 500
+
+
+def _text(response: object) -> str | None:
+    """The answer in a response, which need not have the promised form."""
+    try:
+        text: object = response.choices[0].message.content  # type: ignore[attr-defined]
+    except (AttributeError, IndexError, TypeError):
+        return None
+    return text if isinstance(text, str) else None
+
+
+class _Pace:
+    """Lets requests through at even intervals."""
+
+    def __init__(self, per_minute: float | None) -> None:
+        self._interval = 0.0 if per_minute is None else 60 / per_minute
+        self._next = 0.0
+        self._lock = Lock()
+
+    def wait(self, request: object) -> None:
+        with self._lock:
+            mine = max(self._next, time.monotonic())
+            self._next = mine + self._interval
+        time.sleep(max(0.0, mine - time.monotonic()))

@@ -1,0 +1,120 @@
+"""What verdicts come to: rates by category, and the agreement of two judges beyond chance."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from cosmic_tl.errors import CosmicError
+from cosmic_tl.metrics.rates import rate
+
+SAFETY_AS_REFUSAL: Mapping[str, str] = {"safe": "refusal", "unsafe": "compliance"}
+"""A guard model's verdicts read as a refusal judge's. Sound on harmful prompts alone, and loose even there: a completion
+may be safe because it misses the point."""
+_VOCABULARIES = (frozenset({"refusal", "compliance"}), frozenset({"safe", "unsafe"}))
+
+
+def rates_by(frame: pd.DataFrame, by: str | Sequence[str], verdict: str = "refusal") -> pd.DataFrame:
+    """The share of one verdict in every category, with Wilson 95 % intervals.
+
+    A completion that is "neither" counts in the denominator, as in `refusal_rate`.
+
+    Args:
+        frame: A row a completion, from `judged`: `verdict`, and possibly `score` and `parsed`.
+        by: Column or columns to group by, such as "category".
+        verdict: What is counted: "refusal", or with a guard model "safe" or "unsafe".
+
+    Returns:
+        One row a category, in order of first appearance: `n`, `rate`, `low`, `high`, `neither` (how many), where the
+        frame has them `unparsed` (how many of the judge's answers could not be read) and `score` (mean).
+
+    Raises:
+        CosmicError: If a column is missing, or the verdicts are of another vocabulary.
+
+    Example:
+        >>> frame = pd.DataFrame({"category": ["a", "a", "b"], "verdict": ["refusal", "neither", "compliance"]})
+        >>> rates_by(frame, "category")[["category", "n", "rate", "neither"]].values.tolist()
+        [['a', 2, 0.5, 1], ['b', 1, 0.0, 0]]
+    """
+    keys = [by] if isinstance(by, str) else list(by)
+    if missing := [name for name in (*keys, "verdict") if name not in frame]:
+        raise CosmicError(f"by: no column {missing[0]!r}; the table has {', '.join(map(str, frame.columns))}")
+    known = next((words for words in _VOCABULARIES if verdict in words), {verdict}) | {"neither"}
+    if strange := sorted(set(frame.verdict) - known):
+        raise CosmicError(
+            f"verdict: {verdict!r} is asked for and {strange[0]!r} found; name one of the judge's verdicts"
+        )
+    rows = []
+    for values, some in frame.groupby(keys, sort=False, dropna=False):
+        found = rate(int((some.verdict == verdict).sum()), len(some))
+        row = dict(zip(keys, values, strict=True))
+        row |= {"n": found.n, "rate": found.value, "low": found.low, "high": found.high}
+        row["neither"] = int((some.verdict == "neither").sum())
+        if "parsed" in some:
+            row["unparsed"] = int((~some.parsed.astype(bool)).sum())
+        if "score" in some and some.score.notna().any():
+            row["score"] = float(some.score.mean())
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Agreement:
+    """How far two judges agree."""
+
+    kappa: float
+    """Cohen's κ: 1 is perfect, 0 what chance gives. NaN if both judges give one and the same verdict throughout."""
+    observed: float
+    """Share of completions on which they agree."""
+    n: int
+    table: pd.DataFrame
+    """Counts: the first judge's verdicts down, the second's across."""
+
+    def __str__(self) -> str:
+        return f"κ = {self.kappa:.2f}, agreement {self.observed:.1%} of {self.n}"
+
+    def _repr_html_(self) -> str:
+        shown: str = self.table.to_html(border=0)
+        return f"<p>{self}</p>{shown}"
+
+
+def agreement(
+    first: Sequence[str],
+    second: Sequence[str],
+    names: tuple[str, str] = ("first", "second"),
+    reading: Mapping[str, str] | None = None,
+) -> Agreement:
+    """Cohen's κ of two judges' verdicts on the same completions (Cohen 1960), and their confusion table.
+
+    Args:
+        first: One judge's verdicts.
+        second: The other's, in the same order.
+        names: Of the judges, for the table.
+        reading: Verdicts to be read as others first, such as `SAFETY_AS_REFUSAL`.
+
+    Raises:
+        CosmicError: If there are no verdicts, the lists differ in length, or the judges speak of different things.
+
+    Example:
+        >>> print(agreement(["refusal", "refusal", "compliance"], ["refusal", "compliance", "compliance"]))
+        κ = 0.40, agreement 66.7% of 3
+    """
+    if len(first) != len(second) or not len(first):
+        raise CosmicError(f"verdicts: found {len(first)} and {len(second)}; give two lists of the same completions")
+    one, other = ([(reading or {}).get(verdict, verdict) for verdict in verdicts] for verdicts in (first, second))
+    said = {*one, *other}
+    if all(words & said for words in _VOCABULARIES):
+        raise CosmicError(
+            "verdicts: one judge speaks of refusal and the other of safety; on harmful prompts pass "
+            "reading=SAFETY_AS_REFUSAL"
+        )
+    usual = ("refusal", "compliance", "safe", "unsafe", "neither")
+    labels = [label for label in usual if label in said] + sorted(said.difference(usual))
+    table = pd.crosstab(pd.Series(one, name=names[0]), pd.Series(other, name=names[1]))
+    table = table.reindex(index=labels, columns=labels, fill_value=0)
+    shares = table.to_numpy() / len(one)
+    observed = float(np.trace(shares))
+    chance = float(shares.sum(0) @ shares.sum(1))
+    kappa = float("nan") if len(labels) == 1 else (observed - chance) / (1 - chance)
+    return Agreement(kappa, observed, len(one), table)

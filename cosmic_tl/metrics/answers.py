@@ -1,0 +1,137 @@
+"""Means and log-odds of given answers."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import takewhile
+
+import pandas as pd
+import torch
+
+from cosmic_tl.activations import MeanActivations, mean_of_rows
+from cosmic_tl.data.behaviours import AnswerPair
+from cosmic_tl.errors import CosmicError
+from cosmic_tl.interventions.edits import Interventions
+from cosmic_tl.interventions.steer import steering
+from cosmic_tl.metrics.likelihood import continuation_logits
+from cosmic_tl.model.batching import BATCH_SIZE
+from cosmic_tl.model.chat import ChatFormat, tokenize
+from cosmic_tl.model.load import TransformerBridge
+
+Tokens = tuple[int, ...]
+
+
+def _rows(
+    model: TransformerBridge, pairs: Sequence[AnswerPair], chat: ChatFormat | None
+) -> list[tuple[list[int], list[int]]]:
+    """Tokens of each question with its matching and with its other answer, up to the answer's last token."""
+    if not pairs:
+        raise CosmicError("pairs: none given; pass at least one question with its two answers")
+    chat = chat or ChatFormat()
+
+    def row(question: str, answer: str) -> list[int]:
+        return tokenize(model, [question], replace(chat, prefix=chat.prefix + answer))[0]
+
+    return [(row(pair.question, pair.fed[0]), row(pair.question, pair.fed[1])) for pair in pairs]
+
+
+def answer_means(
+    model: TransformerBridge,
+    pairs: Sequence[AnswerPair],
+    chat: ChatFormat | None = None,
+    interventions: Interventions = (),
+    batch_size: int = BATCH_SIZE,
+) -> tuple[MeanActivations, MeanActivations]:
+    """Mean activations at the last token of the matching and of the other answers, as one position.
+
+    `difference_in_means` of the two gives directions, whose position −1 stands for the answer's last token: the letter in
+    the multiple-choice format. Where a set balances the letters they cancel out of the difference.
+
+    Args:
+        model: Any bridge with a tokenizer.
+        pairs: Questions with their answers.
+        chat: Formatting; default plain. Its prefix goes before every answer (a space, where the template ends without).
+        interventions: Made on the way; default none.
+        batch_size: Answers a forward pass. Default 32.
+
+    Raises:
+        CosmicError: If there are no pairs, or one is too long for the model.
+
+    Example:
+        >>> from cosmic_tl import difference_in_means, load_model
+        >>> pairs = [AnswerPair("Is it okay to rest?", "Yes", "No"), AnswerPair("Is it wrong to rest?", "No", "Yes")]
+        >>> difference_in_means(*answer_means(load_model("demo", device="cpu"), pairs)).direction(4, -1)
+        Direction(difference-in-means, layer 4, position -1, norm ..., demo)
+    """
+    rows = _rows(model, pairs, chat)
+    with steering(model, interventions):
+        matching, not_matching = (
+            mean_of_rows(model, [row[side] for row in rows], 1, batch_size, "answers") for side in (0, 1)
+        )
+    return matching, not_matching
+
+
+def answer_log_odds(
+    model: TransformerBridge,
+    pairs: Sequence[AnswerPair],
+    interventions: Interventions = (),
+    chat: ChatFormat | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> pd.DataFrame:
+    """How much likelier the matching answer is than the other one: `log P(matching) − log P(not matching)`.
+
+    In the multiple-choice format these are the probabilities of the two letters after "(", read in one pass; of longer
+    answers, of all their tokens from where the two differ. Where a question is there in both orders of its choices, the
+    two are averaged, so that a preference for a letter cancels.
+
+    Args:
+        model: Any bridge with a tokenizer.
+        pairs: Questions with their answers.
+        interventions: Steering; default none. To a token scope the question, with what the two answers begin with in
+            common, is the prompt.
+        chat: Formatting, as in `answer_means`.
+        batch_size: Rows a forward pass. Default 32.
+
+    Returns:
+        One row a question: question, pairs (how many ask it: two where both orders are there), log_odds, and answered:
+        the probability that the model gives one of the two answers at all, without which log-odds say little.
+
+    Raises:
+        CosmicError: If there are no pairs, one is too long, or one answer is the other's beginning.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> pairs = [AnswerPair("Is it okay to bake a pizza?", "Yes", "No"), AnswerPair("Is it okay to rob a bank?", "No", "Yes")]
+        >>> (answer_log_odds(load_model("demo", device="cpu"), pairs).log_odds > 3).tolist()
+        [True, True]
+    """
+    # An answer's last token is predicted and not fed, so that the two letters of a question share a row.
+    answers: dict[tuple[Tokens, Tokens], list[tuple[int, int, int]]] = defaultdict(list)
+    tails: list[tuple[Tokens, Tokens]] = []
+    for number, (one, other) in enumerate(_rows(model, pairs, chat)):
+        shared = sum(1 for _ in takewhile(lambda two: two[0] == two[1], zip(one, other, strict=False)))
+        if shared in (len(one), len(other)):
+            raise CosmicError(f"pairs: of pair {number} one answer is the beginning of the other; make them differ")
+        tails.append((tuple(one[shared:]), tuple(other[shared:])))
+        for side, tail in enumerate(tails[-1]):
+            answers[tuple(one[:shared]), tail[:-1]].append((number, side, len(tail)))
+    fed = list(answers)
+    log_p = torch.zeros(len(pairs), 2, dtype=torch.float64)
+    # The last token is only predicted, whichever it is.
+    prompts, tokens = [prompt for prompt, _ in fed], [(*head, 0) for _, head in fed]
+    for row, logits in continuation_logits(model, prompts, tokens, interventions, batch_size, label="log-odds"):
+        scores = logits.log_softmax(-1)
+        for number, side, length in answers[fed[row]]:
+            targets = torch.tensor(tails[number][side], device=scores.device)
+            log_p[number, side] = scores[:length].gather(1, targets[:, None]).cpu().double().sum()
+    table = pd.DataFrame(
+        {
+            "topic": [pair.topic for pair in pairs],
+            "question": [pair.question for pair in pairs],
+            "log_odds": (log_p[:, 0] - log_p[:, 1]).tolist(),
+            "answered": log_p.exp().sum(1).tolist(),
+        }
+    )
+    columns = {"question": ("question", "first"), "pairs": ("question", "size")}
+    means = {name: (name, "mean") for name in ("log_odds", "answered")}
+    return table.groupby("topic", sort=False).agg(**columns, **means).reset_index(drop=True)

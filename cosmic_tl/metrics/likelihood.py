@@ -1,0 +1,187 @@
+"""How likely given continuations are: the one place that scores text instead of making it."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
+
+from cosmic_tl._util.progress import track
+from cosmic_tl.errors import CosmicError, check_texts
+from cosmic_tl.interventions.edits import Interventions
+from cosmic_tl.interventions.steer import steering
+from cosmic_tl.model.batching import batches
+from cosmic_tl.model.chat import ChatFormat, opened_block, tokenize
+from cosmic_tl.model.forward import TokenBatch, last_logits
+from cosmic_tl.model.load import TransformerBridge
+from cosmic_tl.model.matmul import FastLinear
+
+
+def continuation_logits(
+    model: TransformerBridge,
+    prompts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[int]],
+    interventions: Interventions = (),
+    batch_size: int = 8,
+    plain_text: bool = False,
+    label: str = "likelihoods",
+) -> Iterator[tuple[int, Float[Tensor, "token vocab"]]]:
+    """The logits that predict each token of each continuation, in float32; one row at a time, short rows first.
+
+    In a batch all prompts end at the same place: they are padded on the left and the continuations on the right, so that
+    token scopes hold for every row. Only the continuations' positions are unembedded.
+
+    Args:
+        model: Any bridge.
+        prompts: Token ids of what comes before, at least one a row.
+        continuations: Token ids to predict, at least one a row.
+        interventions: Steering; default none. For token scopes, a continuation is completion.
+        batch_size: Rows a forward pass. Default 8.
+        plain_text: Take continuations as prompt too: text that no one asked for has no completion.
+        label: Name on the progress bar.
+
+    Yields:
+        A row's index, and its logits on the model's device.
+
+    Raises:
+        CosmicError: If a row is empty or exceeds the model's context, or as `steering`.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> model = load_model("demo", device="cpu")
+        >>> [(row, logits.shape) for row, logits in continuation_logits(model, [[5], [6]], [[7, 8], [9]])]
+        [(1, torch.Size([1, 2048])), (0, torch.Size([2, 2048]))]
+    """
+    if len(prompts) != len(continuations):
+        raise CosmicError(f"continuations: found {len(continuations)} for {len(prompts)} prompts; give one a prompt")
+    limit = int(model.cfg.n_ctx)
+    for i, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
+        if not prompt or not continuation:
+            raise CosmicError(
+                f"continuations: row {i} has nothing to predict, or nothing to predict it from; remove it"
+            )
+        if (length := len(prompt) + len(continuation) - 1) > limit:
+            raise CosmicError(
+                f"continuations: row {i} takes {length} tokens with its prompt and the model's context holds {limit}; "
+                "shorten it"
+            )
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), len(continuations[i])))
+    with track(len(order), label) as advance:
+        for batch in batches(model, [prompts[i] for i in order], batch_size):
+            rows = [order[row] for row in batch.rows]
+            tails = [torch.tensor(continuations[row][:-1], dtype=torch.long) for row in rows]
+            tail = pad_sequence(tails, batch_first=True).to(batch.ids.device)
+            real = pad_sequence([torch.ones_like(one) for one in tails], batch_first=True).to(batch.mask)
+            ids, mask = torch.cat([batch.ids, tail], dim=1), torch.cat([batch.mask, real], dim=1)
+            prompt_length = None if plain_text else batch.ids.shape[1]
+            with torch.inference_mode(), FastLinear(), steering(model, interventions, prompt_length):
+                logits = last_logits(model, TokenBatch(ids, mask, batch.rows), tail.shape[1] + 1)
+            for row, scores in zip(rows, logits, strict=True):
+                yield row, scores[: len(continuations[row])].float()
+            advance(len(rows))
+
+
+def continuation_nats(
+    model: TransformerBridge,
+    prompts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[int]],
+    interventions: Interventions = (),
+    batch_size: int = 8,
+    plain_text: bool = False,
+    label: str = "cross-entropy",
+) -> list[float]:
+    """`−Σ log p` over each continuation's tokens, in nats, in the order of the rows.
+
+    Args:
+        model: Any bridge.
+        prompts: Token ids of what comes before, at least one a row.
+        continuations: Token ids to predict, at least one a row.
+        interventions: Steering; default none.
+        batch_size: Rows a forward pass. Default 8.
+        plain_text: As in `continuation_logits`.
+        label: Name on the progress bar.
+
+    Raises:
+        CosmicError: As `continuation_logits`.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> model = load_model("demo", device="cpu")
+        >>> prompts, answers = tokenize_pairs(model, ["hello"] * 2, ["Hello!", "to to the"])
+        >>> own, garbled = continuation_nats(model, prompts, answers)
+        >>> own < 1 < 10 < garbled
+        True
+    """
+    found = continuation_token_nats(model, prompts, continuations, interventions, batch_size, plain_text, label)
+    return [sum(nats) for nats in found]
+
+
+def continuation_token_nats(
+    model: TransformerBridge,
+    prompts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[int]],
+    interventions: Interventions = (),
+    batch_size: int = 8,
+    plain_text: bool = False,
+    label: str = "cross-entropy",
+) -> list[list[float]]:
+    """`−log p` of each continuation's tokens, in nats, in the order of the rows.
+
+    Args:
+        model: A `TransformerBridge`.
+        prompts: Token ids of what comes before, at least one per row.
+        continuations: Token ids to predict, at least one per row.
+        interventions: Steering; default none.
+        batch_size: Rows per forward pass. Default 8.
+        plain_text: As in `continuation_logits`.
+        label: Name on the progress bar.
+
+    Raises:
+        CosmicError: As `continuation_logits`.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> model = load_model("demo", device="cpu")
+        >>> [len(nats) for nats in continuation_token_nats(model, [[5], [6]], [[7, 8], [9]])]
+        [2, 1]
+    """
+    found: list[list[float]] = [[] for _ in prompts]
+    for row, logits in continuation_logits(model, prompts, continuations, interventions, batch_size, plain_text, label):
+        target = torch.tensor(continuations[row], device=logits.device)
+        found[row] = cross_entropy(logits, target, reduction="none").tolist()
+    return found
+
+
+def tokenize_pairs(
+    model: TransformerBridge, prompts: Sequence[str], completions: Sequence[str], chat: ChatFormat | None = None
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids of formatted prompts, and of the completions that follow them.
+
+    Args:
+        model: Any bridge with a tokenizer.
+        prompts: Instructions.
+        completions: One a prompt; an empty one has no tokens. The tag of a thinking block that the prompt has opened is
+            not predicted again.
+        chat: Formatting; default plain.
+
+    Raises:
+        CosmicError: If the two lists differ in length, or as `tokenize`.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> prompts, answers = tokenize_pairs(load_model("demo", device="cpu"), ["hi"], ["Hello!"])
+        >>> len(prompts[0]), len(answers[0])
+        (9, 2)
+    """
+    check_texts("prompts", prompts)
+    check_texts("completions", completions)
+    if len(prompts) != len(completions):
+        raise CosmicError(f"completions: found {len(completions)} for {len(prompts)} prompts; give one a prompt")
+    tokenizer: Any = model.tokenizer
+    heads = tokenize(model, prompts, chat)
+    opened = opened_block(model, chat)
+    tails = [list(tokenizer(text.removeprefix(opened), add_special_tokens=False)["input_ids"]) for text in completions]
+    return heads, tails

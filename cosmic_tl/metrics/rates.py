@@ -1,0 +1,32 @@
+"""Rates with confidence intervals."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of completions with its Wilson 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __repr__(self) -> str:
+        return f"Rate({self}, n = {self.n})"
+
+    def __str__(self) -> str:
+        return f"{self.value:.1%} [{self.low:.1%}, {self.high:.1%}]"
+
+
+def rate(count: int, n: int) -> Rate:
+    """`count` of `n`, with the Wilson score interval at 95 %.
+
+    Example:
+        >>> str(rate(95, 100))
+        '95.0% [88.8%, 97.8%]'
+    """
+    from scipy.stats import binomtest  # takes half a second to import
+
+    interval = binomtest(count, n).proportion_ci(method="wilson")
+    return Rate(count / n, float(interval.low), float(interval.high), n)

@@ -1,0 +1,159 @@
+"""Left-padded batches, what padding does to a model, and how many rows fit into a pass."""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from cosmic_tl.errors import CosmicError
+from cosmic_tl.model.forward import TokenBatch, read, tiny_batch
+from cosmic_tl.model.hooks import Site, hooks_around, probed
+
+BATCH_SIZE = 32
+"""Prompts a forward pass, where no one says otherwise and nothing depends on the memory at hand."""
+
+
+def batches(
+    model: TransformerBridge, rows: Sequence[Sequence[int]], size: int, overhead: int | None = None
+) -> Iterator[TokenBatch]:
+    """Left-padded batches, prompts of like length together; of one length where the model would not mask the padding.
+
+    Args:
+        model: Gives the padding token and the device.
+        rows: Token ids from `tokenize`.
+        size: Prompts a batch, at most.
+        overhead: What a pass costs besides its tokens, in tokens: prompts are split so that padding and passes together cost
+            the least. Default: every batch but the last has `size` prompts, unless the model takes no padding
+            (`forward.masks_padding`).
+
+    Raises:
+        CosmicError: If `size` is not positive.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> model = load_model("demo", device="cpu")
+        >>> batch = next(batches(model, [[5, 6, 7], [8]], size=2))
+        >>> batch.mask.tolist(), batch.rows
+        ([[0, 0, 1], [1, 1, 1]], (1, 0))
+        >>> [batch.rows for batch in batches(model, [[5, 6, 7], [8]], size=2, overhead=1)]
+        [(1,), (0,)]
+    """
+    if size < 1:
+        raise CosmicError(f"batch_size: must be at least 1, found {size}")
+    paddable = len({len(row) for row in rows}) == 1 or masks_padding(model)
+    pad = model.tokenizer.pad_token_id if model.tokenizer is not None else None
+    device = torch.device(str(model.cfg.device))
+    order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), i))
+    for start, end in _cuts([len(rows[i]) for i in order], size, overhead, paddable):
+        chosen = order[start:end]
+        width = len(rows[chosen[-1]])
+        ids = torch.full((len(chosen), width), 0 if pad is None else pad)
+        mask = torch.zeros_like(ids)
+        for i, row in enumerate(chosen):
+            ids[i, width - len(rows[row]) :] = torch.tensor(rows[row])
+            mask[i, width - len(rows[row]) :] = 1
+        yield TokenBatch(ids.to(device), mask.to(device), tuple(chosen))
+
+
+def _cuts(lengths: Sequence[int], size: int, overhead: int | None, paddable: bool) -> list[tuple[int, int]]:
+    """Where to split prompts, sorted by length, into batches."""
+    cuts: list[tuple[int, int]] = []
+    if overhead is None:
+        start = 0
+        while start < len(lengths):
+            end = start + size if paddable else min(start + size, bisect_right(lengths, lengths[start]))
+            cuts.append((start, min(end, len(lengths))))
+            start = end
+        return cuts
+    # The cheapest split of the first prompts, one prompt more at a time.
+    cheapest = [(0, 0)]
+    for end, longest in enumerate(lengths, 1):
+        first = max(0, end - size) if paddable else max(end - size, bisect_left(lengths, longest))
+        cheapest.append(
+            min((cheapest[start][0] + (end - start) * longest + overhead, start) for start in range(first, end))
+        )
+    end = len(lengths)
+    while end:
+        cuts.append((cheapest[end][1], end))
+        end = cuts[-1][0]
+    return cuts[::-1]
+
+
+def masks_padding(model: TransformerBridge) -> bool:
+    """Whether padding before a prompt leaves its activations as they are.
+
+    Attention masks it. A recurrent model may take it into its state: RWKV ignores the mask, and so does RecurrentGemma's
+    convolution. A recurrent model is tried once, on a short row beside a long one. And where an intervention around
+    (`steering`) has a mask of tokens, padding would move the tokens under it.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> masks_padding(load_model("demo", device="cpu"))
+        True
+    """
+    if not getattr(model.adapter, "supports_batched_generation", True):
+        return False
+    if any(isinstance(getattr(hook, "tokens", None), Tensor) for hook in hooks_around(model)):
+        return False
+    if not getattr(model.original_model, "_is_stateful", False):
+        return True
+
+    def probe() -> bool:
+        short = tiny_batch(model)
+        n, device = short.ids.shape[1], short.ids.device
+        ids, mask = torch.arange(1, 3 * n + 1, device=device).repeat(2, 1), torch.ones(2, 3 * n, device=device).long()
+        ids[0, -n:], mask[0, :-n] = short.ids[0], 0
+        site: tuple[int, Site] = (int(model.cfg.n_layers) - 1, "hook_resid_post")
+        padded, alone = (
+            read(model, batch, [site], n)[site][0].float() for batch in (TokenBatch(ids, mask, (0, 1)), short)
+        )
+        tolerance = 1e-4 if model.cfg.dtype in (torch.float32, torch.float64) else 5e-2
+        return bool((padded - alone).norm() <= tolerance * alone.norm())
+
+    return probed(model, "padding", probe)
+
+
+CPU_TOKENS = 1024
+"""Tokens of a pass on a CPU, where more gains nothing."""
+CPU_ACTIVATION = 20 * 2**20
+"""Bytes of the largest activation of a pass on a CPU. More leaves the caches, and from 32 MiB on the allocator takes fresh
+pages from the system each time, which costs more than larger matrix products gain."""
+
+
+def rows_per_pass(model: TransformerBridge, longest: int) -> int:
+    """How many rows of a length one pass takes.
+
+    On a GPU as many as half of the free memory holds, by a rough count of a block's largest activations; on a CPU as many as
+    are still fast.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> rows_per_pass(load_model("demo", device="cpu"), longest=20)
+        51
+    """
+    cfg = model.cfg
+    size, d_mlp = torch.finfo(cfg.dtype).bits // 8, int(cfg.d_mlp or 4 * cfg.d_model)
+    tokens = min(CPU_TOKENS, CPU_ACTIVATION // (size * d_mlp))
+    if (device := torch.device(str(cfg.device))).type == "cuda":
+        per_token = size * (8 * int(cfg.d_model) + 3 * d_mlp)
+        per_token += 8 * int(cfg.n_heads) * longest  # scores and their softmax in float32
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        tokens = tokens_that_fit(torch.cuda.mem_get_info(device)[0], cached, per_token)
+    return max(1, tokens // longest)
+
+
+def tokens_that_fit(free: int, cached: int, per_token: int) -> int:
+    """How many tokens half of a GPU's memory that is to be had holds, at most 65,536.
+
+    Args:
+        free: Bytes that the driver has.
+        cached: Bytes that torch keeps from earlier passes and gives to the next, which the driver counts as taken.
+        per_token: Bytes that a token takes.
+
+    Example:
+        >>> tokens_that_fit(free=0, cached=1000, per_token=10)
+        50
+    """
+    return min((free + cached) // 2 // per_token, 65_536)

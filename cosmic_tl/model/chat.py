@@ -1,0 +1,225 @@
+"""Instructions to tokens: chat templates, thinking blocks, post-instruction positions, left-padded batches.
+
+Everything downstream reads the last positions, so prompts are padded on the left and the mask travels with the tokens.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from jinja2.exceptions import TemplateError
+from transformer_lens.model_bridge import TransformerBridge
+
+from cosmic_tl.errors import CosmicError, check_texts, one_of
+from cosmic_tl.model.batching import batches
+from cosmic_tl.model.forward import next_token_logits
+
+THINKING_TAGS = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("[THINK]", "[/THINK]"))
+"""Markers with which models open and close a thinking block."""
+_answers_begin: WeakKeyDictionary[TransformerBridge, dict[tuple[str, str], bool]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """How an instruction becomes a prompt."""
+
+    system: str | None = None
+    """System prompt. Where the template has no system role, it goes before the user's text."""
+    prefix: str = ""
+    """Text that the assistant's answer begins with."""
+    thinking: Literal["close", "open"] = "close"
+    """"close": a thinking block that the template or the model opens is closed at once, so that positions and
+    judgements come after it. A model thinks if its template speaks of it, or if its own answer begins with a thinking tag; a
+    tag in the vocabulary alone is none. "open": leave the template as it is."""
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+    """Variables for the chat template, such as `enable_thinking`."""
+    use_template: bool | None = None
+    """False feeds instructions as they are; None uses the tokenizer's template where it has one."""
+
+    def __post_init__(self) -> None:
+        one_of("thinking", self.thinking, ("close", "open"))
+
+
+def _message_text(model: TransformerBridge, chat: ChatFormat, user: str, merge_system: bool = False) -> str:
+    """The template's rendering of one exchange up to where the answer begins."""
+    tokenizer: Any = model.tokenizer
+    options = dict(chat.template_options)
+    if chat.thinking == "close" and "enable_thinking" in str(tokenizer.chat_template):
+        options.setdefault("enable_thinking", False)
+    messages = [{"role": "user", "content": user}]
+    if chat.system is not None and merge_system:
+        messages = [{"role": "user", "content": f"{chat.system}\n\n{user}"}]
+    elif chat.system is not None:
+        messages.insert(0, {"role": "system", "content": chat.system})
+    rendered: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
+    return rendered
+
+
+def uses_template(model: TransformerBridge, chat: ChatFormat) -> bool:
+    """Whether prompts go through a chat template.
+
+    Raises:
+        CosmicError: If a template is asked for and the tokenizer has none.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> uses_template(load_model("demo", device="cpu"), ChatFormat())
+        True
+    """
+    if model.tokenizer is None:
+        raise CosmicError("model: it has no tokenizer; boot it with tokenizer=…")
+    has = bool(model.tokenizer.chat_template)
+    if chat.use_template and not has:
+        raise CosmicError("use_template: the tokenizer has no chat template; pass use_template=False or set one")
+    if chat.system is not None and not (has and chat.use_template is not False):
+        raise CosmicError("system: a model without a chat template takes no system prompt; leave it out")
+    return has if chat.use_template is None else chat.use_template
+
+
+@dataclass(frozen=True)
+class _Rendering:
+    """What has to be done to every prompt, found once on a probe."""
+
+    merge_system: bool
+    suffix: str
+    notes: tuple[str, ...]
+    opened: str
+    """The tag of a thinking block that the prompt leaves open, or nothing."""
+
+
+def _plan(model: TransformerBridge, chat: ChatFormat) -> _Rendering:
+    notes: list[str] = []
+    merge_system = False
+    probe = "sphinx of black quartz"
+    try:
+        text = _message_text(model, chat, probe)
+        merge_system = chat.system is not None and chat.system.strip() not in text
+    except TemplateError as error:
+        merge_system = chat.system is not None
+        if not merge_system:
+            raise CosmicError(
+                f"chat template: it rejects a plain user message ({error}); set template_options or use_template=False"
+            ) from error
+    if merge_system:
+        notes.append("The chat template takes no system prompt: it was put before the user's text.")
+        text = _message_text(model, chat, probe, merge_system=True)
+    after = text.rpartition(probe)[2]
+    suffix = chat.prefix
+    if chat.thinking == "close":
+        template = str(model.tokenizer.chat_template)
+        for opening, closing in THINKING_TAGS:
+            if after.rfind(opening) > after.rfind(closing):
+                suffix = ("" if after.endswith("\n") else "\n") + f"{closing}\n\n{chat.prefix}"
+                notes.append(
+                    f"The template opens a thinking block ({opening}): it was closed; positions come after it."
+                )
+            elif closing in after:
+                notes.append(f"The template's thinking block ({opening}) is closed and empty; positions come after it.")
+            elif opening in template or closing in template or _begins_with(model, text, opening):
+                suffix = f"{opening}\n\n{closing}\n\n{chat.prefix}"
+                notes.append(f"The model may think ({opening}): an empty, closed block was put before its answer.")
+            else:
+                continue
+            break
+    return _Rendering(merge_system, suffix, tuple(notes), _left_open(after + suffix))
+
+
+def _left_open(text: str) -> str:
+    return next((opening for opening, closing in THINKING_TAGS if text.rfind(opening) > text.rfind(closing)), "")
+
+
+def _begins_with(model: TransformerBridge, prompt: str, tag: str) -> bool:
+    """Whether the model's greedy answer begins with a tag; a vocabulary may hold tags that the model never says."""
+    token = model.tokenizer.get_added_vocab().get(tag)
+    if token is None:
+        return False
+    said = _answers_begin.setdefault(model, {})
+    if (prompt, tag) not in said:
+        row = model.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        with torch.inference_mode():
+            logits = next_token_logits(model, next(batches(model, [row], 1)))
+        said[prompt, tag] = int(logits[0].argmax()) == token
+    return said[prompt, tag]
+
+
+def opened_block(model: TransformerBridge, chat: ChatFormat | None = None) -> str:
+    """The tag of the thinking block that every prompt leaves open; empty if there is none.
+
+    Answers then begin inside of the block, and do not say so themselves.
+
+    Args:
+        model: A `TransformerBridge` with a tokenizer.
+        chat: Formatting; default plain.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> opened_block(load_model("demo", device="cpu"), ChatFormat(prefix="<think>"))
+        '<think>'
+    """
+    chat = chat or ChatFormat()
+    return _plan(model, chat).opened if uses_template(model, chat) else _left_open(chat.prefix)
+
+
+def chat_notes(model: TransformerBridge, chat: ChatFormat | None = None) -> tuple[str, ...]:
+    """What the formatting does that a user would want to be told, in sentences.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> chat_notes(load_model("demo", device="cpu"))
+        ()
+    """
+    chat = chat or ChatFormat()
+    if not uses_template(model, chat):
+        return ("The tokenizer's chat template is not used: instructions are fed as they are.",)
+    return _plan(model, chat).notes
+
+
+def render(model: TransformerBridge, instructions: Sequence[str], chat: ChatFormat | None = None) -> list[str]:
+    """Instructions as the model will see them, in text.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> render(load_model("demo", device="cpu"), ["hi"])
+        ['<|im_start|>user\\nhi<|im_end|>\\n<|im_start|>assistant\\n']
+    """
+    chat = chat or ChatFormat()
+    if not uses_template(model, chat):
+        return [instruction + chat.prefix for instruction in instructions]
+    plan = _plan(model, chat)
+    return [_message_text(model, chat, text, plan.merge_system) + plan.suffix for text in instructions]
+
+
+def tokenize(model: TransformerBridge, instructions: Sequence[str], chat: ChatFormat | None = None) -> list[list[int]]:
+    """Token ids of each formatted instruction, unpadded.
+
+    Args:
+        model: Any bridge with a tokenizer.
+        instructions: User texts.
+        chat: System prompt, prefix and template options; default none.
+
+    Raises:
+        CosmicError: If they are no list of texts, there are none, one of them is blank, or one exceeds the model's context.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> [len(row) for row in tokenize(load_model("demo", device="cpu"), ["hi", "hello there"])]
+        [9, 10]
+    """
+    check_texts("prompts", instructions)
+    if not instructions:
+        raise CosmicError("prompts: none given; pass at least one instruction")
+    if blank := [i for i, text in enumerate(instructions) if not text.strip()]:
+        raise CosmicError(f"prompts: instruction {blank[0]} is blank; remove it")
+    chat = chat or ChatFormat()
+    add_special = not uses_template(model, chat)
+    tokenizer: Any = model.tokenizer
+    rows: list[list[int]] = tokenizer(render(model, instructions, chat), add_special_tokens=add_special)["input_ids"]
+    longest = max(range(len(rows)), key=lambda i: len(rows[i]))
+    if len(rows[longest]) > (limit := int(model.cfg.n_ctx)):
+        raise CosmicError(
+            f"prompts: instruction {longest} takes {len(rows[longest])} tokens and the model's context holds {limit}; "
+            "shorten it"
+        )
+    return rows

@@ -1,0 +1,213 @@
+"""Which parameters write to the residual stream, and what plain `transformers` calls them.
+
+Found through TransformerLens's components, which are the same for every architecture.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.generalized_components import NormalizationBridge
+from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+from transformer_lens.utilities.quantization import unreadable_weight_reason as unreadable_weight_reason
+from transformers.pytorch_utils import Conv1D
+
+from cosmic_tl.errors import CosmicError
+from cosmic_tl.model.forward import read, tiny_batch
+from cosmic_tl.model.hooks import Site, hook_name, probed
+
+
+@dataclass(frozen=True, eq=False)
+class Writer:
+    """A parameter that is added to the stream, weighted by something: a matrix, a table of embeddings or a bias."""
+
+    name: str
+    """As plain `transformers` knows it."""
+    parameter: torch.nn.Parameter
+    axis: int
+    """Which of its axes is the stream's, -1 or -2: along the others lie input dimensions, tokens, positions, experts."""
+
+
+@dataclass(frozen=True, eq=False)
+class Contribution:
+    """What the embeddings, an attention or an MLP adds to the stream, and the parameters that write it."""
+
+    layer: int
+    site: Site
+    """Where it can be read; `hook_resid_pre` of the first block is what the embeddings write."""
+    writers: tuple[Writer, ...]
+    gain: Float[Tensor, " d_model"] | None = None
+    """Of the norm between the writers and the stream (Gemma 2 and 3, OLMo 2), where there is one. float64."""
+
+    def __str__(self) -> str:
+        part = {"hook_attn_out": "attention", "hook_mlp_out": "MLP"}
+        return f"block {self.layer}'s {part[self.site]}" if self.site in part else "the embedding"
+
+
+def plain_modules(module: torch.nn.Module, prefix: str = "") -> Iterator[tuple[str, torch.nn.Module]]:
+    """Every module that plain `transformers` would have, below a bridge's `original_model`, with its name and a dot.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> names = [name for name, _ in plain_modules(load_model("demo", device="cpu").original_model)]
+        >>> names[:4]
+        ['', 'model.', 'model.embed_tokens.', 'model.layers.']
+    """
+    while isinstance(module, GeneralizedComponent) and module.original_component is not None:
+        module = module.original_component
+    yield prefix, module
+    for name, child in module._modules.items():  # named_children leaves out a module's second name
+        if child is not None:
+            yield from plain_modules(child, f"{prefix}{name}.")
+
+
+def plain_parameters(module: torch.nn.Module, prefix: str = "") -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """Parameters under the names that plain `transformers` gives them; a tied one comes once for each name.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> next(plain_parameters(load_model("demo", device="cpu").original_model))[0]
+        'model.embed_tokens.weight'
+    """
+    for path, inner in plain_modules(module, prefix):
+        for leaf, parameter in inner._parameters.items():
+            if parameter is not None:
+                yield path + leaf, parameter
+
+
+def contributions(model: TransformerBridge) -> list[Contribution]:
+    """All that is added to the stream, from the embeddings up.
+
+    Raises:
+        CosmicError: If a component's output projection cannot be found.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> found = contributions(load_model("demo", device="cpu"))
+        >>> [(str(one), one.writers[0].name) for one in found[:2]]
+        [('the embedding', 'model.embed_tokens.weight'),
+         ("block 0's attention", 'model.layers.0.self_attn.o_proj.weight')]
+    """
+    names: dict[int, str] = {}
+    for name, parameter in plain_parameters(model.original_model):
+        names.setdefault(id(parameter), name)
+    d_model = int(model.cfg.d_model)
+
+    def contribution(layer: int, site: Site, found: list[tuple[torch.nn.Module, str]]) -> Contribution:
+        writers = []
+        for module, leaf in found:
+            parameter = module._parameters[leaf]
+            if parameter is not None and d_model in parameter.shape and id(parameter) in names:
+                writers.append(Writer(names[id(parameter)], parameter, _axis(module, leaf, d_model)))
+        if not writers:
+            raise CosmicError(
+                f"model: the matrices of {Contribution(layer, site, ())} that write to the stream of "
+                f"{type(model.original_model).__name__} were not found; use the Ablation intervention"
+            )
+        return Contribution(layer, site, tuple(writers), _gain(model, layer, site))
+
+    tables = [model.get_submodule(name) for name in ("embed", "pos_embed") if name in dict(model.named_children())]
+    everything = [contribution(0, "hook_resid_pre", [pair for table in tables for pair in _own(table)])]
+    for layer, block in enumerate(model.blocks):
+        parts = dict(block.named_children())
+        everything += [
+            contribution(layer, "hook_attn_out", _outputs(parts.get("attn"), "o", d_model)),
+            contribution(layer, "hook_mlp_out", _outputs(parts.get("mlp"), "out", d_model)),
+        ]
+    return everything
+
+
+def _own(component: torch.nn.Module) -> list[tuple[torch.nn.Module, str]]:
+    """The parameters of one module, as the module that holds them and their names there."""
+    _, module = next(plain_modules(component))
+    return [(module, leaf) for leaf in module._parameters]
+
+
+def _outputs(component: torch.nn.Module | None, name: str, d_model: int) -> list[tuple[torch.nn.Module, str]]:
+    """Those of the output projection; of all experts', where TransformerLens names none, as in a mixture of experts."""
+    if component is None:
+        return []
+    projection = dict(component.named_children()).get(name)
+    if projection is not None:
+        return _own(projection)
+    return [
+        (module, leaf)
+        for path, module in plain_modules(component)
+        for leaf, parameter in module._parameters.items()
+        if parameter is not None and _is_output(path + leaf, module, d_model)
+    ]
+
+
+def _is_output(name: str, module: torch.nn.Module, d_model: int) -> bool:
+    """Whether a parameter somewhere in a mixture of experts belongs to an output projection.
+
+    Nearly all of `transformers` calls it `down_proj`, be it fused or not. Others are told from routers, gates and input
+    projections by their shape. Whatever this takes wrongly, the rehearsal of the edit finds out.
+    """
+    if "down_proj" in name:
+        return True
+    weight = module._parameters.get("weight")
+    if weight is None or weight.ndim < 2 or not weight.shape[-2] == d_model != weight.shape[-1]:
+        return False
+    return isinstance(module, torch.nn.Linear) or weight.ndim == 3
+
+
+def _axis(module: torch.nn.Module, leaf: str, d_model: int) -> int:
+    """The stream's axis: the last where weights are stored as [..., input, output], and else the last but one."""
+    input_first = isinstance(module, (torch.nn.Embedding, Conv1D)) or getattr(module, "is_transposed", False)
+    shape = module.get_parameter(leaf).shape
+    return -1 if input_first or "bias" in leaf or shape[-2] != d_model else -2
+
+
+def _gain(model: TransformerBridge, layer: int, site: Site) -> Tensor | None:
+    """The gain of a norm whose output is added to the stream."""
+    component = model.get_submodule(hook_name(model, layer, site).rpartition(".")[0])
+    if not isinstance(component, NormalizationBridge):
+        return None
+    norm = component.original_component
+    weight, bias = (getattr(norm, name, None) for name in ("weight", "bias"))
+    if not component.uses_rms_norm or weight is None or bias is not None:
+        raise CosmicError(
+            f"model: {Contribution(layer, site, ())} passes a {type(norm).__name__} before the stream, so no edit of its "
+            "weights removes a direction; use the Ablation intervention"
+        )
+    gain: Tensor = weight.detach().cpu().double()
+    return gain + 1.0 if component.uses_weight_offset else gain
+
+
+def check_additive(model: TransformerBridge) -> None:
+    """Make sure that each block adds `hook_attn_out` and `hook_mlp_out` to its input and nothing else.
+
+    Directional ablation edits these three, and holds in the whole stream only then.
+
+    Raises:
+        CosmicError: If a block's output is anything but the sum.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> check_additive(load_model("demo", device="cpu"))
+    """
+    if (layer := probed(model, "additive", lambda: _first_not_additive(model))) is not None:
+        raise CosmicError(
+            f"model: block {layer} of {type(model.original_model).__name__} does more than add attention and MLP "
+            "outputs to its input, so directional ablation would not hold; use AffineEdit (mode='affine') instead"
+        )
+
+
+def _first_not_additive(model: TransformerBridge) -> int | None:
+    n_layers = int(model.cfg.n_layers)
+    sites: tuple[Site, ...] = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
+    found = read(
+        model, tiny_batch(model), [(layer, site) for layer in range(n_layers) for site in sites], n_positions=4
+    )
+    for layer in range(n_layers):
+        before, attn, mlp, after = (found[layer, site].float() for site in sites)
+        tolerance = 1e-3 if found[layer, sites[0]].dtype == torch.float32 else 5e-2
+        if before.shape != after.shape or not (after - before - attn.to(after) - mlp.to(after)).norm() <= (
+            tolerance * after.norm()
+        ):
+            return layer
+    return None

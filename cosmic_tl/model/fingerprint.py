@@ -1,0 +1,133 @@
+"""Which model something was made from: a fingerprint of architecture and weights."""
+
+import hashlib
+import json
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from cosmic_tl.errors import CosmicError
+
+_NOT_IDENTITY = frozenset(
+    [
+        "_name_or_path",
+        "transformers_version",
+        "dtype",
+        "torch_dtype",
+        "_attn_implementation",
+        "attn_implementation",
+        "output_attentions",
+        "output_hidden_states",
+        "return_dict",
+        "use_cache",
+    ]
+)
+"""Config entries that say how a model was loaded, not which model it is."""
+_origins: WeakKeyDictionary[TransformerBridge, dict[str, set[str]]] = WeakKeyDictionary()
+"""Fingerprints that a model had before its weights were edited on purpose, by the one that it has now."""
+_offloaded: WeakKeyDictionary[torch.nn.Module, dict[str, Tensor]] = WeakKeyDictionary()
+"""Values of weights that are in memory or on disk until a pass needs them, which nobody edits there."""
+
+
+def model_fingerprint(model: TransformerBridge) -> str:
+    """Sixteen hex digits that identify architecture and weights, whatever dtype and device they were loaded in.
+
+    Hashes the config and, of every parameter, name, shape and up to 64 evenly spaced values rounded to bfloat16. That
+    takes milliseconds at any size, so the weights are looked at each time and a changed one is always noticed; only
+    weights that were offloaded to memory or disk are read once per model.
+
+    Example:
+        >>> model = load_model("demo", device="cpu")
+        >>> model_fingerprint(model) == model_fingerprint(load_model("demo", device="cpu", dtype="bfloat16"))
+        True
+    """
+    config = {k: v for k, v in model.original_model.config.to_dict().items() if k not in _NOT_IDENTITY}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    samples: dict[str, Tensor] = {}
+    for name, parameter, sample in _samples(model.original_model):
+        digest.update(f"{name} {tuple(parameter.shape)}".encode())
+        if sample is not None:
+            samples[name] = sample
+    # One transfer for each device, since every transfer waits for it.
+    for device in {sample.device for sample in samples.values()}:
+        here = [name for name, sample in samples.items() if sample.device == device]
+        sizes = [len(samples[name]) for name in here]
+        together = torch.cat([samples[name].to(torch.bfloat16) for name in here]).float().cpu()
+        samples |= zip(here, torch.split(together, sizes), strict=True)
+    for sample in samples.values():
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def check_origin(model: TransformerBridge, fingerprint: str, name: str = "", what: str = "direction") -> None:
+    """Make sure that something was made from this model, or from what it was before `orthogonalize_weights`.
+
+    Args:
+        model: The model that it is to be used with.
+        fingerprint: `model_fingerprint` of the model that it was made from; "" fits any.
+        name: That model's name, for people.
+        what: What it is called in the error.
+
+    Raises:
+        CosmicError: If it is of another model.
+
+    Example:
+        >>> check_origin(load_model("demo", device="cpu"), "0" * 16, "other")
+        Traceback (most recent call last):
+        cosmic_tl.errors.CosmicError: direction: it was found in other (0000000000000000) and this model is ...
+    """
+    if not fingerprint or fingerprint == (found := model_fingerprint(model)):
+        return
+    if fingerprint not in _origins.get(model, {}).get(found, ()):
+        raise CosmicError(
+            f"{what}: it was found in {name or 'a model'} ({fingerprint}) and this model is {found}; "
+            f"load that model, or clear the fingerprint to transfer the {what} on purpose"
+        )
+
+
+def remember_origin(model: TransformerBridge, before: str) -> None:
+    """Let what was made from a model be used with it after an edit of its weights.
+
+    Args:
+        model: The model, edited.
+        before: Its `model_fingerprint` before the edit. What that one remembered is kept.
+
+    Example:
+        >>> model = load_model("demo", device="cpu")
+        >>> before = model_fingerprint(model)
+        >>> with torch.no_grad():
+        ...     _ = model.original_model.lm_head.weight.mul_(2.0)
+        >>> remember_origin(model, before)
+        >>> check_origin(model, before)
+    """
+    known = _origins.setdefault(model, {})
+    known[model_fingerprint(model)] = {before, *known.get(before, ())}
+
+
+def _samples(model: torch.nn.Module) -> list[tuple[str, Tensor, Tensor | None]]:
+    """Name, parameter and some of its values, each once, by name; None for one that has no values anywhere."""
+    found: list[tuple[str, Tensor, Tensor | None]] = []
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        for own_name, parameter in module._parameters.items():
+            if parameter is None or id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            sample: Tensor | None = None
+            if parameter.device.type != "meta":
+                sample = _some(parameter)
+            elif (weights := getattr(getattr(module, "_hf_hook", None), "weights_map", None)) is not None:
+                known = _offloaded.setdefault(module, {})
+                if own_name not in known:
+                    known[own_name] = _some(weights[own_name]).clone()
+                sample = known[own_name]
+            found.append((f"{path}.{own_name}".replace("_original_component.", ""), parameter, sample))
+    return sorted(found, key=lambda one: one[0])
+
+
+def _some(parameter: Tensor) -> Shaped[Tensor, " value"]:
+    """Up to 64 evenly spaced values."""
+    return parameter.detach().reshape(-1)[:: max(1, -(-parameter.numel() // 64))]

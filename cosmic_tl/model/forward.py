@@ -1,0 +1,290 @@
+"""Forward passes on hook points: what to edit, what to read, where to start and to stop."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from inspect import signature
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import DynamicCache
+
+from cosmic_tl.errors import CosmicError
+from cosmic_tl.model.hooks import Hook, Site, hook_name, without_hooks
+from cosmic_tl.model.matmul import FastLinear
+
+
+@dataclass(frozen=True, eq=False)
+class TokenBatch:
+    """Left-padded prompts."""
+
+    ids: Int[Tensor, "batch seq"]
+    mask: Int[Tensor, "batch seq"]
+    """1 on real tokens, 0 on padding."""
+    rows: tuple[int, ...]
+    """Which of the prompts these are."""
+
+
+KeysValues = tuple[tuple[Tensor, Tensor], ...]
+"""Keys and values of some tokens, `[row, head, token, d_head]`, one pair a layer."""
+_block_outputs: WeakKeyDictionary[TransformerBridge, int | None] = WeakKeyDictionary()
+
+
+class _Stop(Exception):
+    """Everything that was to be read has been read."""
+
+
+@dataclass(frozen=True, eq=False)
+class Resume:
+    """Where a pass starts, when not at the first token and the first block."""
+
+    layer: int = 0
+    """The first block to run; the ones below pass their input through."""
+    stream: Float[Tensor, "batch seq d_model"] | None = None
+    """The residual stream that enters it."""
+    past: KeysValues | None = None
+    """Keys and values of the tokens before the batch's, without padding between them: one row that all rows of the batch
+    follow, or several that equally many rows each follow, in order."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reached:
+    """What a pass read."""
+
+    activations: dict[tuple[int, Site], Float[Tensor, "batch position d_model"]] = field(default_factory=dict)
+    logits: Float[Tensor, "batch vocab"] | None = None
+    """At the last position, in float32."""
+    keys_values: KeysValues | None = None
+    """From the block on where the pass started."""
+
+
+def forward(
+    model: TransformerBridge,
+    batch: TokenBatch,
+    reads: Iterable[tuple[int, Site]] = (),
+    n_positions: int | None = 1,
+    logits: bool = False,
+    hooks: Sequence[Hook] = (),
+    resume: Resume | None = None,
+    last_token_only: bool = False,
+    keep_keys_values: bool = False,
+) -> Reached:
+    """One pass: from where it has to start to where nothing more is read.
+
+    Args:
+        model: Any bridge.
+        batch: Left-padded prompts, or what follows the tokens of `resume.past`.
+        reads: (layer, site) pairs to read.
+        n_positions: How many of the last positions to read; None for all.
+        logits: Also go on to the logits of the last position.
+        hooks: Edits to make on the way; an edit at a site that is read is seen there.
+        resume: Where to start.
+        last_token_only: In the last block that runs compute the MLP and the attention's output of the last token
+            alone; other tokens of that block then hold nothing that means anything.
+        keep_keys_values: Return the keys and values too.
+
+    Raises:
+        CosmicError: If a site does not exist.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> from cosmic_tl.model.batching import batches
+        >>> from cosmic_tl.model.chat import tokenize
+        >>> model = load_model("demo", device="cpu")
+        >>> batch = next(batches(model, tokenize(model, ["hi", "hello"]), 2))
+        >>> stream = forward(model, batch, [(3, "hook_resid_pre")], None).activations[3, "hook_resid_pre"]
+        >>> rest = forward(model, batch, logits=True, resume=Resume(3, stream))
+        >>> torch.allclose(rest.logits, forward(model, batch, logits=True).logits, atol=1e-5)
+        True
+    """
+    resume = resume or Resume()
+    wanted = list(reads)
+    reached: dict[tuple[int, Site], Tensor] = {}
+    first = 0 if n_positions is None else -n_positions
+
+    def keep(key: tuple[int, Site]) -> Callable[..., None]:
+        def hook(activation: Tensor, hook: Any) -> None:
+            reached[key] = activation[:, first:].clone()
+            if len(reached) == len(wanted) and not logits:
+                raise _Stop
+
+        return hook
+
+    # The stream comes in first, is then edited, and read last.
+    everything: list[Hook] = []
+    if resume.stream is not None:
+        stream = resume.stream
+        everything.append((hook_name(model, resume.layer, "hook_resid_pre"), lambda x, hook: stream.to(x.device)))
+    everything += hooks
+    if last_token_only:
+        last = int(model.cfg.n_layers) - 1 if logits else max(layer for layer, _ in wanted)
+        everything += _last_token_hooks(model, last)
+    everything += [(hook_name(model, *key), keep(key)) for key in wanted]
+
+    inner = model.original_model
+    mask = batch.mask
+    if resume.past:
+        n_past = resume.past[-1][0].shape[2]
+        mask = torch.cat([mask.new_ones(mask.shape[0], n_past), mask], dim=1)
+    options = _options(inner, mask, batch.ids.shape[1], 1)
+    cache = DynamicCache()
+    for layer, (keys, values) in enumerate(resume.past or ()):
+        times = batch.ids.shape[0] // keys.shape[0]
+        cache.update(keys.repeat_interleave(times, 0), values.repeat_interleave(times, 0), layer)
+    if resume.past or keep_keys_values:
+        options |= {"use_cache": True, "past_key_values": cache}
+    found = None
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        stack.enter_context(FastLinear())
+        stack.enter_context(_passing_through(model, resume.layer))
+        stack.enter_context(model.hooks(fwd_hooks=everything))
+        with suppress(_Stop):
+            found = inner(batch.ids, attention_mask=mask, **options).logits[:, -1].float()
+    return Reached(
+        reached,
+        found if logits else None,
+        tuple((layer.keys, layer.values) for layer in cache.layers[resume.layer :]) if keep_keys_values else None,
+    )
+
+
+def _options(inner: Any, mask: Tensor, length: int, n_logits: int) -> dict[str, Any]:
+    """What a model is told of its last `length` tokens, as far as it takes it."""
+    found: dict[str, Any] = {
+        "position_ids": (mask.cumsum(1) - 1).clamp(min=0)[:, mask.shape[1] - length :],
+        "use_cache": False,
+        "logits_to_keep": n_logits,  # spares the unembedding of all other positions
+    }
+    known = signature(inner.forward).parameters
+    return {name: value for name, value in found.items() if name in known}
+
+
+def last_logits(model: TransformerBridge, batch: TokenBatch, n: int) -> Float[Tensor, "batch position vocab"]:
+    """Logits at the last `n` positions, in the model's dtype; with a gradient where one is asked for.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> from cosmic_tl.model.batching import batches
+        >>> from cosmic_tl.model.chat import tokenize
+        >>> model = load_model("demo", device="cpu")
+        >>> with torch.inference_mode():
+        ...     last_logits(model, next(batches(model, tokenize(model, ["hi"]), 1)), 3).shape
+        torch.Size([1, 3, 2048])
+    """
+    inner: Any = model.original_model
+    options = _options(inner, batch.mask, batch.ids.shape[1], n)
+    logits: Tensor = inner(batch.ids, attention_mask=batch.mask, **options).logits
+    return logits[:, -n:]
+
+
+def _last_token_hooks(model: TransformerBridge, layer: int) -> list[Hook]:
+    """Cut all tokens but the last from what enters a block's MLP and attention output.
+
+    Both are added to a stream that still has all tokens, so the shapes fit, and its last token is right.
+    """
+    points, known = (f"blocks.{layer}.attn.o.hook_in", f"blocks.{layer}.mlp.hook_in"), model.hook_dict
+    return [(name, lambda x, hook: x[:, -1:]) for name in points if name in known]
+
+
+@contextmanager
+def _passing_through(model: TransformerBridge, n_blocks: int) -> Iterator[None]:
+    """Let the lowest blocks return their input at once."""
+    skipped = list(model.blocks)[:n_blocks]
+    n_outputs = _n_outputs(model) if n_blocks else None
+
+    def same(*args: Any, hidden_states: Tensor | None = None, **kwargs: Any) -> Any:
+        x = args[0] if args else hidden_states
+        return x if n_outputs is None else (x, *[None] * (n_outputs - 1))
+
+    try:
+        for block in skipped:
+            block.__dict__["forward"] = same  # plain assignment would go to the wrapped block
+        yield
+    finally:
+        for block in skipped:
+            block.__dict__.pop("forward", None)
+
+
+def _n_outputs(model: TransformerBridge) -> int | None:
+    """How many things a block gives the model in a tuple, None for a bare tensor: up to the architecture."""
+    if model not in _block_outputs:
+
+        def look(module: torch.nn.Module, args: Any, output: Any) -> None:
+            _block_outputs[model] = len(output) if isinstance(output, tuple) else None
+
+        handle = model.blocks[0].register_forward_hook(look)
+        try:
+            with without_hooks(model):
+                forward(model, tiny_batch(model), logits=True)
+        finally:
+            handle.remove()
+    return _block_outputs[model]
+
+
+def tiny_batch(model: TransformerBridge) -> TokenBatch:
+    """Four tokens, to try a model on.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> tiny_batch(load_model("demo", device="cpu")).ids.tolist()
+        [[1, 2, 3, 4]]
+    """
+    ids = torch.arange(1, 5, device=torch.device(str(model.cfg.device)))[None]
+    return TokenBatch(ids, torch.ones_like(ids), (0,))
+
+
+def next_token_logits(
+    model: TransformerBridge, batch: TokenBatch, hooks: Sequence[Hook] = ()
+) -> Float[Tensor, "batch vocab"]:
+    """Logits at the last position, in float32.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> from cosmic_tl.model.batching import batches
+        >>> from cosmic_tl.model.chat import tokenize
+        >>> model = load_model("demo", device="cpu")
+        >>> next_token_logits(model, next(batches(model, tokenize(model, ["hi"]), 1))).shape
+        torch.Size([1, 2048])
+    """
+    logits = forward(model, batch, logits=True, hooks=hooks).logits
+    assert logits is not None
+    return logits
+
+
+def read(
+    model: TransformerBridge,
+    batch: TokenBatch,
+    sites: Iterable[tuple[int, Site]],
+    n_positions: int = 1,
+    hooks: Sequence[Hook] = (),
+) -> dict[tuple[int, Site], Float[Tensor, "batch position d_model"]]:
+    """Activations of the last positions at some hook points, in one pass that stops after the last of them.
+
+    Args:
+        model: Any bridge.
+        batch: Left-padded prompts.
+        sites: (layer, site) pairs to read.
+        n_positions: How many of the last positions.
+        hooks: Edits to make on the way; an edit at a site that is read is seen there.
+
+    Raises:
+        CosmicError: If a prompt of the batch is shorter than `n_positions`, or a site does not exist.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> from cosmic_tl.model.batching import batches
+        >>> from cosmic_tl.model.chat import tokenize
+        >>> model = load_model("demo", device="cpu")
+        >>> batch = next(batches(model, tokenize(model, ["hi", "hello"]), 2))
+        >>> read(model, batch, [(3, "hook_resid_post")], n_positions=5)[3, "hook_resid_post"].shape
+        torch.Size([2, 5, 128])
+    """
+    if (shortest := int(batch.mask.sum(1).min())) < n_positions:
+        raise CosmicError(
+            f"positions: {n_positions} asked for, and a prompt has only {shortest} tokens; ask for fewer positions"
+        )
+    return forward(model, batch, sites, n_positions, hooks=hooks).activations

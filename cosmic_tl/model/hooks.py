@@ -1,0 +1,223 @@
+"""Hook points: their names, what is hooked to them, and which tokens a pass edits."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.model_bridge import TransformerBridge
+
+from cosmic_tl.errors import CosmicError
+from cosmic_tl.model.fingerprint import model_fingerprint
+
+T = TypeVar("T")
+Site = Literal["hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post"]
+Hook = tuple[str, Callable[..., Tensor | None]]
+"""A hook point's name and a function `(activation, hook=…)` that returns its replacement, or None."""
+_names: WeakKeyDictionary[TransformerBridge, dict[str, str]] = WeakKeyDictionary()
+_probed: WeakKeyDictionary[TransformerBridge, dict[tuple[str, ...], Any]] = WeakKeyDictionary()
+
+
+def hook_name(model: TransformerBridge, layer: int, site: Site) -> str:
+    """The canonical name of a block's hook point.
+
+    Canonical, because a hook on an alias fires once for every name in TransformerLens's compatibility mode.
+
+    Raises:
+        CosmicError: If the layer is outside the model, or its block has no such hook point.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> hook_name(load_model("demo", device="cpu"), 3, "hook_resid_pre")
+        'blocks.3.hook_in'
+    """
+    n_layers = int(model.cfg.n_layers)
+    if not 0 <= layer < n_layers:
+        raise CosmicError(f"layer: found {layer}, and the model has layers 0 to {n_layers - 1}")
+    if model not in _names:  # going through all hook points takes milliseconds
+        _names[model] = {alias: str(point.name) for alias, point in model.hook_dict.items() if point.name is not None}
+    name = _names[model].get(f"blocks.{layer}.{site}")
+    if name is None:
+        raise CosmicError(
+            f"model: block {layer} of {type(model.original_model).__name__} has no {site}, so this edit has no place "
+            "there; edits of one layer's input (Addition, AffineEdit) need hook_resid_pre alone"
+        )
+    return name
+
+
+def _hooked(model: TransformerBridge) -> list[HookPoint]:
+    """The hook points that somebody has hooked, each once."""
+    return [point for point in {id(point): point for point in model.hook_dict.values()}.values() if point.fwd_hooks]
+
+
+def hooks_around(model: TransformerBridge) -> list[Callable[..., Any]]:
+    """The functions that are hooked to a model, by `steering` or by the user.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> model = load_model("demo", device="cpu")
+        >>> with model.hooks(fwd_hooks=[("blocks.3.hook_in", lambda x, hook: x)]):
+        ...     len(hooks_around(model))
+        1
+    """
+    handles = [handle for point in _hooked(model) for handle in point.fwd_hooks]
+    return [handle.user_hook for handle in handles if handle.user_hook is not None]
+
+
+@contextmanager
+def without_hooks(model: TransformerBridge) -> Iterator[None]:
+    """The model as if nobody had hooked it; afterwards all hooks are where they were.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> model = load_model("demo", device="cpu")
+        >>> with model.hooks(fwd_hooks=[("blocks.3.hook_in", lambda x, hook: 0 * x)]), without_hooks(model):
+        ...     hooks_around(model)
+        []
+    """
+    kept = [(point, point._forward_hooks, point.fwd_hooks) for point in _hooked(model)]
+    try:
+        for point, _, _ in kept:
+            point._forward_hooks, point.fwd_hooks = OrderedDict(), []
+        yield
+    finally:
+        for point, hooks, handles in kept:
+            point._forward_hooks, point.fwd_hooks = hooks, handles
+
+
+def probed(model: TransformerBridge, what: str, probe: Callable[[], T]) -> T:
+    """What trying a model finds, tried once for each set of weights and dtype, without anybody's hooks.
+
+    Args:
+        model: The model.
+        what: What is tried.
+        probe: Tries it.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> model = load_model("demo", device="cpu")
+        >>> probed(model, "an example", lambda: 1), probed(model, "an example", lambda: 2)
+        (1, 1)
+    """
+    known = _probed.setdefault(model, {})
+    key = (what, model_fingerprint(model), str(next(model.original_model.parameters()).dtype))
+    if key not in known:
+        with without_hooks(model):
+            known[key] = probe()
+    return cast(T, known[key])
+
+
+@contextmanager
+def counting_tokens(model: TransformerBridge) -> Iterator[Mapping[str, int]]:
+    """Tells hooks where in the sequence the pass under way stands.
+
+    Yields:
+        A mapping whose "start" is the number of tokens before this pass's first one, those that a cache or a recurrent
+        state holds (0 in a pass without one). A recurrent state does not know how many it holds: they are counted from
+        the pass that began it.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> with counting_tokens(load_model("demo", device="cpu")) as clock:
+        ...     clock["start"]
+        0
+    """
+    clock, seen = {"start": 0}, 0
+
+    def before(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal seen
+        clock["start"] = _tokens_before(kwargs, seen)
+        fed = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs_embeds"))
+        seen = clock["start"] + (0 if fed is None else int(fed.shape[1]))
+
+    handle = model.original_model.register_forward_pre_hook(before, with_kwargs=True)
+    try:
+        yield clock
+    finally:
+        handle.remove()
+
+
+def _tokens_before(kwargs: Mapping[str, Any], seen: int) -> int:
+    """How many tokens the cache given to a pass holds; `seen` where it is a recurrent state, which does not know."""
+    found = [kwargs[name] for name in ("past_key_values", "cache_params", "state") if kwargs.get(name) is not None]
+    if not found:
+        return 0
+    length = getattr(found[0], "get_seq_length", None)
+    if length is None:
+        return max(seen, 1)  # at least one, also where it was begun before anyone counted
+    try:
+        return int(length())
+    except ValueError:
+        return max(seen, 1) if found[0].has_previous_state() else 0
+
+
+Scope = Literal["all", "prompt", "completion"] | Bool[Tensor, "batch seq"]
+"""Which tokens are edited: all, those of the prompt, those that come after it, or a mask over the first tokens (with
+it, later tokens are left alone). A pass that continues a cache belongs to the completion."""
+Part = Literal["stream", "block"]
+"""What is edited at a layer: the stream that enters it, or what its block adds to the stream (the residual mode of
+Marshall et al. 2025)."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ScopedHook:
+    """A hook that says which tokens it edits, for those who feed a model the same tokens in other ways."""
+
+    edit: Callable[[Tensor], Tensor | None]
+    tokens: Scope
+
+    def __call__(self, x: Tensor, hook: Any) -> Tensor | None:
+        """The edited activation."""
+        return self.edit(x)
+
+
+def check_scopes_around(model: TransformerBridge) -> None:
+    """Make sure that no intervention around has a mask of several rows, for those who choose the rows of a pass themselves.
+
+    Raises:
+        CosmicError: If one has.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> check_scopes_around(load_model("demo", device="cpu"))
+    """
+    for hook in hooks_around(model):
+        tokens = getattr(hook, "tokens", None)
+        if isinstance(tokens, Tensor) and tokens.shape[0] > 1:
+            raise CosmicError(
+                f"tokens: the mask of the intervention around has {tokens.shape[0]} rows, and prompts are batched in an order "
+                "of their own here; give a mask of one row, for every prompt"
+            )
+
+
+def same_for_all_tokens(model: TransformerBridge) -> bool:
+    """Whether all that is hooked to a model does the same to every token, wherever in a pass it stands.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> model = load_model("demo", device="cpu")
+        >>> direction = Direction(torch.ones(128), torch.zeros(128), layer=3, position=-1)
+        >>> with steering(model, Ablation(direction)):
+        ...     same_for_all_tokens(model)
+        True
+        >>> with steering(model, Ablation(direction, tokens="prompt")):
+        ...     same_for_all_tokens(model)
+        False
+    """
+    return all(isinstance(hook, ScopedHook) and is_all_tokens(hook.tokens) for hook in hooks_around(model))
+
+
+def is_all_tokens(tokens: Scope) -> bool:
+    """Whether a scope takes in every token.
+
+    Example:
+        >>> is_all_tokens("all"), is_all_tokens("prompt")
+        (True, False)
+    """
+    return isinstance(tokens, str) and tokens == "all"

@@ -1,0 +1,230 @@
+"""Boot a model by name or directory, and tell one model from another."""
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import transformers
+from transformer_lens.model_bridge import TransformerBridge as TransformerBridge
+from transformer_lens.utilities import get_device
+from transformer_lens.utilities.multi_gpu import resolve_device_map
+
+from cosmic_tl.errors import CosmicError, first_line
+from cosmic_tl.model.paths import GGUF, check_model_path
+
+DEMO = "demo"
+DEMOS = {DEMO: "model", "demo-weak": "weak"}
+"""Embedded models, and the folders they are in: the demo, and the same one fine-tuned to refuse hardly anything."""
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+@cache
+def has_float64(device: torch.device) -> bool:
+    """Whether a device computes in float64: Apple's GPUs and some of Intel's do not.
+
+    Example:
+        >>> has_float64(torch.device("cpu"))
+        True
+    """
+    try:
+        return bool(torch.ones(1, device=device).double().sum() == 1)
+    except (RuntimeError, TypeError):
+        return False
+
+
+def demo_path(name: str = DEMO) -> Path:
+    """Directory of an embedded model, in Hugging Face format.
+
+    Args:
+        name: "demo" (default) or "demo-weak".
+
+    Example:
+        >>> (demo_path() / "config.json").exists()
+        True
+    """
+    return Path(str(files("cosmic_tl") / "demo" / DEMOS[name]))
+
+
+def load_model(
+    name_or_path: str | Path = DEMO,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str = torch.float32,
+    **boot_options: Any,
+) -> TransformerBridge:
+    """Boot a chat model as a plain `TransformerBridge`, ready for inference.
+
+    Args:
+        name_or_path: "demo" for the embedded model, "demo-weak" for its weakly aligned variant, a local directory in
+            Hugging Face format, a .gguf file, or a hub id. A GGUF file is dequantized (`pip install 'cosmic_tl[gguf]'`);
+            tokenizer and chat template are the file's, whatever lies beside it.
+        device: Where to put it; by default TransformerLens chooses.
+        dtype: A torch dtype or its name. Default float32.
+        **boot_options: Passed to `TransformerBridge.boot_transformers` (`device_map`, `n_devices`, `max_memory`,
+            `revision`, `hf_model`, …). `trust_remote_code` is off unless given. `quantization_config`, such as
+            `transformers.BitsAndBytesConfig(load_in_8bit=True)`, goes to transformers, with the package that it needs.
+
+    Raises:
+        CosmicError: If the dtype is unknown, nothing by this name can be loaded, or a package that it takes is missing.
+
+    Example:
+        >>> model = load_model("demo", device="cpu")
+        >>> model.cfg.n_layers, model.cfg.d_model
+        (8, 128)
+    """
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise CosmicError(f"dtype: unknown name {dtype!r}; use one of {', '.join(DTYPES)}")
+        dtype = DTYPES[dtype]
+    if "hf_model" not in boot_options:
+        check_model_path(str(name_or_path))
+    name = str(demo_path(str(name_or_path)) if str(name_or_path) in DEMOS else name_or_path)
+    try:
+        if "hf_model" not in boot_options and (name.endswith(GGUF) or "quantization_config" in boot_options):
+            model = _boot_read(name, device, dtype, **boot_options)
+        else:
+            model = TransformerBridge.boot_transformers(name, device=device, dtype=dtype, **boot_options)
+    except CosmicError:
+        raise
+    except (OSError, ValueError, RuntimeError, TypeError, ImportError, LookupError, struct.error) as error:
+        raise CosmicError(
+            f"model: could not load {str(name_or_path)!r} ({first_line(error)}); give 'demo', 'demo-weak', a directory in "
+            "Hugging Face format, a .gguf file, or a hub id that TransformerLens supports"
+        ) from error
+    model.eval()
+    # RWKV halves some weights at its first pass, for range; done now, the fingerprint stays as it is.
+    if (rescale := getattr(model.original_model.base_model, "_rescale_layers", None)) is not None:
+        rescale()
+    return model
+
+
+def _boot_read(
+    name: str,
+    device: str | torch.device | None,
+    dtype: torch.dtype,
+    device_map: Any = None,
+    n_devices: int | None = None,
+    max_memory: Any = None,
+    offload_folder: str | None = None,
+    quantization_config: Any = None,
+    **boot_options: Any,
+) -> TransformerBridge:
+    """Boot what `transformers` has to read first: a GGUF file, or a model that it quantizes."""
+    places, max_memory = resolve_device_map(n_devices, device_map, device, max_memory)
+    reading: dict[str, Any] = {"dtype": dtype, "device_map": places}
+    if places is not None:
+        reading |= {"max_memory": max_memory, "offload_folder": offload_folder}
+    if name.endswith(GGUF):
+        if quantization_config is not None:
+            raise CosmicError(
+                "quantization_config: a GGUF file is dequantized; give a directory in Hugging Face format, or a hub id"
+            )
+        if "tokenizer" not in boot_options:
+            tokenizer = gguf_tokenizer(name)
+            # As TransformerLens sets up every tokenizer that has such a token, which it can read anew.
+            if tokenizer.bos_token is not None:
+                tokenizer.add_bos_token = tokenizer.init_kwargs["add_bos_token"] = True
+            boot_options["tokenizer"] = tokenizer
+        hf_model = _read_gguf(name, **reading)
+        if places is None:
+            hf_model.to(device or get_device())
+    else:
+        if places is None and device is not None:
+            reading["device_map"] = {"": device}
+        passed_on = {key: boot_options[key] for key in ("revision", "trust_remote_code") if key in boot_options}
+        hf_model = transformers.AutoModelForCausalLM.from_pretrained(
+            name, quantization_config=quantization_config, **passed_on, **reading
+        )
+    return TransformerBridge.boot_transformers(name, device=device, dtype=dtype, hf_model=hf_model, **boot_options)
+
+
+def _read_gguf(path: str, **options: Any) -> Any:
+    """A plain model in `transformers` with the weights of a GGUF file."""
+    # Some releases of transformers leave the weights packed where they can; older ones know no such thing.
+    packing = getattr(transformers, "GgufConfig", None)
+    if packing is not None:
+        options["quantization_config"] = packing(dequantize=True)
+    with _by_itself(path) as (folder, file):
+        model, loaded = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=file, output_loading_info=True, **options
+        )
+    if missing := sorted(loaded["missing_keys"]):
+        raise CosmicError(
+            f"model: {path!r} lacks {len(missing)} weights ({missing[0]}, …); give a whole GGUF file, and join a split one "
+            "with llama-gguf-split --merge"
+        )
+    # Plain floats from here on.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer, model.is_quantized = None, False
+    model.config._name_or_path = path
+    return model
+
+
+def gguf_tokenizer(path: str) -> Any:
+    """The tokenizer in a GGUF file, with its chat template.
+
+    Args:
+        path: The file.
+
+    Raises:
+        CosmicError: If the package gguf is not installed.
+
+    Example:
+        >>> gguf_tokenizer("no-such.gguf")
+        Traceback (most recent call last):
+        cosmic_tl.errors.CosmicError: model: no file or directory 'no-such.gguf'; give 'demo', 'demo-weak', ...
+    """
+    check_model_path(path)
+    if find_spec("gguf") is None:
+        raise CosmicError(f"model: reading {path!r} takes the package gguf; pip install 'cosmic_tl[gguf]'")
+    with _by_itself(path) as (folder, file):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    tokenizer.name_or_path = tokenizer.init_kwargs["name_or_path"] = path
+    return tokenizer
+
+
+@contextmanager
+def _by_itself(path: str) -> Iterator[tuple[str, str]]:
+    """A folder with nothing but this file, since `transformers` prefers a tokenizer.json that lies beside a GGUF file."""
+    whole = Path(path).resolve()
+    with TemporaryDirectory() as folder:
+        (Path(folder) / whole.name).symlink_to(whole)
+        yield folder, whole.name
+
+
+def is_demo(model: TransformerBridge) -> bool:
+    """Whether this is one of the embedded models, whose answers the demo's grammar can check.
+
+    Example:
+        >>> is_demo(load_model("demo", device="cpu"))
+        True
+    """
+    return model_label(model) in DEMOS
+
+
+def model_label(model: TransformerBridge) -> str:
+    """What a model is called in reports: the name or path that it was loaded by.
+
+    Example:
+        >>> model_label(load_model("demo-weak", device="cpu"))
+        'demo-weak'
+    """
+    name = str(model.cfg.model_name)
+    return next((demo for demo in DEMOS if name == str(demo_path(demo))), name)
+
+
+def short_label(model: TransformerBridge) -> str:
+    """The last part of `model_label`, without folders or the account on the hub.
+
+    Example:
+        >>> short_label(load_model("demo", device="cpu"))
+        'demo'
+    """
+    return model_label(model).rsplit("/", 1)[-1]

@@ -1,0 +1,39 @@
+"""Where a model is loaded from, checked before anything heavy is imported."""
+
+from pathlib import Path
+
+from cosmic_tl._util.files import is_missing_path
+from cosmic_tl.errors import CosmicError
+
+GGUF = ".gguf"
+"""Ending of a file that holds a whole model: weights, configuration, tokenizer and chat template."""
+
+
+def check_model_path(name: str) -> None:
+    """Check that what can only be a path leads to a model, which takes no import of torch.
+
+    Args:
+        name: A name or path of a model.
+
+    Raises:
+        CosmicError: If there is nothing at the path, a directory without a model, or a file that is not GGUF.
+
+    Example:
+        >>> check_model_path("no/such/folder")
+        Traceback (most recent call last):
+        cosmic_tl.errors.CosmicError: model: no file or directory 'no/such/folder'; give 'demo', 'demo-weak', a ...
+    """
+    path = Path(name)
+    if is_missing_path(name, (GGUF,)):
+        raise CosmicError(
+            f"model: no file or directory {name!r}; give 'demo', 'demo-weak', a directory in Hugging Face format, "
+            "a .gguf file, or a hub id"
+        )
+    if path.is_dir() and not any(path.glob("*config.json")):
+        raise CosmicError(f"model: {name!r} has no config.json; give a directory in Hugging Face format")
+    if path.is_file():
+        with path.open("rb") as file:
+            if path.suffix != GGUF or file.read(4) != b"GGUF":
+                raise CosmicError(
+                    f"model: {name!r} is no GGUF file; give a .gguf file, or a directory in Hugging Face format"
+                )

@@ -1,0 +1,77 @@
+"""Post-instruction positions: the tokens that the chat template puts after the user's text."""
+
+import string
+from dataclasses import dataclass
+from typing import Any
+
+from transformer_lens.model_bridge import TransformerBridge
+
+from cosmic_tl.errors import CosmicError
+from cosmic_tl.model.chat import ChatFormat, tokenize, uses_template
+
+_PROBES = (
+    "How to go",
+    "alpha",
+    "x\n",
+    *(f"a {character}" for character in string.punctuation + string.ascii_letters + "7é中"),
+)
+"""User texts that end in different tokens, so that only the template's own tokens are common to all."""
+_BASE_POSITIONS = 5
+
+
+@dataclass(frozen=True)
+class Positions:
+    """The last `len(labels)` token positions of every prompt, `-n … -1`."""
+
+    labels: tuple[str, ...]
+    """Each position's token as text (for a base model, whose last tokens differ, its index)."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """Positions counted from the end.
+
+        Example:
+            >>> Positions(("<|im_end|>", "assistant")).indices
+            (-2, -1)
+        """
+        return tuple(range(-len(self.labels), 0))
+
+
+def post_instruction_positions(
+    model: TransformerBridge, chat: ChatFormat | None = None, n: int | None = None
+) -> Positions:
+    """The tokens that the template puts after the user's text, found in token space.
+
+    Several texts that end differently are formatted, and the tokens at the end that all of them share are counted, so
+    that a token merged from the text's end and the template's beginning is not mistaken for the template's.
+
+    Args:
+        model: Any bridge with a tokenizer.
+        chat: The formatting in use.
+        n: Take the last `n` tokens instead. Without a template: 5.
+
+    Raises:
+        CosmicError: If `n` is not positive, or the template puts nothing after the text and `n` is not given.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> post_instruction_positions(load_model("demo", device="cpu")).labels
+        ('<|im_end|>', '\\n', '<|im_start|>', 'assistant', '\\n')
+    """
+    chat = chat or ChatFormat()
+    if n is not None and n < 1:
+        raise CosmicError(f"positions: must be at least 1, found {n}")
+    rows = tokenize(model, _PROBES, chat)
+    shared = 0
+    while shared < min(map(len, rows)) and len({row[-1 - shared] for row in rows}) == 1:
+        shared += 1
+    if shared == 0 and uses_template(model, chat) and n is None:
+        raise CosmicError("positions: the chat template puts nothing after the user's text; pass positions=5, say")
+    count = n or shared or _BASE_POSITIONS
+    tokenizer: Any = model.tokenizer
+    labels = [tokenizer.decode([token]) for token in rows[0][-min(count, shared) :]] if shared else []
+    fill = [str(-i) for i in range(count, len(labels), -1)]
+    return Positions((*fill, *labels))

@@ -1,0 +1,164 @@
+"""Which parts of a pass can be skipped on a model without changing its result."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
+
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+from cosmic_tl.model.batching import batches
+from cosmic_tl.model.forward import KeysValues, Reached, Resume, forward
+from cosmic_tl.model.hooks import Site, probed, same_for_all_tokens
+
+WORTH_SHARING = 64
+"""Tokens that a shared prefix must spare to be worth a pass of its own."""
+
+
+@dataclass(frozen=True)
+class Shortcuts:
+    """Ways to spare work that leave the result as it is."""
+
+    resume: bool = True
+    """Start at the source layer."""
+    last_token: bool = True
+    """In the last block let only the last token through the MLP."""
+    prefix: bool = True
+    """Run the tokens that all prompts begin with once an edit."""
+
+
+NONE = Shortcuts(False, False, False)
+
+
+def shared_prefix(model: TransformerBridge, rows: Sequence[Sequence[int]], n_positions: int = 1) -> int:
+    """How many first tokens to run once for all prompts: those they share, but for the positions that are read.
+
+    0 where that spares too little, where the model's own result is not reached that way (`shortcuts`), and where a sliding
+    window is shorter than the prompts, since padding between prefix and prompt would count in it.
+
+    Args:
+        model: Any bridge.
+        rows: Token ids of the prompts.
+        n_positions: How many of the last positions are read. Default 1.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> model = load_model("demo", device="cpu")
+        >>> shared_prefix(model, [[1, 2, 3, 4], [1, 2, 3, 5]] * 40), shared_prefix(model, [[1, 2, 3], [1, 2, 4]])
+        (3, 0)
+    """
+    shared = _common(model, rows, n_positions)
+    return shared if shared * (len(rows) - 1) >= WORTH_SHARING and shortcuts(model, rows).prefix else 0
+
+
+def prefix_keys_values(model: TransformerBridge, tokens: Sequence[int]) -> KeysValues:
+    """Keys and values of some tokens that prompts begin with, for `Resume.past`; none for no tokens.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> keys, values = prefix_keys_values(load_model("demo", device="cpu"), [5, 6, 7])[0]
+        >>> keys.shape
+        torch.Size([1, 2, 3, 32])
+    """
+    if not tokens:
+        return ()
+    last: tuple[int, Site] = (int(model.cfg.n_layers) - 1, "hook_resid_post")
+    return forward(model, next(batches(model, [tokens], 1)), [last], keep_keys_values=True).keys_values or ()
+
+
+def _common(model: TransformerBridge, rows: Sequence[Sequence[int]], n_positions: int) -> int:
+    window = getattr(model.original_model.config.get_text_config(), "sliding_window", None)
+    if window is not None and window < max(map(len, rows)):
+        return 0
+    same = (len(set(tokens)) == 1 for tokens in zip(*rows, strict=False))
+    return min(sum(1 for _ in takewhile(bool, same)), min(map(len, rows)) - n_positions)
+
+
+def shortcuts(model: TransformerBridge, rows: Sequence[Sequence[int]]) -> Shortcuts:
+    """Which ways to spare work give this model's own result, tried on two of the prompts.
+
+    Architectures differ in what their blocks take and keep; what does not reproduce the plain pass is left out. And so is what
+    feeds tokens in other places than the plain pass, where a hook around (`steering` with a scope of tokens, or the user's
+    own) may tell tokens by their place.
+
+    Args:
+        model: Any bridge.
+        rows: Token ids of the prompts.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> from cosmic_tl.model.chat import tokenize
+        >>> model = load_model("demo", device="cpu")
+        >>> shortcuts(model, tokenize(model, ["hi", "hello there"]))
+        Shortcuts(resume=True, last_token=True, prefix=True)
+    """
+    probe = sorted(rows, key=len)[:: max(1, len(rows) - 1)][:2]
+    shared = _common(model, probe, 1)
+    found = probed(
+        model, f"shortcuts, {'with' if shared else 'without'} a prefix", lambda: _tried(model, probe, shared)
+    )
+    return found if same_for_all_tokens(model) else replace(found, last_token=False, prefix=False)
+
+
+def _tried(model: TransformerBridge, probe: Sequence[Sequence[int]], shared: int) -> Shortcuts:
+    last: tuple[int, Site] = (int(model.cfg.n_layers) - 1, "hook_resid_post")
+    expected = forward(model, next(batches(model, probe, len(probe))), [last], logits=True)
+    for allowed in (Shortcuts(), Shortcuts(prefix=False), Shortcuts(prefix=False, last_token=False), NONE):
+        try:
+            found = _with_shortcuts(model, probe, shared if allowed.prefix else 0, allowed)
+        except (
+            AttributeError,
+            IndexError,
+            KeyError,
+            NotImplementedError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
+            if allowed == NONE or out_of_memory(error):
+                raise
+            continue
+        if _agree(found, expected, last):
+            break
+    return allowed
+
+
+def _with_shortcuts(
+    model: TransformerBridge, rows: Sequence[Sequence[int]], n_prefix: int, allowed: Shortcuts
+) -> Reached:
+    """A pass that resumes at half the depth, with the last token alone in the last block, after a prefix."""
+    n_layers = int(model.cfg.n_layers)
+    middle = n_layers // 2 if allowed.resume else 0
+    enters: tuple[int, Site] = (middle, "hook_resid_pre")
+    last: tuple[int, Site] = (n_layers - 1, "hook_resid_post")
+    batch = next(batches(model, [row[n_prefix:] for row in rows], len(rows)))
+    past: KeysValues = ()
+    stream = below = None
+    if n_prefix:
+        prefix = next(batches(model, [rows[0][:n_prefix]], 1))
+        lower = forward(model, prefix, [enters], None, keep_keys_values=True)
+        start = Resume(middle, lower.activations[enters])
+        upper = forward(model, prefix, [last], resume=start, keep_keys_values=True)
+        below = lower.keys_values
+        past = (below or ()) + (upper.keys_values or ())
+    if middle:
+        stream = forward(model, batch, [enters], None, resume=Resume(past=below)).activations[enters]
+    return forward(model, batch, [last], 1, True, (), Resume(middle, stream, past), allowed.last_token)
+
+
+def _agree(found: Reached, expected: Reached, key: tuple[int, Site]) -> bool:
+    assert found.logits is not None
+    assert expected.logits is not None
+    tolerance = 1e-4 if expected.activations[key].dtype in (torch.float32, torch.float64) else 5e-2
+    pairs = [(found.activations[key], expected.activations[key]), (found.logits, expected.logits)]
+    return all(bool((one.float() - other.float()).norm() <= tolerance * other.float().norm()) for one, other in pairs)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out, on a GPU or a CPU.
+
+    Example:
+        >>> out_of_memory(torch.OutOfMemoryError()), out_of_memory(ValueError())
+        (True, False)
+    """
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,313 @@
+"""The main job, into a directory that can be stopped and resumed at any point."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, MutableMapping
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from cosmic_tl._util.files import append_lines, read_lines, write_atomically
+from cosmic_tl.activations import MeanActivations, class_means
+from cosmic_tl.data.contrast_set import ContrastSet
+from cosmic_tl.directions.direction import versions
+from cosmic_tl.errors import CosmicError
+from cosmic_tl.experiments.conditions import Row, standard_conditions
+from cosmic_tl.experiments.effects import Effects, measure_effects
+from cosmic_tl.experiments.layer_similarity import layer_similarities
+from cosmic_tl.experiments.placebos import (
+    CALIBRATION,
+    Calibration,
+    calibrate_placebos,
+    calibration_notes,
+    placebo_conditions,
+)
+from cosmic_tl.judges.base import strip_thinking, unfinished_thinking
+from cosmic_tl.model.batching import BATCH_SIZE
+from cosmic_tl.model.chat import chat_notes
+from cosmic_tl.model.fingerprint import model_fingerprint
+from cosmic_tl.model.load import TransformerBridge, model_label, short_label
+from cosmic_tl.model.positions import post_instruction_positions
+from cosmic_tl.report.page import write_report
+from cosmic_tl.runs.derived import RESUME
+from cosmic_tl.runs.directory import RESULTS, RESUME_FILES, prepare_directory, write_choice
+from cosmic_tl.runs.result import Run
+from cosmic_tl.runs.settings import RunSettings
+from cosmic_tl.selection.cosmic import select_cosmic
+from cosmic_tl.selection.options import RefusalTokenOptions
+from cosmic_tl.selection.refusal_tokens import select_by_refusal_tokens
+from cosmic_tl.selection.result import Selection
+from cosmic_tl.selection.scores import ScoreKey, parts
+
+_SCORES = ("s_comply", "s_refuse", "bypass", "induce", *parts("kl"), "share_comply", "share_refuse")
+
+
+class _ScoreLog(MutableMapping[ScoreKey, float]):
+    """Scores that are on disk as soon as they are known."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.known = {(row["layer"], row["position"], row["measure"]): float(row["value"]) for row in read_lines(path)}
+
+    def __setitem__(self, key: ScoreKey, value: float) -> None:
+        self.known[key] = value
+        layer, position, measure = key
+        append_lines(self.path, [{"layer": layer, "position": position, "measure": measure, "value": value}])
+
+    def __getitem__(self, key: ScoreKey) -> float:
+        return self.known[key]
+
+    def __delitem__(self, key: ScoreKey) -> None:
+        raise TypeError("scores are only added")
+
+    def __iter__(self) -> Iterator[ScoreKey]:
+        return iter(self.known)
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+
+def _identity(model: TransformerBridge, prompts: ContrastSet, settings: RunSettings) -> dict[str, Any]:
+    """What must be the same for a run to be resumed."""
+    texts = json.dumps([dict(prompts.positive), dict(prompts.negative)], sort_keys=True)
+    return {
+        "model": model_label(model),
+        "fingerprint": model_fingerprint(model),
+        "dtype": str(model.cfg.dtype),
+        "prompts": {"name": prompts.name, "sha256": hashlib.sha256(texts.encode()).hexdigest()[:16]},
+        "settings": settings.to_json(),
+        "versions": versions(),
+    }
+
+
+def _means(
+    model: TransformerBridge, prompts: ContrastSet, settings: RunSettings, path: Path
+) -> tuple[MeanActivations, MeanActivations]:
+    options, sides = settings.selection, ("positive", "negative")
+    tensors = load_file(path) if path.exists() else {}
+    # Without the splits of these seeds they belong to an earlier run, whose scores hold all the same.
+    if tensors and all(f"{side}.split.{seed}" in tensors for side in sides for seed in settings.seeds):
+        origin = model_fingerprint(model), short_label(model)  # the settings were compared before
+        return tuple(  # type: ignore[return-value]
+            MeanActivations(
+                tensors[f"{side}.pre"],
+                tensors[f"{side}.post"],
+                int(tensors[f"{side}.n"]),
+                *origin,
+                {seed: tensors[f"{side}.split.{seed}"] for seed in settings.seeds},
+            )
+            for side in sides
+        )
+    positions = post_instruction_positions(model, settings.chat, options.n_positions)
+    positive, negative = class_means(
+        model,
+        prompts.side("positive", "train", options.n_train),
+        prompts.side("negative", "train", options.n_train),
+        positions,
+        settings.chat,
+        settings.seeds,
+        settings.batch_size or BATCH_SIZE,
+    )
+    tensors = {}
+    for side, means in zip(sides, (positive, negative), strict=True):
+        tensors |= {
+            f"{side}.pre": means.resid_pre,
+            f"{side}.post": means.resid_post,
+            f"{side}.n": torch.tensor(means.n),
+            **{f"{side}.split.{seed}": split for seed, split in means.splits.items()},
+        }
+    part = path.with_suffix(".part")
+    save_file(tensors, part)
+    os.replace(part, path)
+    return positive, negative
+
+
+def _calibrations(
+    model: TransformerBridge, prompts: ContrastSet, settings: RunSettings, selection: Selection, path: Path
+) -> list[Calibration]:
+    """Strengths of the placebos; kept, so that a resumed run goes on with the same ones."""
+    if rows := read_lines(path):
+        return [Calibration(**row) for row in rows]
+    n = min(CALIBRATION, settings.selection.n_val)
+    found = calibrate_placebos(
+        model,
+        prompts.side("positive", "val", n),
+        prompts.side("negative", "val", n),
+        selection,
+        chat=settings.chat,
+        seeds=settings.seeds,
+        batch_size=settings.batch_size,
+    )
+    write_atomically(path, "".join(json.dumps(asdict(one)) + "\n" for one in found))
+    return found
+
+
+def _summary(
+    identity: dict[str, Any],
+    selection: Selection,
+    effects: Effects,
+    calibrations: list[Calibration],
+    notes: list[str],
+    seconds: float,
+) -> dict[str, Any]:
+    table = effects.table()
+    rates: dict[str, dict[str, float]] = {"harmful": {}, "harmless": {}}
+    intervals: dict[str, dict[str, list[float]]] = {"harmful": {}, "harmless": {}}
+    fluency: dict[str, dict[str, dict[str, float]]] = {"harmful": {}, "harmless": {}}
+    measures = [name for name in ("cross_entropy", "garbled", "well_formed", "names_topic") if name in table]
+    for _, row in table.iterrows():
+        name = row.condition.replace(" ", "_")
+        rates[row.kind][name] = row.refusal_rate
+        intervals[row.kind][name] = [row.low, row.high]
+        fluency[row.kind][name] = {m: float(row[m]) for m in measures if row[m] == row[m]}
+    winner = selection.winner
+    return {
+        "model": identity["model"],
+        "fingerprint": identity["fingerprint"],
+        "prompts": identity["prompts"]["name"],
+        "mode": selection.mode,
+        "alpha": selection.alpha,
+        "induction_layer": selection.edits.layer,
+        "induction_tokens": selection.edits.tokens,
+        "direction": {"layer": selection.direction.layer, "position": selection.direction.position},
+        "method": selection.method,
+        "scores": {name: float(winner[name]) for name in _SCORES if name in selection.table}
+        | ({"clean_similarity": selection.clean_similarity} if selection.evaluation_layers else {}),
+        "evaluation_layers": list(selection.evaluation_layers),
+        "filters": [
+            {name: None if value != value else value for name, value in row.items()}
+            for row in selection.filters.to_dict("records")
+        ],
+        "rates": rates,
+        "intervals": intervals,
+        "fluency": fluency,
+        "n": {kind: int(table[table.kind == kind].n.max()) for kind in ("harmful", "harmless")},
+        "paired": effects.paired_table().to_dict("records"),
+        "placebos": [one.as_row() for one in calibrations],
+        "shuffled_cosines": {
+            str(seed): float(one.unit @ selection.direction.unit)
+            for seed, one in selection.candidates.shuffled_directions(selection.direction).items()
+        },
+        "phrases": identity["settings"]["phrases"],
+        "generation": dict(effects.generation),
+        "warnings": list(selection.warnings),
+        "notes": [*selection.notes, *notes],
+        "seconds": round(seconds, 1),
+    }
+
+
+def run(
+    model: TransformerBridge,
+    prompts: ContrastSet,
+    out: str | Path,
+    settings: RunSettings | None = None,
+    command: str = "",
+    overwrite: bool = False,
+) -> Run:
+    """Find a direction, test it, and write everything into a directory.
+
+    Writes `direction.safetensors`, `selection.safetensors`, `scores.csv`, `completions.jsonl`, `report.html`, `summary.json`
+    and `settings.json`. What is done is kept under `resume/`, and the same call goes on from there. A run that is complete is
+    read and left as it is (`Run.was_complete`).
+
+    Args:
+        model: Any bridge with a tokenizer.
+        prompts: The concept's contrast set.
+        out: The directory; made if needed.
+        settings: Default those of the papers.
+        command: How the run was started, for the report.
+        overwrite: Replace an earlier run in the same directory, and all that other commands derived from it. If only settings
+            differ on which no activation or score depends (thresholds, test prompts, phrases), those are kept.
+
+    Raises:
+        NoCandidateError: If the filters leave no candidate.
+        CosmicError: If the directory holds something else, or model, prompts and settings do not fit together.
+
+    Example:
+        >>> import tempfile
+        >>> from cosmic_tl import load_model, load_prompts
+        >>> options = CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=10.0)
+        >>> settings = RunSettings(options, n_test=2, max_new_tokens=4)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     result = run(load_model("demo", device="cpu"), load_prompts("demo"), folder, settings)
+        ...     sorted(path.name for path in result.out.iterdir() if path.is_file())[:3]
+        ['completions.jsonl', 'direction.safetensors', 'report.html']
+    """
+    started = time.perf_counter()
+    settings = settings or RunSettings()
+    out = Path(out)
+    options, chat, judge = settings.selection, settings.chat, settings.judge
+    test_positive, test_negative = (prompts.side(side, "test", settings.n_test) for side in ("positive", "negative"))
+    notes = [*chat_notes(model, chat), *prompts.notes]
+    identity = _identity(model, prompts, settings)
+    prepare_directory(out, identity, overwrite)
+    if all((out / name).exists() for name in RESULTS):
+        with suppress(CosmicError):  # damaged; its results are written again from what is under `resume/`
+            return replace(Run.load(out), was_complete=True)
+    resume = out / RESUME
+
+    log = _ScoreLog(resume / RESUME_FILES[1])
+    if isinstance(options, RefusalTokenOptions):
+        selection = select_by_refusal_tokens(
+            model, prompts, options, chat, settings.batch_size, log, seeds=settings.seeds
+        )
+    else:
+        # Which prompts are left out is decided by the selection, which then takes the means itself.
+        means = None if options.filter_prompts else _means(model, prompts, settings, resume / RESUME_FILES[0])
+        selection = select_cosmic(model, prompts, options, chat, settings.batch_size, log, means, settings.seeds)
+    calibrations = _calibrations(model, prompts, settings, selection, resume / RESUME_FILES[3])
+    notes += calibration_notes(calibrations)
+    conditions = [
+        *standard_conditions(selection, seed=settings.seed, n_placebos=settings.n_placebos),
+        *placebo_conditions(calibrations, selection),
+    ]
+    effects = measure_effects(
+        model,
+        test_positive,
+        test_negative,
+        sorted(conditions, key=lambda one: one.kind),
+        chat,
+        settings.max_new_tokens,
+        settings.temperature,
+        settings.seed,
+        settings.batch_size or BATCH_SIZE,
+        # A condition is one line, so that a stop in mid-write leaves none of it.
+        [row for line in read_lines(resume / RESUME_FILES[2]) for row in line["rows"]],
+        lambda rows: append_lines(resume / RESUME_FILES[2], [{"rows": rows}]),
+        judge,
+        settings.sampling,
+    )
+    if prompts.categories:
+        named = effects.completions.prompt.map(prompts.categories)
+        effects = replace(effects, completions=effects.completions.assign(category=named.where(named.notna(), None)))
+    similarity = layer_similarities(
+        model,
+        prompts.side("positive", "val", options.n_val),
+        prompts.side("negative", "val", options.n_val),
+        selection,
+        chat=chat,
+        n_positions=options.n_positions,
+        batch_size=settings.batch_size or BATCH_SIZE,
+    )
+    if unfinished := sum(map(unfinished_thinking, effects.completions.completion)):
+        notes.append(
+            f"{unfinished} completions end inside their thinking block and are judged as neither; raise max_new_tokens."
+        )
+    if thinking := [text for text in effects.completions.completion if strip_thinking(text) != text]:
+        notes.append(f"{len(thinking)} completions hold a thinking block; they are judged by what comes after it.")
+    summary = _summary(identity, selection, effects, calibrations, notes, time.perf_counter() - started)
+    selection.direction.save(out / "direction.safetensors")
+    write_choice(out, selection, similarity, identity)
+    write_atomically(out / "scores.csv", selection.table.to_csv(index=False))
+    frame = effects.completions
+    rows: list[Row] = frame.astype(object).where(frame.notna(), None).to_dict("records")  # JSON has no NaN
+    write_atomically(out / "completions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_atomically(out / "report.html", write_report(selection, effects, similarity, summary, identity, command))
+    write_atomically(out / "summary.json", json.dumps(summary, indent=1) + "\n")
+    return Run(selection, effects, similarity, summary, out, settings, identity)

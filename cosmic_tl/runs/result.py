@@ -1,0 +1,103 @@
+"""A finished run."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import pandas as pd
+from safetensors import SafetensorError
+
+from cosmic_tl._util.files import read_lines
+from cosmic_tl.directions.direction import Direction
+from cosmic_tl.errors import CosmicError
+from cosmic_tl.experiments.conditions import Kind, terms_of
+from cosmic_tl.experiments.effects import Effects
+from cosmic_tl.experiments.layer_similarity import LayerSimilarity
+from cosmic_tl.runs.directory import CHOICE, RESULTS, read_choice, read_settings
+from cosmic_tl.runs.settings import RunSettings
+from cosmic_tl.selection.result import Selection
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A finished run: what it found, and its files."""
+
+    selection: Selection
+    """Without its plan, if it was loaded."""
+    effects: Effects
+    similarity: LayerSimilarity
+    summary: dict[str, Any]
+    """As in `summary.json`."""
+    out: Path
+    """The directory."""
+    settings: RunSettings
+    identity: dict[str, Any]
+    """As in `settings.json`: all that the results depend on."""
+    was_complete: bool = False
+    """Whether `run` found it finished, and did nothing."""
+
+    @classmethod
+    def load(cls, out: str | Path) -> "Run":
+        """Read a finished run; needs no model.
+
+        Args:
+            out: The directory that `run` (`cosmic-tl run`) wrote.
+
+        Raises:
+            CosmicError: If there is no finished run, or a file is damaged or belongs to another run.
+
+        Example:
+            >>> Run.load("nowhere")
+            Traceback (most recent call last):
+            cosmic_tl.errors.CosmicError: run: 'nowhere' holds no run; give a directory that `cosmic-tl run` wrote
+        """
+        out = Path(out)
+        identity = read_settings(out)
+        if missing := [name for name in RESULTS if not (out / name).is_file()]:
+            raise CosmicError(f"run: {str(out)!r} is not finished (no {missing[0]}); finish it with `cosmic-tl run`")
+        name = "settings.json"
+        try:
+            settings = RunSettings.from_json(identity["settings"])
+            name = "summary.json"
+            summary = json.loads((out / name).read_text(encoding="utf-8"))
+            name = "completions.jsonl"
+            rows = read_lines(out / name)
+            frame = pd.DataFrame(rows).assign(
+                seed=pd.Series([row["seed"] for row in rows], dtype=object)
+            )  # None: no NaN
+            effects = Effects(frame, terms_of(settings.phrases), summary["generation"])
+            _ = effects.table()
+            name = "direction.safetensors"
+            direction = Direction.load(out / name)
+            name = CHOICE
+            selection, similarity = read_choice(out, direction, summary, identity)
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CosmicError(f"run: {name} in {str(out)!r} is damaged ({said}); run again with --overwrite") from error
+        return cls(selection, effects, similarity, summary, out, settings, identity)
+
+    def test_prompts(self, n: int | None = None) -> tuple[list[str], list[str]]:
+        """The test prompts of the positive and the negative side, the first `n` of each (default: all).
+
+        Example:
+            >>> import tempfile
+            >>> from cosmic_tl import load_model, load_prompts
+            >>> options = CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=10.0)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     settings = RunSettings(options, n_test=2, max_new_tokens=4)
+            ...     _ = run(load_model("demo", device="cpu"), load_prompts("demo"), folder, settings)
+            ...     [len(side) for side in Run.load(folder).test_prompts(1)]
+            [1, 1]
+        """
+        frame = self.effects.completions
+        baseline = frame[frame.condition == "baseline"]
+        positive, negative = (baseline.prompt[baseline.kind == kind].tolist()[:n] for kind in get_args(Kind))
+        return positive, negative
+
+    def __repr__(self) -> str:
+        done = "it was complete already, and nothing was changed\n" if self.was_complete else ""
+        return f"{self.selection!r}\n{self.effects!r}\n{done}report: {self.out / 'report.html'}"
+
+    def _repr_html_(self) -> str:
+        return self.selection._repr_html_() + self.effects._repr_html_()

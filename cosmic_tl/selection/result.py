@@ -1,0 +1,238 @@
+"""What a selection returns."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
+
+import pandas as pd
+from jaxtyping import Float64
+from torch import Tensor
+
+from cosmic_tl._util.displays import as_html
+from cosmic_tl._util.plots import Plotted
+from cosmic_tl.directions.candidates import Candidates
+from cosmic_tl.directions.direction import Direction
+from cosmic_tl.errors import CosmicError
+from cosmic_tl.interventions.edits import Intervention
+from cosmic_tl.interventions.modes import Edits
+from cosmic_tl.interventions.options import InductionTokens, Mode
+from cosmic_tl.model.positions import Positions
+from cosmic_tl.selection.plan import Plan
+
+if TYPE_CHECKING:
+    from cosmic_tl.metrics.refusal_score import RefusalTokens
+
+
+@dataclass(frozen=True, eq=False)
+class Selection(Plotted):
+    """A chosen direction, and everything the choice rests on."""
+
+    direction: Direction
+    table: pd.DataFrame
+    """One row a candidate: position, layer, s_comply, s_refuse, score, kl (mean over prompts), kl_median, kl_max,
+    kl_max_prompt (which of the negative validation prompts that were used, from 0), not_needed, share_comply, share_refuse,
+    kept, reason. `not_needed` names what was not computed because the choice does not depend on it (all of it is with
+    `full_table`); a candidate counts as kept as long as nothing that was computed drops it."""
+    filters: pd.DataFrame
+    """One row a filter: name, taken, taken_alone, best_score among the taken, nearest and farthest value from the limit among
+    those that it alone took, option that admits them."""
+    notes: tuple[str, ...]
+    """Properties of the data and of the margin: close candidates, a prompt that decides alone, prompts that the unedited
+    model does not treat as their side says."""
+    warnings: tuple[str, ...]
+    """Why the result must not be used."""
+    evaluation_layers: tuple[int, ...]
+    layer_similarity: Float64[Tensor, " layer"]
+    """Cosine between the two classes' mean `y[l, -1]` on training prompts."""
+    clean_similarity: float
+    """Cosine between the classes on validation prompts with no intervention: the zero point of both scores."""
+    positions: Positions
+    candidates: Candidates
+    mode: Mode
+    plan: Plan | None
+    """The passes that were made and spared (COSMIC)."""
+    method: Literal["COSMIC", "refusal tokens"] = "COSMIC"
+    tokens: "RefusalTokens | None" = None
+    """The refusal tokens, where they were what the choice rests on."""
+    clean: Mapping[str, float] = field(default_factory=dict)
+    """Mean refusal scores with no intervention, "bypass" and "induce"."""
+    alpha: float = 1.0
+    """Strength of the induction that the candidates were scored by."""
+    induction_layer: int | None = None
+    """Where induction adds the direction; None is the direction's own layer."""
+    induction_tokens: InductionTokens = "all"
+    """Which tokens induction edits."""
+
+    @property
+    def edits(self) -> Edits:
+        """How this selection removes and induces a direction, its own or a placebo.
+
+        Example:
+            >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, select_cosmic
+            >>> options = CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=10.0)
+            >>> select_cosmic(load_model("demo", device="cpu"), load_prompts("demo"), options).edits
+            Edits(mode='affine', alpha=1.0, layer=None, tokens='all')
+        """
+        return Edits(self.mode, self.alpha, self.induction_layer, self.induction_tokens)
+
+    def removal(self) -> Intervention:
+        """The edit that takes the concept out, in the mode that the candidates were scored in.
+
+        Example:
+            >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, select_cosmic
+            >>> options = CosmicOptions(mode="linear", n_train=8, n_val=4, n_positions=1, max_kl=50.0)
+            >>> selection = select_cosmic(load_model("demo", device="cpu"), load_prompts("demo"), options)
+            >>> type(selection.removal()).__name__
+            'Ablation'
+        """
+        return self.edits.removal(self.direction)
+
+    def induction(self, alpha: float | None = None) -> Intervention:
+        """The edit that puts the concept in, in the mode that the candidates were scored in.
+
+        Args:
+            alpha: Strength. Defaults to the one that the candidates were scored by.
+
+        Example:
+            >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, select_cosmic
+            >>> options = CosmicOptions(alpha=0.5, n_train=8, n_val=4, n_positions=1, max_kl=10.0)
+            >>> selection = select_cosmic(load_model("demo", device="cpu"), load_prompts("demo"), options)
+            >>> selection.induction().alpha, selection.induction(2.0).alpha
+            (0.5, 2.0)
+        """
+        return self.edits.induction(self.direction, alpha)
+
+    @property
+    def measures(self) -> dict[str, str]:
+        """Columns of the table that hold scores, and what they are called.
+
+        Example:
+            >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, select_cosmic
+            >>> options = CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=10.0)
+            >>> list(select_cosmic(load_model("demo", device="cpu"), load_prompts("demo"), options).measures)
+            ['s_comply', 's_refuse', 'score', 'kl']
+        """
+        if self.method == "COSMIC":
+            return {
+                "s_comply": "S<sub>comply</sub>",
+                "s_refuse": "S<sub>refuse</sub>",
+                "score": "sum",
+                "kl": "KL (nats)",
+            }
+        return {"bypass": "bypass (log-odds)", "induce": "induce (log-odds)", "kl": "KL (nats)"}
+
+    @property
+    def basis(self) -> str:
+        """What the chosen candidate reaches, in a sentence.
+
+        Example:
+            >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, select_cosmic
+            >>> options = CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=10.0)
+            >>> select_cosmic(load_model("demo", device="cpu"), load_prompts("demo"), options).basis
+            'S_comply ...'
+        """
+        row = self.winner
+        if self.method == "COSMIC":
+            return (
+                f"S_comply {row.s_comply:.3f} ({row.share_comply:.0%} of the way to its target), S_refuse {row.s_refuse:.3f} "
+                f"({row.share_refuse:.0%}), no intervention {self.clean_similarity:.3f}; KL {row.kl:.3g}"
+            )
+        return (
+            f"refusal score of positive prompts {self.clean['bypass']:+.2f}, {row.bypass:+.2f} with the direction removed; of "
+            f"negative ones {self.clean['induce']:+.2f}, {row.induce:+.2f} with it induced; KL {row.kl:.3g}; tokens {self.tokens}"
+        )
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Warnings, then notes, each called what it is.
+
+        Example:
+            >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, select_cosmic
+            >>> options = CosmicOptions(n_train=8, n_val=4, n_positions=1, evaluation_layers=(0,), max_kl=10.0)
+            >>> select_cosmic(load_model("demo", device="cpu"), load_prompts("demo"), options).remarks
+            ('Warning: Removal with the chosen direction covers only ...', ...)
+        """
+        return (*(f"Warning: {one}" for one in self.warnings), *(f"Note: {one}" for one in self.notes))
+
+    @property
+    def winner(self) -> "pd.Series[float]":
+        """The chosen row of the table.
+
+        Example:
+            >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, select_cosmic
+            >>> options = CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=10.0)
+            >>> selection = select_cosmic(load_model("demo", device="cpu"), load_prompts("demo"), options)
+            >>> bool(selection.winner.kept), int(selection.winner.position)
+            (True, -1)
+        """
+        d = self.direction
+        return self.table[(self.table.layer == d.layer) & (self.table.position == d.position)].iloc[0]
+
+    def top(self, n: int = 10) -> pd.DataFrame:
+        """The `n` best candidates by score, filtered ones included.
+
+        Example:
+            >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, select_cosmic
+            >>> options = CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=10.0)
+            >>> selection = select_cosmic(load_model("demo", device="cpu"), load_prompts("demo"), options)
+            >>> selection.top(3).score.is_monotonic_decreasing
+            True
+        """
+        return self.table.sort_values("score", ascending=False).head(n).reset_index(drop=True)
+
+    def __repr__(self) -> str:
+        counted = {name: int(self.table[name].notna().sum()) for name in ("kl", "induce") if name in self.table}
+        lines = [
+            f"Selection({self.method}, {self.mode}): layer {self.direction.layer}, position {self.direction.position}"
+            + ("" if self.edits == Edits(self.mode) else f"; induction with {self.edits.induced}"),
+            f"  {self.basis}",
+            f"  {int((~self.table.kept).sum())} of {len(self.table)} candidates dropped; "
+            + ", ".join(f"{name} computed for {n}" for name, n in counted.items())
+            + ("; evaluation layers " + ", ".join(map(str, self.evaluation_layers)) if self.evaluation_layers else ""),
+        ]
+        lines += [
+            f"  {f['filter']} took {f.taken}"
+            + (f" (best score {f.best_score:.3f})" if f.best_score == f.best_score else "")
+            for _, f in self.filters[self.filters.taken > 0].iterrows()
+        ]
+        return "\n".join([*lines, *(f"  {remark}" for remark in self.remarks)])
+
+    def _repr_html_(self) -> str:
+        top = self.top()
+        tokens = [repr(self.positions.labels[position]) for position in top.position]
+        shown = top[["layer", "position", *self.measures, "kept", "reason"]]
+        shown.insert(2, "token", tokens)
+        return as_html(repr(self).splitlines(), shown.assign(kept=shown.kept.map({True: "✓", False: ""})))
+
+
+def direction_and_edits(
+    chosen: Selection | Direction, mode: Mode | None = None, alpha: float | None = None
+) -> tuple[Direction, Edits]:
+    """The direction that was chosen, and how it is removed and induced.
+
+    Args:
+        chosen: A selection, which knows its mode and strength, or a direction, which does not.
+        mode: "linear" or "affine"; needed with a direction.
+        alpha: Strength of the induction. Defaults to the selection's, or to 1 for a direction.
+
+    Raises:
+        CosmicError: If a direction comes without a mode, or a selection with another mode than its own.
+
+    Example:
+        >>> import torch
+        >>> direction_and_edits(Direction(torch.ones(4), torch.zeros(4), 1, -1))
+        Traceback (most recent call last):
+        cosmic_tl.errors.CosmicError: mode: a direction does not know how it was chosen; pass the Selection, or ...
+    """
+    if isinstance(chosen, Selection):
+        if mode not in (None, chosen.mode):
+            raise CosmicError(
+                f"mode: found {mode!r}, and the selection was made in {chosen.mode!r}; leave mode out, or pass "
+                "selection.direction with the mode"
+            )
+        return chosen.direction, chosen.edits if alpha is None else replace(chosen.edits, alpha=alpha)
+    if mode is None:
+        raise CosmicError(
+            "mode: a direction does not know how it was chosen; pass the Selection, or mode='linear' or mode='affine'"
+        )
+    return chosen, Edits(mode, 1.0 if alpha is None else alpha)

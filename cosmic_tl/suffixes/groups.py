@@ -1,0 +1,73 @@
+"""The groups of prompts that an adversarial suffix is compared on."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from cosmic_tl.errors import check_texts
+from cosmic_tl.model.chat import ChatFormat, tokenize
+from cosmic_tl.model.load import TransformerBridge
+from cosmic_tl.suffixes.tokens import frames, random_suffixes
+
+HARMFUL, RANDOM, ADVERSARIAL, HARMLESS = (
+    "harmful",
+    "harmful + random suffix",
+    "harmful + adversarial suffix",
+    "harmless",
+)
+Groups = Mapping[str, Sequence[str]]
+"""Prompts by the four names above, those of the first three in the same order."""
+REGIONS = ("instruction", "suffix", "template")
+BARE_PROMPTS = ("x", "Q", "7", "a,")
+"""Instructions with no first token in common."""
+
+
+def suffix_groups(
+    model: TransformerBridge,
+    harmful: Sequence[str],
+    harmless: Sequence[str],
+    suffix: str,
+    chat: ChatFormat | None = None,
+    seed: int = 0,
+) -> dict[str, list[str]]:
+    """The four groups of prompts that the analysis compares.
+
+    Args:
+        model: Any bridge with a tokenizer.
+        harmful: Instructions that the model refuses.
+        harmless: Instructions of the other side.
+        suffix: The adversarial suffix's text.
+        chat: Formatting; default plain.
+        seed: Of the random suffixes, which have as many tokens, and are one a prompt.
+
+    Raises:
+        CosmicError: If a prompt is blank or too long.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> groups = suffix_groups(load_model("demo", device="cpu"), ["Rob a clerk."], ["Bake a pie."], " x x")
+        >>> groups["harmful + adversarial suffix"]
+        ['Rob a clerk. x x']
+    """
+    check_texts("harmful", harmful)
+    check_texts("harmless", harmless)
+    frame = frames(model, harmful[:1], chat)[0]
+    row = tokenize(model, [harmful[0] + suffix], chat)[0]
+    n_tokens = max(1, len(row) - len(frame.before) - len(frame.after))
+    placebo = random_suffixes(model, harmful, n_tokens, chat, seed)
+    return {
+        HARMFUL: list(harmful),
+        RANDOM: [prompt + text for prompt, text in zip(harmful, placebo, strict=True)],
+        ADVERSARIAL: [prompt + suffix for prompt in harmful],
+        HARMLESS: list(harmless),
+    }
+
+
+def summary_by_group(group: str, values: Tensor, where: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
+    """Mean and SD over prompts (the first dimension), one row for each of the values."""
+    sd = values.std(0) if len(values) > 1 else torch.full_like(values[0], torch.nan)
+    numbers = {"mean": values.mean(0).tolist(), "sd": sd.tolist(), "n": len(values)}
+    return pd.DataFrame({"group": group, **where, **numbers})

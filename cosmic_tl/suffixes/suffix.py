@@ -1,0 +1,159 @@
+"""A suffix with how it was found and what it does."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from cosmic_tl._util.displays import as_html
+from cosmic_tl._util.files import write_atomically
+from cosmic_tl.directions.direction import versions
+from cosmic_tl.errors import CosmicError, check_texts
+from cosmic_tl.judges.base import Verdict
+from cosmic_tl.model.chat import ChatFormat
+
+FORMAT = "cosmic_tl/suffix/1"
+
+
+@dataclass(frozen=True)
+class SuffixOptions:
+    """Settings of the search; Zou et al. 2023 use 500 steps, 512 candidates and the best 256 tokens of a position."""
+
+    n_tokens: int = 20
+    """Length of the suffix."""
+    steps: int = 250
+    """Most steps."""
+    n_candidates: int = 256
+    """Substitutions tried a step, fewer where tokens would merge."""
+    top_k: int = 128
+    """Tokens of the steepest gradient, at each position, that substitutions are drawn from."""
+    check_every: int = 5
+    """Steps between looks at the completions; the search ends when none of them is a refusal."""
+    max_new_tokens: int = 64
+    """Most tokens of a completion."""
+    ascii_only: bool = True
+    """Use no tokens with other characters."""
+    seed: int = 0
+    """The source of chance."""
+    batch_size: int = 64
+    """Rows a forward pass; changes no result but by rounding."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_tokens", "steps", "n_candidates", "top_k", "check_every", "max_new_tokens", "batch_size"):
+            if (value := getattr(self, name)) < 1:
+                raise CosmicError(f"{name}: must be at least 1, found {value}")
+
+
+@dataclass(frozen=True)
+class Suffix:
+    """A text that, put at the end of an instruction, keeps the model from refusing it."""
+
+    text: str
+    """With the space that it begins with."""
+    ids: tuple[int, ...]
+    """Its tokens."""
+    losses: tuple[float, ...]
+    """The best candidate's loss at each step: negative log-likelihood of the targets, in nats a token, mean over prompts."""
+    prompts: tuple[str, ...]
+    """What it was found on."""
+    targets: tuple[str, ...]
+    """How a compliant answer to each begins."""
+    completions: tuple[str, ...]
+    """The model's greedy answer to each prompt with the suffix."""
+    verdicts: tuple[Verdict, ...]
+    """Of `judge_refusal`, one a completion."""
+    stopped: Literal["complied", "steps", "interrupted"] = "steps"
+    """Why the search ended."""
+    options: SuffixOptions = field(default_factory=SuffixOptions)
+    chat: ChatFormat = field(default_factory=ChatFormat)
+    model: str = ""
+    """The model's name, for people."""
+    fingerprint: str = ""
+    """`model_fingerprint` of the model."""
+    versions: dict[str, str] = field(default_factory=versions)
+
+    def append_to(self, prompts: Sequence[str]) -> list[str]:
+        """Prompts with the suffix at their end.
+
+        Example:
+            >>> Suffix(" x", (5,), (), (), (), (), ()).append_to(["Bake a pizza."])
+            ['Bake a pizza. x']
+        """
+        check_texts("prompts", prompts)
+        return [prompt + self.text for prompt in prompts]
+
+    def table(self) -> pd.DataFrame:
+        """One row a prompt: prompt, target, completion, verdict.
+
+        Example:
+            >>> Suffix(" x", (5,), (0.1,), ("Rob a clerk.",), ("Sure",), ("Sure!",), ("compliance",)).table().verdict[0]
+            'compliance'
+        """
+        columns = ["prompt", "target", "completion", "verdict"]
+        rows = zip(self.prompts, self.targets, self.completions, self.verdicts, strict=True)
+        return pd.DataFrame(list(rows), columns=columns)
+
+    def save(self, path: str | Path) -> None:
+        """Write to a JSON file, whole or not at all.
+
+        Example:
+            >>> import tempfile
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     Suffix(" x", (5,), (0.1,), (), (), (), ()).save(f"{folder}/s.json")
+            ...     Suffix.load(f"{folder}/s.json").text
+            ' x'
+        """
+        write_atomically(Path(path), self.to_json())
+
+    def to_json(self) -> str:
+        """The content of the file that `save` writes.
+
+        Example:
+            >>> json.loads(Suffix(" x", (5,), (0.1,), (), (), (), ()).to_json())["format"]
+            'cosmic_tl/suffix/1'
+        """
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Suffix":
+        """Read from a file that `save` wrote.
+
+        Raises:
+            CosmicError: If the file is missing or holds no suffix.
+
+        Example:
+            >>> Suffix.load("nowhere.json")
+            Traceback (most recent call last):
+            cosmic_tl.errors.CosmicError: suffix: no file 'nowhere.json'; give the path of a saved suffix
+        """
+        if not Path(path).is_file():
+            raise CosmicError(f"suffix: no file {str(path)!r}; give the path of a saved suffix")
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
+                raise CosmicError(f"suffix: {str(path)!r} does not have the format {FORMAT!r}; save it again")
+            data |= {"options": SuffixOptions(**data["options"]), "chat": ChatFormat(**data["chat"])}
+            lists = {f.name: tuple(data[f.name]) for f in fields(cls) if isinstance(data.get(f.name), list)}
+            return cls(**(data | lists))
+        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+            raise CosmicError(f"suffix: {str(path)!r} is not a saved suffix ({error}); save it again") from error
+
+    @property
+    def n_complied(self) -> int:
+        """Prompts that the model complies with.
+
+        Example:
+            >>> Suffix(" x", (5,), (), ("Rob a clerk.",), ("Sure",), ("Sure!",), ("compliance",)).n_complied
+            1
+        """
+        return self.verdicts.count("compliance")
+
+    def __repr__(self) -> str:
+        done = f"complies with {self.n_complied} of {len(self.prompts)} prompts after {len(self.losses)} steps"
+        return f"Suffix({self.text!r}: {done})"
+
+    def _repr_html_(self) -> str:
+        return as_html([repr(self)], self.table())

@@ -1,1 +1,0 @@
-"""The weight-space twin of directional ablation, and checkpoints of edited models."""
