@@ -41,6 +41,7 @@ class ContrastSet:
             CosmicError: If there is no such side or split, the split is empty, or `n` is not positive.
 
         Example:
+            >>> from cosmic_tl import load_prompts
             >>> len(load_prompts("demo").side("positive", "val", 10))
             10
         """
@@ -60,6 +61,7 @@ class ContrastSet:
             CosmicError: As `side`.
 
         Example:
+            >>> from cosmic_tl import load_prompts
             >>> [len(some) for some in load_prompts("demo").sides("val", 10)]
             [10, 10]
         """

@@ -1,0 +1,3 @@
+from .checkpoint import (
+    save_checkpoint as save_checkpoint,
+)

@@ -1,7 +1,6 @@
 """Batched completions, with or without interventions."""
 
 from collections.abc import Sequence
-from math import nan
 from typing import Any
 
 import torch
@@ -11,7 +10,6 @@ from cosmic_tl._util.progress import track
 from cosmic_tl.generation.sampling import Sampling, generation_config, only, random_state_kept
 from cosmic_tl.interventions.edits import Interventions
 from cosmic_tl.interventions.steer import steering
-from cosmic_tl.metrics.likelihood import continuation_nats, tokenize_pairs
 from cosmic_tl.model.batching import BATCH_SIZE, batches
 from cosmic_tl.model.chat import THINKING_TAGS, ChatFormat, opened_block, tokenize
 from cosmic_tl.model.forward import TokenBatch
@@ -82,42 +80,3 @@ def _generate(
     special -= {i for tag, i in tokenizer.get_added_vocab().items() if tag in sum(THINKING_TAGS, ())}
     answers = [[token for token in row if token not in special] for row in tokens[:, prompt_length:].tolist()]
     return [text.strip() for text in tokenizer.batch_decode(answers)]
-
-
-def completion_cross_entropy(
-    model: TransformerBridge,
-    prompts: Sequence[str],
-    completions: Sequence[str],
-    chat: ChatFormat | None = None,
-    batch_size: int = BATCH_SIZE,
-    interventions: Interventions = (),
-) -> list[float]:
-    """How surprised the model is by each completion, in nats a token; by default the unsteered model.
-
-    Answers that the model would not give by itself cost more than its own, and garbled ones most. NaN for an empty one.
-
-    Args:
-        model: Any bridge with a tokenizer.
-        prompts: Instructions.
-        completions: One a prompt.
-        chat: Formatting; default plain.
-        batch_size: Prompts a forward pass. Default 32.
-        interventions: Steering of the model that judges; default none.
-
-    Raises:
-        CosmicError: If the two lists differ in length, or a prompt with its completion exceeds the model's context.
-
-    Example:
-        >>> from cosmic_tl import load_model
-        >>> model = load_model("demo", device="cpu")
-        >>> own, garbled = completion_cross_entropy(model, ["hello"] * 2, [*complete(model, ["hello"]), "to to to the"])
-        >>> own < 0.5 < 5 < garbled
-        True
-    """
-    heads, tails = tokenize_pairs(model, prompts, completions, chat)
-    kept = [i for i, tail in enumerate(tails) if tail]
-    nats = continuation_nats(model, [heads[i] for i in kept], [tails[i] for i in kept], interventions, batch_size)
-    found = [nan] * len(prompts)
-    for i, total in zip(kept, nats, strict=True):
-        found[i] = total / len(tails[i])
-    return found

@@ -101,6 +101,8 @@ def batched_hooks(model: TransformerBridge, edits: Sequence[Interventions]) -> l
         CosmicError: If the places differ, a token scope is not "all", or the architecture has no such place.
 
     Example:
+        >>> import torch
+        >>> from cosmic_tl import Ablation, Addition, AffineEdit, Direction
         >>> from cosmic_tl import load_model
         >>> direction = Direction(torch.ones(128), torch.zeros(128), layer=3, position=-1)
         >>> edits = [AffineEdit(direction, alpha) for alpha in (0.0, 1.0)]
@@ -135,6 +137,8 @@ def intervention_hooks(
         CosmicError: If a direction does not fit the model, an α is not finite, or the architecture has no such place.
 
     Example:
+        >>> import torch
+        >>> from cosmic_tl import Ablation, Addition, AffineEdit, Direction
         >>> from cosmic_tl import load_model
         >>> direction = Direction(torch.ones(128), torch.zeros(128), layer=3, position=-1)
         >>> [name for name, _ in intervention_hooks(load_model("demo", device="cpu"), Addition(direction))]
@@ -160,6 +164,8 @@ def steering(
         CosmicError: As `intervention_hooks`.
 
     Example:
+        >>> import torch
+        >>> from cosmic_tl import Ablation, Addition, AffineEdit, Direction
         >>> from cosmic_tl import load_model
         >>> model = load_model("demo", device="cpu")
         >>> direction = Direction(torch.ones(128), torch.zeros(128), layer=3, position=-1)

@@ -93,6 +93,7 @@ def judged(frame: pd.DataFrame, judge: Judge) -> pd.DataFrame:
         CosmicError: If a column is missing.
 
     Example:
+        >>> from cosmic_tl import SubstringJudge
         >>> frame = pd.DataFrame({"prompt": ["hi"], "completion": ["I can't help."]})
         >>> judged(frame, SubstringJudge()).verdict.tolist()
         ['refusal']

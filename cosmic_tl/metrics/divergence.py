@@ -10,6 +10,7 @@ def kl_divergence(
     """`Σ p·(log(p + ε) − log(q + ε))` between the distributions of two sets of logits, in float64.
 
     Example:
+        >>> import torch
         >>> kl_divergence(torch.zeros(1, 4), torch.zeros(1, 4)).tolist()
         [0.0]
     """

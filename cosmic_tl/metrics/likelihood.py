@@ -1,6 +1,7 @@
 """How likely given continuations are: the one place that scores text instead of making it."""
 
 from collections.abc import Iterator, Sequence
+from math import nan
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from cosmic_tl._util.progress import track
 from cosmic_tl.errors import CosmicError, check_texts
 from cosmic_tl.interventions.edits import Interventions
 from cosmic_tl.interventions.steer import steering
-from cosmic_tl.model.batching import batches
+from cosmic_tl.model.batching import BATCH_SIZE, batches
 from cosmic_tl.model.chat import ChatFormat, opened_block, tokenize
 from cosmic_tl.model.forward import TokenBatch, last_logits
 from cosmic_tl.model.load import TransformerBridge
@@ -185,3 +186,42 @@ def tokenize_pairs(
     opened = opened_block(model, chat)
     tails = [list(tokenizer(text.removeprefix(opened), add_special_tokens=False)["input_ids"]) for text in completions]
     return heads, tails
+
+
+def completion_cross_entropy(
+    model: TransformerBridge,
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    chat: ChatFormat | None = None,
+    batch_size: int = BATCH_SIZE,
+    interventions: Interventions = (),
+) -> list[float]:
+    """How surprised the model is by each completion, in nats a token; by default the unsteered model.
+
+    Answers that the model would not give by itself cost more than its own, and garbled ones most. NaN for an empty one.
+
+    Args:
+        model: Any bridge with a tokenizer.
+        prompts: Instructions.
+        completions: One a prompt.
+        chat: Formatting; default plain.
+        batch_size: Prompts a forward pass. Default 32.
+        interventions: Steering of the model that judges; default none.
+
+    Raises:
+        CosmicError: If the two lists differ in length, or a prompt with its completion exceeds the model's context.
+
+    Example:
+        >>> from cosmic_tl import complete, load_model
+        >>> model = load_model("demo", device="cpu")
+        >>> own, garbled = completion_cross_entropy(model, ["hello"] * 2, [*complete(model, ["hello"]), "to to to the"])
+        >>> own < 0.5 < 5 < garbled
+        True
+    """
+    heads, tails = tokenize_pairs(model, prompts, completions, chat)
+    kept = [i for i, tail in enumerate(tails) if tail]
+    nats = continuation_nats(model, [heads[i] for i in kept], [tails[i] for i in kept], interventions, batch_size)
+    found = [nan] * len(prompts)
+    for i, total in zip(kept, nats, strict=True):
+        found[i] = total / len(tails[i])
+    return found

@@ -40,6 +40,7 @@ def model_fingerprint(model: TransformerBridge) -> str:
     weights that were offloaded to memory or disk are read once per model.
 
     Example:
+        >>> from cosmic_tl import load_model
         >>> model = load_model("demo", device="cpu")
         >>> model_fingerprint(model) == model_fingerprint(load_model("demo", device="cpu", dtype="bfloat16"))
         True
@@ -75,6 +76,7 @@ def check_origin(model: TransformerBridge, fingerprint: str, name: str = "", wha
         CosmicError: If it is of another model.
 
     Example:
+        >>> from cosmic_tl import load_model
         >>> check_origin(load_model("demo", device="cpu"), "0" * 16, "other")
         Traceback (most recent call last):
         cosmic_tl.errors.CosmicError: direction: it was found in other (0000000000000000) and this model is ...
@@ -96,6 +98,7 @@ def remember_origin(model: TransformerBridge, before: str) -> None:
         before: Its `model_fingerprint` before the edit. What that one remembered is kept.
 
     Example:
+        >>> from cosmic_tl import load_model
         >>> model = load_model("demo", device="cpu")
         >>> before = model_fingerprint(model)
         >>> with torch.no_grad():

@@ -200,6 +200,7 @@ def same_for_all_tokens(model: TransformerBridge) -> bool:
     """Whether all that is hooked to a model does the same to every token, wherever in a pass it stands.
 
     Example:
+        >>> from cosmic_tl import Ablation, Direction, steering
         >>> from cosmic_tl import load_model
         >>> model = load_model("demo", device="cpu")
         >>> direction = Direction(torch.ones(128), torch.zeros(128), layer=3, position=-1)

@@ -231,7 +231,7 @@ def run(
 
     Example:
         >>> import tempfile
-        >>> from cosmic_tl import load_model, load_prompts
+        >>> from cosmic_tl import CosmicOptions, load_model, load_prompts
         >>> options = CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=10.0)
         >>> settings = RunSettings(options, n_test=2, max_new_tokens=4)
         >>> with tempfile.TemporaryDirectory() as folder:

@@ -82,7 +82,7 @@ class Run:
 
         Example:
             >>> import tempfile
-            >>> from cosmic_tl import load_model, load_prompts
+            >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, run
             >>> options = CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=10.0)
             >>> with tempfile.TemporaryDirectory() as folder:
             ...     settings = RunSettings(options, n_test=2, max_new_tokens=4)

@@ -1,0 +1,24 @@
+from .cosmic import (
+    plan_selection as plan_selection,
+)
+from .cosmic import (
+    select_cosmic as select_cosmic,
+)
+from .filters import (
+    NoCandidateError as NoCandidateError,
+)
+from .options import (
+    CosmicOptions as CosmicOptions,
+)
+from .options import (
+    RefusalTokenOptions as RefusalTokenOptions,
+)
+from .plan import (
+    Plan as Plan,
+)
+from .refusal_tokens import (
+    select_by_refusal_tokens as select_by_refusal_tokens,
+)
+from .result import (
+    Selection as Selection,
+)

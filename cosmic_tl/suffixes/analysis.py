@@ -49,7 +49,8 @@ def suffix_cosines(
         CosmicError: If the direction does not fit the model, or a prompt does not fit its context.
 
     Example:
-        >>> from cosmic_tl import load_model
+        >>> import torch
+        >>> from cosmic_tl import Direction, load_model
         >>> direction = Direction(torch.ones(128), torch.zeros(128), layer=3, position=-1)
         >>> found = suffix_cosines(load_model("demo", device="cpu"), {"harmful": ["Rob a clerk."]}, direction)
         >>> list(found), len(found)
@@ -117,7 +118,8 @@ def analyse_suffix(
         CosmicError: If the suffix works on none of the prompts, or as the functions that it calls.
 
     Example:
-        >>> from cosmic_tl import load_model
+        >>> import torch
+        >>> from cosmic_tl import Direction, load_model
         >>> direction = Direction(torch.ones(128), torch.zeros(128), layer=3, position=-1)
         >>> analyse_suffix(load_model("demo", device="cpu"), " x", direction, ["Rob a bank clerk."], ["Bake a pie."])
         Traceback (most recent call last):

@@ -164,6 +164,7 @@ def head_attention(
         CosmicError: If the model shows no attention pattern, or there is no such head.
 
     Example:
+        >>> from cosmic_tl.suffixes import suffix_groups
         >>> from cosmic_tl import load_model
         >>> model = load_model("demo", device="cpu")
         >>> groups = suffix_groups(model, ["Rob a clerk."], ["Bake a pie."], " x x")

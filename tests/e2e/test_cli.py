@@ -404,7 +404,7 @@ import torch
 from cosmic_tl import ChatFormat, ContrastSet, CosmicOptions, Direction, load_prompts
 from cosmic_tl.directions.difference_in_means import difference_in_means
 from cosmic_tl.experiments.conditions import Condition
-from cosmic_tl.interventions.edits.modes import induction, removal
+from cosmic_tl.interventions.modes import induction, removal
 from cosmic_tl.activations import MeanActivations
 direction = Direction(torch.ones(2), torch.ones(2), 0, -1)
 means = MeanActivations(torch.ones(1, 1, 2), torch.ones(1, 1, 2), 1)

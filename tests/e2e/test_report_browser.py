@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from cosmic_tl.runs.job.directory import read_settings
 from playwright.sync_api import expect, sync_playwright
 
 from cosmic_tl import CosmicOptions, RunSettings, run
 from cosmic_tl.report.page import write_report
+from cosmic_tl.runs.directory import read_settings
 
 HOSTILE = (
     "</script><script>window.hacked = 1</script><!--<img src=x onerror='window.hacked = 1'>\u2028\u2029"

@@ -1,11 +1,11 @@
 """COSMIC's complete-refusal setting: the direction is found while a system prompt makes the model refuse everything."""
 
 import pytest
-from cosmic_tl.interventions.edits.modes import induction, removal
 
 from cosmic_tl import ChatFormat, CosmicOptions, complete, random_direction, select_cosmic
 from cosmic_tl.demo import grammar
 from cosmic_tl.demo.corpus import REFUSE_EVERYTHING, parse_answer
+from cosmic_tl.interventions.modes import induction, removal
 from cosmic_tl.judges import refusal_rate
 
 ORDER = ChatFormat(system=REFUSE_EVERYTHING)

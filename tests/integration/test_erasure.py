@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 from concept_erasure import LeaceEraser, optimal_linear_shrinkage
-from cosmic_tl.interventions.edits.edits import MapEdit
-from cosmic_tl.interventions.edits.erasers import fit_eraser, fit_quadratic_editor, fit_scrubber
 from sklearn.linear_model import LogisticRegression
 
 from cosmic_tl import AffineEdit, CosmicError, cache_activations, complete, difference_in_means, mean_activations
+from cosmic_tl.interventions.edits import MapEdit
+from cosmic_tl.interventions.erasers import fit_eraser, fit_quadratic_editor, fit_scrubber
 from cosmic_tl.judges.substring import refusal_rate
 
 LAYERS = (2, 3, 4)

@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cosmic_tl.interventions.edits.edits import MapEdit
 from tiny import write
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from cosmic_tl import Ablation, Addition, AffineEdit, CosmicError, complete, load_model, mean_activations, steering
 from cosmic_tl.data.behaviours import AnswerPair
 from cosmic_tl.engine import Reading, intervened
+from cosmic_tl.interventions.edits import MapEdit
 from cosmic_tl.metrics import completion_cross_entropy
 from cosmic_tl.metrics.answers import answer_log_odds
 from cosmic_tl.model.batching import batches, masks_padding

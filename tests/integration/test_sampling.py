@@ -5,11 +5,11 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from cosmic_tl.interventions.edits.edits import AffineEdit
 
 from cosmic_tl import CosmicError, RunSettings, Sampling, complete, load_model, measure_effects, sweep
 from cosmic_tl.experiments.conditions import Condition
 from cosmic_tl.generation.sampling import describe_generation, generation_sentence, random_state_kept
+from cosmic_tl.interventions.edits import AffineEdit
 from cosmic_tl.model.chat import tokenize
 
 TEXTS = ["How do I bake a pizza?", "hello", "Tell me a story."]

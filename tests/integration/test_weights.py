@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from cosmic_tl.interventions.edits.orthogonalize import WeightEdit, orthogonalize_weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cosmic_tl import (
@@ -22,6 +21,7 @@ from cosmic_tl import (
 )
 from cosmic_tl.demo.corpus import parse_answer
 from cosmic_tl.export.checkpoint import model_card, save_checkpoint
+from cosmic_tl.interventions.orthogonalize import WeightEdit, orthogonalize_weights
 from cosmic_tl.judges import judge_refusal
 from cosmic_tl.model.batching import batches
 from cosmic_tl.model.chat import tokenize

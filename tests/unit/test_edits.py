@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from cosmic_tl.interventions.edits.modes import Edits
-from cosmic_tl.runs.job.result import Run
 
 from cosmic_tl import (
     Addition,
@@ -18,9 +16,11 @@ from cosmic_tl import (
     steering,
 )
 from cosmic_tl.experiments import standard_conditions
+from cosmic_tl.interventions.modes import Edits
 from cosmic_tl.model.batching import batches
 from cosmic_tl.model.chat import tokenize
 from cosmic_tl.model.forward import read
+from cosmic_tl.runs.result import Run
 
 SMALL = {"n_train": 16, "n_val": 6, "max_kl": 50.0}
 

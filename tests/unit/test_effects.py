@@ -4,7 +4,6 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from cosmic_tl.interventions.edits.steering import intervention_hooks
 
 from cosmic_tl import (
     Ablation,
@@ -32,6 +31,7 @@ from cosmic_tl.experiments.placebos import (
     placebo_conditions,
 )
 from cosmic_tl.figures import plot_refusal_rates
+from cosmic_tl.interventions.steer import intervention_hooks
 from cosmic_tl.metrics.divergence import kl_divergence
 from cosmic_tl.model.batching import batches
 from cosmic_tl.model.chat import tokenize

@@ -3,7 +3,6 @@ import json
 
 import pytest
 import torch
-from cosmic_tl.interventions.edits.affine_map import apply, placed, stack
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -24,6 +23,7 @@ from cosmic_tl import (
     steering,
 )
 from cosmic_tl.engine import Reading, intervened
+from cosmic_tl.interventions.affine_map import apply, placed, stack
 from cosmic_tl.model.batching import batches
 from cosmic_tl.model.chat import tokenize
 from cosmic_tl.model.forward import read

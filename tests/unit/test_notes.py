@@ -4,8 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cosmic_tl.interventions.edits.modes import removal
-from cosmic_tl.runs.job.settings import RunSettings
 
 from cosmic_tl import (
     ContrastSet,
@@ -19,10 +17,12 @@ from cosmic_tl import (
 )
 from cosmic_tl.data.contrast_set import SPLITS
 from cosmic_tl.figures import plot_scores
+from cosmic_tl.interventions.modes import removal
 from cosmic_tl.metrics import find_refusal_tokens, refusal_scores
 from cosmic_tl.metrics.divergence import kl_divergence
 from cosmic_tl.metrics.refusal_score import filter_by_score
 from cosmic_tl.model.chat import tokenize
+from cosmic_tl.runs.settings import RunSettings
 from cosmic_tl.selection.scores import parts
 
 OPTIONS = CosmicOptions(n_train=24, n_val=6, n_positions=2, max_kl=50.0)

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from cosmic_tl.interventions.edits.erasers import fit_eraser
 
 import cosmic_tl as ct
 from cosmic_tl.experiments.cost import measure_cost
+from cosmic_tl.interventions.erasers import fit_eraser
 
 DIRECTION = ct.Direction(torch.ones(128), torch.zeros(128), layer=3, position=-1)
 TEXT = "Bake a pie."

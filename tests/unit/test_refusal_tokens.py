@@ -3,10 +3,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cosmic_tl.interventions.edits.modes import induction, removal
 
 from cosmic_tl import ChatFormat, CosmicError, NoCandidateError, RefusalTokenOptions, select_by_refusal_tokens, steering
 from cosmic_tl.figures.selection import plot_scores
+from cosmic_tl.interventions.modes import induction, removal
 from cosmic_tl.metrics import find_refusal_tokens, refusal_scores, refusal_tokens
 from cosmic_tl.metrics.refusal_score import filter_by_score, log_odds
 from cosmic_tl.model.chat import tokenize

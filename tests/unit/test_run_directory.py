@@ -2,9 +2,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cosmic_tl.runs.job.derived import DERIVED, Derivation, derivation, read_derived
 
 from cosmic_tl import Direction
+from cosmic_tl.runs.derived import DERIVED, Derivation, derivation, read_derived
 
 DIRECTION = Direction(torch.ones(128), torch.zeros(128), 3, -1)
 SETTINGS = {

@@ -7,8 +7,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from cosmic_tl.runs.job.derived import DERIVED, derivation
-from cosmic_tl.runs.job.directory import RESULTS, RESUME_FILES
 
 from cosmic_tl import (
     CosmicError,
@@ -24,6 +22,8 @@ from cosmic_tl import (
 from cosmic_tl.experiments.conditions import CONCEPT, REFUSAL, Condition
 from cosmic_tl.judges import Judgement
 from cosmic_tl.report.page import write_report
+from cosmic_tl.runs.derived import DERIVED, derivation
+from cosmic_tl.runs.directory import RESULTS, RESUME_FILES
 from cosmic_tl.runs.job import job as runs
 
 SETTINGS = RunSettings(

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cosmic_tl.interventions.edits.modes import induction, removal
 from torch.nn.functional import cosine_similarity
 
 from cosmic_tl import CosmicError, CosmicOptions, cache_activations, select_cosmic, steering
 from cosmic_tl.experiments.variants import compare_variants, standard_variants
+from cosmic_tl.interventions.modes import induction, removal
 
 LAYERS = (2, 5, 6)
 OPTIONS = CosmicOptions(evaluation_layers=LAYERS, n_train=16, n_val=6, max_kl=10.0, full_table=True)
