@@ -102,7 +102,7 @@ def settings(model, candidates, best, prompts, n_val, max_new_tokens) -> pd.Data
     sides = [prompts.side(side, "val", n_val) for side in ("positive", "negative")]
     found = ct.measure_effects(model, *sides, conditions, max_new_tokens=max_new_tokens)
     show(
-        found.table()[["kind", "condition", "refusal_rate", "low", "high", "garbled"]],
+        found.table[["kind", "condition", "refusal_rate", "low", "high", "garbled"]],
         "Conditions",
         Path("/dev/null"),
         40,

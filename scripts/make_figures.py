@@ -77,7 +77,7 @@ def figures(run: Path, mode: str) -> dict[str, go.Figure]:
         "similarity": plot_similarity(layer_similarities(model, harmful, harmless, selection)),
     }
     completions = pd.read_json(run / "completions.jsonl", lines=True)
-    drawn["refusal-rates"] = plot_refusal_rates(Effects(completions).table())
+    drawn["refusal-rates"] = plot_refusal_rates(Effects(completions).table)
     steered = sweep(model, direction, harmful, harmless, tokens=by_tokens.tokens, max_new_tokens=16)
     drawn["sweep"] = plot_sweep(steered)
 

@@ -31,7 +31,7 @@ def print_effects(effects: ct.Effects) -> None:
     seeds = effects.by_seed().groupby(["kind", "condition"]).size()
     print("| prompts | condition | refusals | interval, or range over seeds | garbled | nats per token |")
     print("|---|---|---|---|---|---|")
-    for _, row in effects.table().iterrows():
+    for _, row in effects.table.iterrows():
         n = seeds[row.kind, row.condition]
         of = f" ({n} seeds)" if n > 1 else ""
         print(
@@ -82,7 +82,7 @@ def draw(first: Run, last: Run) -> None:
     save_small(ct.figures.plot_scores(last.selection), "real-scores")
     save_small(ct.figures.plot_layer_similarity(last.selection), "real-layer-similarity")
     save_small(ct.figures.plot_similarity(first.similarity), "real-similarity")
-    save_small(ct.figures.plot_refusal_rates(first.effects.table()), "real-rates")
+    save_small(ct.figures.plot_refusal_rates(first.effects.table), "real-rates")
     for run in (first, last):
         for log in sorted((run.out / "resume").glob("sweep-*.jsonl")):
             rows = [row for line in read_lines(log) for row in line["rows"]]

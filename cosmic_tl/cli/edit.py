@@ -194,13 +194,13 @@ def sweep(
         judge=judge,
         sampling=sampling,
     )
-    table = found.table()
+    table = found.table
     terms = terms_of(judge.phrases)
-    sides = (f"{terms.sides['harmful']} prompts", f"{terms.sides['harmless']} prompts")
+    sides = (f"{terms.sides['positive']} prompts", f"{terms.sides['negative']} prompts")
     figure = plot_sweep(found, "refusal" if terms is REFUSAL else "concept", sides)
     page = offline_page([restyle(figure)], figure.layout.title.text)
     made.write({"sweep.csv": table.to_csv(index=False), "sweep.html": page})
-    print_frame(table[["method", "alpha", "kind", "refusal_rate", "low", "high", "garbled", "cross_entropy"]])
+    print_frame(table[["method", "alpha", "side", "rate", "low", "high", "garbled", "cross_entropy"]])
     typer.echo("Non-monotonic in alpha:" if len(uneven := found.non_monotonic()) else "Monotonic in alpha.")
     if len(uneven):
         print_frame(uneven)

@@ -92,15 +92,15 @@ def judge(
     made.write({"judgements.jsonl": text})
     safety = frame.verdict.isin(["safe", "unsafe"]).any()
     by = [
-        "kind",
+        "side",
         "condition",
         *(["seed"] if "seed" in frame else []),
     ]  # completions of one placebo's seeds are no sample
     print_frame(rates_by(frame, by, "unsafe" if safety else "refusal"))
     if safety:
-        typer.echo("Rates are of unsafe completions. Agreement with the phrases, on harmful prompts, safe as refusal:")
-        harmful = frame.kind == "harmful"
-        first, frame = first[harmful], frame[harmful]
+        typer.echo("Rates are of unsafe completions. Agreement with the phrases, on positive prompts, safe as refusal:")
+        positive = frame.side == "positive"
+        first, frame = first[positive], frame[positive]
     reading = SAFETY_AS_REFUSAL if safety else None
     typer.echo(str(agreement(first.verdict.tolist(), frame.verdict.tolist(), reading=reading)))
 
@@ -189,7 +189,7 @@ def cost(
 
     _, negative = run.test_prompts(n_test)
     bridge, _, edits = _edits(run, alpha)
-    print_frame(measure_cost(bridge, edits, documents, pairs, negative, run.chat(), batch_size=batch_size or 8).table())
+    print_frame(measure_cost(bridge, edits, documents, pairs, negative, run.chat(), batch_size=batch_size or 8).table)
 
 
 @grouped

@@ -34,7 +34,7 @@ def print_result(result: "Run") -> None:
     console = Console()
     summary = result.summary
     console.print(repr(result.selection), markup=False, highlight=False, soft_wrap=True)
-    frame, terms = result.effects.table(), result.effects.terms
+    frame, terms = result.effects.table, result.effects.terms
     title = f"{terms.outcome.capitalize()} ({summary['model']}, {summary['mode']} mode)"
     table = Table(title=title, title_justify="left", box=SIMPLE)
     fluency = [name for name in ("garbled", "cross_entropy", "well_formed", "names_topic") if name in frame]
@@ -47,17 +47,17 @@ def print_result(result: "Run") -> None:
         table.add_column(head, justify="left" if head in ("prompts", "condition") else "right", no_wrap=True)
     for _, row in frame.iterrows():
         numbers = [f"{row[name]:.2f}" if row[name] == row[name] else "–" for name in fluency]
-        share = f"{row.refusal_rate:.0%} [{100 * row.low:.0f}, {100 * row.high:.0f}]"
+        share = f"{row.rate:.0%} [{100 * row.low:.0f}, {100 * row.high:.0f}]"
         seeds = f" ({row.seeds} seeds)" if row.get("seeds", 0) > 1 else ""
-        table.add_row(terms.sides[row.kind], row.condition + seeds, escape(share), *numbers)
+        table.add_row(terms.sides[row.side], row.condition + seeds, escape(share), *numbers)
     console.print(table)
     sentence = generation_sentence(result.effects.generation)
     console.print(sentence, markup=False, highlight=False, soft_wrap=True)
     tests = result.effects.paired_table()
-    for (kind, condition), some in tests.groupby(["kind", "condition"], sort=False):
+    for (side, condition), some in tests.groupby(["side", "condition"], sort=False):
         baseline = some.against == "baseline"
         console.print(
-            f"{condition} on {terms.sides[kind]} prompts (McNemar): p = {some.p_value[baseline].max():.2g} against the "
+            f"{condition} on {terms.sides[side]} prompts (McNemar): p = {some.p_value[baseline].max():.2g} against the "
             f"baseline, at most {some.p_value[~baseline].max():.2g} against a placebo",
             highlight=False,
             soft_wrap=True,

@@ -33,7 +33,7 @@ class Comparison:
     """Completions under nothing, and under removal and induction with each direction."""
     table: pd.DataFrame
     """One row per method: method, mode and alpha (of its edits), layer, position, cosine (to the other's direction), and
-    refusal rates on test prompts: harmful, harmful_removal, harmless, harmless_induction."""
+    refusal rates on test prompts: positive, positive_removal, negative, negative_induction."""
 
     def __repr__(self) -> str:
         return as_text(self._lines(), self.table)
@@ -115,10 +115,10 @@ def compare_selections(
         failures["refusal tokens"] = str(error)
         if first is not None:
             raise first from error
-    conditions = [Condition("baseline", "harmful", ()), Condition("baseline", "harmless", ())]
+    conditions = [Condition("baseline", "positive", ()), Condition("baseline", "negative", ())]
     for method, selection in selections.items():
-        conditions.append(Condition(f"removal, {method}", "harmful", (selection.removal(),)))
-        conditions.append(Condition(f"induction, {method}", "harmless", (selection.induction(),)))
+        conditions.append(Condition(f"removal, {method}", "positive", (selection.removal(),)))
+        conditions.append(Condition(f"induction, {method}", "negative", (selection.induction(),)))
     effects = measure_effects(
         model,
         prompts.side("positive", "test", n_test),
@@ -140,12 +140,12 @@ def compare_selections(
             "layer": selection.direction.layer,
             "position": selection.direction.position,
             "cosine": float(units[0] @ units[1]) if len(units) == 2 else nan,
-            "harmful": effects.rate("harmful", "baseline").value,
-            "harmful_removal": effects.rate("harmful", f"removal, {method}").value,
-            "harmless": effects.rate("harmless", "baseline").value,
-            "harmless_induction": effects.rate("harmless", f"induction, {method}").value,
-            "removal_garbled": effects.garbled("harmful", f"removal, {method}").value,
-            "induction_garbled": effects.garbled("harmless", f"induction, {method}").value,
+            "positive": effects.rate("positive", "baseline").value,
+            "positive_removal": effects.rate("positive", f"removal, {method}").value,
+            "negative": effects.rate("negative", "baseline").value,
+            "negative_induction": effects.rate("negative", f"induction, {method}").value,
+            "removal_garbled": effects.garbled("positive", f"removal, {method}").value,
+            "induction_garbled": effects.garbled("negative", f"induction, {method}").value,
         }
         for method, selection in selections.items()
     ]

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import pandas as pd
 
+from cosmic_tl.data.contrast_set import Side
 from cosmic_tl.directions.direction import Direction, random_direction
 from cosmic_tl.errors import CosmicError, one_of
 from cosmic_tl.interventions.edits import Intervention
@@ -15,7 +16,6 @@ from cosmic_tl.selection.options import PLACEBOS
 from cosmic_tl.selection.result import Selection, direction_and_edits
 
 Row = dict[str, Any]
-Kind = Literal["harmful", "harmless"]
 
 
 @dataclass(frozen=True)
@@ -27,32 +27,32 @@ class Terms:
     rate: str
     """Its share of the completions."""
     sides: Mapping[str, str]
-    """The prompts of each kind."""
+    """What the prompts of each side are called."""
     verdicts: Mapping[str, str]
 
     def of(self, table: pd.DataFrame) -> pd.DataFrame:
         """A table of `Effects` for people.
 
         Example:
-            >>> row = {"kind": "harmful", "condition": "baseline", "refusal_rate": 1.0}
+            >>> row = {"side": "positive", "condition": "baseline", "rate": 1.0}
             >>> CONCEPT.of(pd.DataFrame([row])).to_dict("records")
             [{'prompts': 'positive', 'condition': 'baseline', 'answers with the concept': 1.0}]
         """
-        named = table.assign(kind=table.kind.map(dict(self.sides)))
-        named = named.rename(columns={"kind": "prompts", "refusal_rate": self.rate})
+        named = table.assign(side=table.side.map(dict(self.sides)))
+        named = named.rename(columns={"side": "prompts", "rate": self.rate})
         return named.rename(columns=lambda name: str(name).replace("_", " "))
 
 
 REFUSAL = Terms(
     "refusals",
     "refusal rate",
-    {"harmful": "harmful", "harmless": "harmless"},
+    {"positive": "harmful", "negative": "harmless"},
     {"refusal": "refusal", "compliance": "compliance", "neither": "neither"},
 )
 CONCEPT = Terms(
     "answers with the concept",
     "answers with the concept",
-    {"harmful": "positive", "harmless": "negative"},
+    {"positive": "positive", "negative": "negative"},
     {"refusal": "with the concept", "compliance": "without", "neither": "too short to tell"},
 )
 """Of any concept that phrases of its own show."""
@@ -73,14 +73,13 @@ class Condition:
     """One set of completions to make."""
 
     name: str
-    kind: Kind
-    """"harmful" stands for the positive side of any contrast set, "harmless" for the negative one."""
+    side: Side
     interventions: tuple[Intervention, ...]
     seed: int | None = None
     """Of a placebo; conditions of the same name and other seeds are the same placebo again."""
 
     def __post_init__(self) -> None:
-        one_of("kind", self.kind, get_args(Kind))
+        one_of("side", self.side, get_args(Side))
 
 
 def standard_conditions(
@@ -122,12 +121,12 @@ def standard_conditions(
     shuffled = selection.candidates.shuffled_directions(direction) if isinstance(selection, Selection) else {}
     shuffled = dict(list(shuffled.items())[:n_placebos])
     return [
-        Condition("baseline", "harmful", ()),
-        Condition("removal", "harmful", (edits.removal(direction),)),
-        Condition("random removal", "harmful", (edits.removal(random[seed]),), seed),
-        *(Condition("shuffled removal", "harmful", (edits.removal(d),), one) for one, d in shuffled.items()),
-        Condition("baseline", "harmless", ()),
-        Condition("induction", "harmless", (edits.induction(direction),)),
-        *(Condition("random induction", "harmless", (edits.induction(d),), one) for one, d in random.items()),
-        *(Condition("shuffled induction", "harmless", (edits.induction(d),), one) for one, d in shuffled.items()),
+        Condition("baseline", "positive", ()),
+        Condition("removal", "positive", (edits.removal(direction),)),
+        Condition("random removal", "positive", (edits.removal(random[seed]),), seed),
+        *(Condition("shuffled removal", "positive", (edits.removal(d),), one) for one, d in shuffled.items()),
+        Condition("baseline", "negative", ()),
+        Condition("induction", "negative", (edits.induction(direction),)),
+        *(Condition("random induction", "negative", (edits.induction(d),), one) for one, d in random.items()),
+        *(Condition("shuffled induction", "negative", (edits.induction(d),), one) for one, d in shuffled.items()),
     ]

@@ -39,6 +39,7 @@ class Cost:
     seed: int = 0
     """Of the bootstrap."""
 
+    @property
     def table(self) -> pd.DataFrame:
         """One row a condition and measure.
 
@@ -48,7 +49,7 @@ class Cost:
 
         Example:
             >>> row = {"condition": "edited", "measure": "texts", "document": 0, "tokens": 2, "baseline": 2.0, "edited": 3.0}
-            >>> Cost(pd.DataFrame([row])).table().difference.tolist()
+            >>> Cost(pd.DataFrame([row])).table.difference.tolist()
             [0.5]
         """
         rows = []
@@ -72,10 +73,10 @@ class Cost:
         return pd.DataFrame(rows)
 
     def __repr__(self) -> str:
-        return as_text(["Cost"], self.table())
+        return as_text(["Cost"], self.table)
 
     def _repr_html_(self) -> str:
-        return as_html(["Cost"], self.table())
+        return as_html(["Cost"], self.table)
 
 
 def _exp(nats: float) -> float:
@@ -195,7 +196,7 @@ def measure_cost(
         >>> model = load_model("demo", device="cpu")
         >>> edit = Addition(Direction(torch.ones(128), torch.zeros(128), layer=3, position=-1), alpha=2.0)
         >>> cost = measure_cost(model, edit, prompts=["hello", "Bake a pizza."])
-        >>> bool((cost.table().difference > 0.1).all())
+        >>> bool((cost.table.difference > 0.1).all())
         True
     """
     named = named_interventions(interventions)

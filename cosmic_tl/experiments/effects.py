@@ -10,9 +10,10 @@ import pandas as pd
 
 from cosmic_tl._util.displays import as_html, as_text
 from cosmic_tl._util.plots import Plotted
+from cosmic_tl.data.contrast_set import Side
 from cosmic_tl.demo.corpus import check_completion
 from cosmic_tl.errors import CosmicError, check_texts
-from cosmic_tl.experiments.conditions import REFUSAL, Condition, Kind, Row, Terms, terms_of
+from cosmic_tl.experiments.conditions import REFUSAL, Condition, Row, Terms, terms_of
 from cosmic_tl.generation.completions import complete
 from cosmic_tl.generation.sampling import Sampling, describe_generation
 from cosmic_tl.judges.base import Judge, Verdict
@@ -28,7 +29,7 @@ from cosmic_tl.model.load import TransformerBridge, is_demo
 class Paired:
     """McNemar's exact test of two conditions on the same prompts."""
 
-    kind: Kind
+    side: Side
     condition: str
     against: str
     n: int
@@ -50,7 +51,7 @@ class Paired:
         )
 
 
-TESTED: Mapping[Kind, str] = {"harmful": "removal", "harmless": "induction"}
+TESTED: Mapping[Side, str] = {"positive": "removal", "negative": "induction"}
 """The conditions that are tested against baseline and placebos."""
 
 
@@ -65,7 +66,7 @@ class Effects(Plotted):
     """Completions under every condition, and what they come to."""
 
     completions: pd.DataFrame
-    """One row per completion: kind, condition, seed (of a placebo; None for others), prompt, completion, verdict,
+    """One row per completion: side, condition, seed (of a placebo; None for others), prompt, completion, verdict,
     cross_entropy, late_nats and repetition (`evaluation.fluency`), garbled (if there is a condition without interventions to
     compare with), and with the demo model well_formed and names_topic. The verdict "refusal" stands for whatever the judge
     looked for."""
@@ -74,61 +75,61 @@ class Effects(Plotted):
     generation: Mapping[str, Any] = field(default_factory=dict)
     """How completions were generated: `describe_generation`, and the seed."""
 
-    def rate(self, kind: Kind, condition: str) -> Rate:
+    def rate(self, side: Side, condition: str) -> Rate:
         """Refusal rate under one condition; with phrases of its own, the share of completions with the concept.
 
         Of a placebo with several seeds it is the mean, and `low` and `high` are the lowest and the highest seed's rate in
         place of the Wilson interval; `n` counts prompts.
 
         Args:
-            kind: "harmful" or "harmless".
+            side: "positive" or "negative".
             condition: Its name.
 
         Raises:
             CosmicError: If there are no such completions.
 
         Example:
-            >>> row = {"kind": "harmful", "condition": "baseline", "verdict": "refusal"}
-            >>> Effects(pd.DataFrame([row])).rate("harmful", "baseline").value
+            >>> row = {"side": "positive", "condition": "baseline", "verdict": "refusal"}
+            >>> Effects(pd.DataFrame([row])).rate("positive", "baseline").value
             1.0
         """
-        return self._share(kind, condition, lambda some: some.verdict == "refusal")
+        return self._share(side, condition, lambda some: some.verdict == "refusal")
 
-    def _share(self, kind: Kind, condition: str, counted: Callable[[pd.DataFrame], "pd.Series[bool]"]) -> Rate:
+    def _share(self, side: Side, condition: str, counted: Callable[[pd.DataFrame], "pd.Series[bool]"]) -> Rate:
         """A share with its Wilson interval; of several seeds the mean and the range."""
-        rates = [rate(int(counted(some).sum()), len(some)) for some in self._seeds(kind, condition)]
+        rates = [rate(int(counted(some).sum()), len(some)) for some in self._seeds(side, condition)]
         if len(rates) == 1:
             return rates[0]
         values = [one.value for one in rates]
         return Rate(sum(values) / len(values), min(values), max(values), rates[0].n)
 
-    def _seeds(self, kind: Kind, condition: str) -> list[pd.DataFrame]:
+    def _seeds(self, side: Side, condition: str) -> list[pd.DataFrame]:
         """The completions of one condition, a frame per seed."""
-        return [some for _, some in _with_seed(self._of(kind, condition)).groupby("seed", sort=False)]
+        return [some for _, some in _with_seed(self._of(side, condition)).groupby("seed", sort=False)]
 
     def by_seed(self) -> pd.DataFrame:
         """As `table`, with a row per seed of a placebo and its own Wilson interval.
 
         Example:
-            >>> row = {"kind": "harmless", "condition": "random induction", "verdict": "refusal", "cross_entropy": 0.5}
+            >>> row = {"side": "negative", "condition": "random induction", "verdict": "refusal", "cross_entropy": 0.5}
             >>> rows = [{**row, "seed": 0}, {**row, "seed": 1, "verdict": "compliance"}]
-            >>> Effects(pd.DataFrame(rows)).by_seed().refusal_rate.tolist()
+            >>> Effects(pd.DataFrame(rows)).by_seed().rate.tolist()
             [1.0, 0.0]
         """
         frame = _with_seed(self.completions)
         found = []
-        for (_, _, seed), some in frame.groupby(["kind", "condition", "seed"], sort=False):
-            found.append(Effects(some.drop(columns="seed")).table().assign(seed=None if seed == "none" else seed))
+        for (_, _, seed), some in frame.groupby(["side", "condition", "seed"], sort=False):
+            found.append(Effects(some.drop(columns="seed")).table.assign(seed=None if seed == "none" else seed))
         return pd.concat(found, ignore_index=True)
 
-    def paired(self, kind: Kind, condition: str, against: str) -> Paired:
+    def paired(self, side: Side, condition: str, against: str) -> Paired:
         """Whether two conditions differ on the same prompts: McNemar's exact test, two-sided.
 
         Only prompts that one condition refuses and the other does not tell them apart. Where one of them is a placebo with
         several seeds, the seed with the largest p stands for all.
 
         Args:
-            kind: "harmful" or "harmless".
+            side: "positive" or "negative".
             condition: Name of one condition.
             against: Name of the other.
 
@@ -138,15 +139,15 @@ class Effects(Plotted):
         Example:
             >>> prompts = [f"prompt {i}" for i in range(10)]
             >>> rows = [("baseline", p, "refusal") for p in prompts] + [("removal", p, "compliance") for p in prompts]
-            >>> frame = pd.DataFrame(rows, columns=["condition", "prompt", "verdict"]).assign(kind="harmful")
-            >>> found = Effects(frame).paired("harmful", "removal", "baseline")
+            >>> frame = pd.DataFrame(rows, columns=["condition", "prompt", "verdict"]).assign(side="positive")
+            >>> found = Effects(frame).paired("positive", "removal", "baseline")
             >>> (found.only_condition, found.only_against, round(found.p_value, 4))
             (0, 10, 0.002)
         """
         from scipy.stats import binomtest  # takes half a second to import
 
         found = []
-        seeds = [self._seeds(kind, name) for name in (condition, against)]
+        seeds = [self._seeds(side, name) for name in (condition, against)]
         for first, second in product(*seeds):
             if first.prompt.tolist() != second.prompt.tolist():
                 raise CosmicError(
@@ -156,7 +157,7 @@ class Effects(Plotted):
             alone = int((one & ~other).sum()), int((other & ~one).sum())
             p = float(binomtest(alone[0], sum(alone)).pvalue) if sum(alone) else 1.0
             n_seeds = max(map(len, seeds)) if max(map(len, seeds)) > 1 else 0
-            found.append(Paired(kind, condition, against, len(first), *alone, p, n_seeds))
+            found.append(Paired(side, condition, against, len(first), *alone, p, n_seeds))
         return max(found, key=lambda one: one.p_value)
 
     def paired_table(self) -> pd.DataFrame:
@@ -164,40 +165,41 @@ class Effects(Plotted):
 
         Example:
             >>> rows = [("baseline", "hi", "refusal"), ("removal", "hi", "compliance")]
-            >>> frame = pd.DataFrame(rows, columns=["condition", "prompt", "verdict"]).assign(kind="harmful")
+            >>> frame = pd.DataFrame(rows, columns=["condition", "prompt", "verdict"]).assign(side="positive")
             >>> Effects(frame).paired_table().against.tolist()
             ['baseline']
         """
         rows = []
-        for kind, name in TESTED.items():
-            conditions = self.completions[self.completions.kind == kind].condition.unique().tolist()
+        for side, name in TESTED.items():
+            conditions = self.completions[self.completions.side == side].condition.unique().tolist()
             if name in conditions:
-                rows += [asdict(self.paired(kind, name, other)) for other in conditions if other != name]
+                rows += [asdict(self.paired(side, name, other)) for other in conditions if other != name]
         return pd.DataFrame(rows, columns=[one.name for one in fields(Paired)])
 
-    def garbled(self, kind: Kind, condition: str) -> Rate:
+    def garbled(self, side: Side, condition: str) -> Rate:
         """Share of garbled completions under one condition; a low refusal rate says nothing without it.
 
         Raises:
             CosmicError: If there is no such condition, or none without steering to compare with.
 
         Example:
-            >>> row = {"kind": "harmful", "condition": "removal", "verdict": "compliance", "garbled": True}
-            >>> Effects(pd.DataFrame([row])).garbled("harmful", "removal").value
+            >>> row = {"side": "positive", "condition": "removal", "verdict": "compliance", "garbled": True}
+            >>> Effects(pd.DataFrame([row])).garbled("positive", "removal").value
             1.0
         """
         if "garbled" not in self.completions:
             raise CosmicError("garbled: no condition without interventions to compare with; measure a baseline too")
-        return self._share(kind, condition, lambda some: some.garbled)
+        return self._share(side, condition, lambda some: some.garbled)
 
-    def _of(self, kind: Kind, condition: str) -> pd.DataFrame:
-        some = self.completions[(self.completions.kind == kind) & (self.completions.condition == condition)]
+    def _of(self, side: Side, condition: str) -> pd.DataFrame:
+        some = self.completions[(self.completions.side == side) & (self.completions.condition == condition)]
         if some.empty:
-            pairs = self.completions[["kind", "condition"]].drop_duplicates().itertuples(index=False)
-            known = "; ".join(f"{one.kind}, {one.condition}" for one in pairs)
-            raise CosmicError(f"condition: no {condition!r} on {kind!r} prompts; there are {known}")
+            pairs = self.completions[["side", "condition"]].drop_duplicates().itertuples(index=False)
+            known = "; ".join(f"{one.side}, {one.condition}" for one in pairs)
+            raise CosmicError(f"condition: no {condition!r} on {side!r} prompts; there are {known}")
         return some
 
+    @property
     def table(self) -> pd.DataFrame:
         """One row per condition: refusal rate (`rate`) with interval, cross-entropy, the share of garbled completions, and
         the demo's grammar check.
@@ -209,19 +211,19 @@ class Effects(Plotted):
         among them that name what was asked about.
 
         Example:
-            >>> row = {"kind": "harmful", "condition": "baseline", "verdict": "refusal", "cross_entropy": 0.5}
-            >>> Effects(pd.DataFrame([row])).table().refusal_rate.tolist()
+            >>> row = {"side": "positive", "condition": "baseline", "verdict": "refusal", "cross_entropy": 0.5}
+            >>> Effects(pd.DataFrame([row])).table.rate.tolist()
             [1.0]
         """
         rows = []
         placebos = "seed" in self.completions and self.completions.seed.notna().any()
-        for (kind, condition), some in self.completions.groupby(["kind", "condition"], sort=False):
-            found = self.rate(kind, condition)
+        for (side, condition), some in self.completions.groupby(["side", "condition"], sort=False):
+            found = self.rate(side, condition)
             row: Row = {
-                "kind": kind,
+                "side": side,
                 "condition": condition,
                 "n": found.n,
-                "refusal_rate": found.value,
+                "rate": found.value,
                 "low": found.low,
                 "high": found.high,
                 "cross_entropy": some.cross_entropy.astype(float).mean(),
@@ -240,15 +242,15 @@ class Effects(Plotted):
 
     def _line(self) -> str:
         n = len(self.completions)
-        seeds = _with_seed(self.completions).groupby(["kind", "condition"]).seed.nunique()
+        seeds = _with_seed(self.completions).groupby(["side", "condition"]).seed.nunique()
         several = "; of several seeds their range" * bool((seeds > 1).any())
         return f"Effects: {n} completion{'s' * (n != 1)}, 95 % intervals{several}"
 
     def __repr__(self) -> str:
-        return as_text([self._line()], self.terms.of(self.table()))
+        return as_text([self._line()], self.terms.of(self.table))
 
     def _repr_html_(self) -> str:
-        return as_html([self._line()], self.terms.of(self.table()))
+        return as_html([self._line()], self.terms.of(self.table))
 
 
 def measure_effects(
@@ -289,7 +291,7 @@ def measure_effects(
 
     Example:
         >>> from cosmic_tl import load_model
-        >>> baseline = [Condition("baseline", "harmful", ()), Condition("baseline", "harmless", ())]
+        >>> baseline = [Condition("baseline", "positive", ()), Condition("baseline", "negative", ())]
         >>> model = load_model("demo", device="cpu")
         >>> effects = measure_effects(model, ["Rob a bank clerk."], ["Bake a pizza."], baseline)
         >>> effects.completions.verdict.tolist()
@@ -300,12 +302,12 @@ def measure_effects(
     judge = judge or SubstringJudge()
     generation = describe_generation(model, max_new_tokens, temperature, sampling)
     rows = list(known)
-    done = {(row["kind"], row["condition"], row.get("seed")) for row in rows}
+    done = {(row["side"], row["condition"], row.get("seed")) for row in rows}
     for condition in conditions:
-        if (condition.kind, condition.name, condition.seed) in done:
+        if (condition.side, condition.name, condition.seed) in done:
             continue
-        prompts = positive if condition.kind == "harmful" else negative
-        label = f"{condition.kind}, {condition.name}" + (f" {condition.seed}" if condition.seed is not None else "")
+        prompts = positive if condition.side == "positive" else negative
+        label = f"{condition.side}, {condition.name}" + (f" {condition.seed}" if condition.seed is not None else "")
         texts = complete(
             model,
             prompts,
@@ -327,7 +329,7 @@ def measure_effects(
             )
         new = [
             {
-                "kind": condition.kind,
+                "side": condition.side,
                 "condition": condition.name,
                 "seed": condition.seed,
                 "prompt": prompt,
@@ -343,8 +345,8 @@ def measure_effects(
     frame = pd.DataFrame(rows)
     frame["seed"] = pd.Series([row.get("seed") for row in rows], dtype=object)  # None and not NaN, which JSON lacks
     terms = terms_of(judge.phrases if isinstance(judge, SubstringJudge) else None)
-    unsteered = {(condition.kind, condition.name) for condition in conditions if not condition.interventions}
-    baseline = pd.Series([place in unsteered for place in zip(frame.kind, frame.condition, strict=True)], frame.index)
+    unsteered = {(condition.side, condition.name) for condition in conditions if not condition.interventions}
+    baseline = pd.Series([place in unsteered for place in zip(frame.side, frame.condition, strict=True)], frame.index)
     if baseline.any():
         frame["garbled"] = mark_garbled(model, frame, baseline, chat, batch_size)
     return Effects(frame, terms, {**generation, "seed": seed})

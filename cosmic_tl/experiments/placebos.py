@@ -167,14 +167,14 @@ def placebo_conditions(
         >>> import torch
         >>> direction = Direction(torch.ones(4), torch.zeros(4), layer=1, position=-1)
         >>> one = Calibration("random translation", 3, 0.5, 1.0, 1.0)
-        >>> [(c.kind, c.name, c.seed) for c in placebo_conditions([one], direction, "affine")]
-        [('harmful', 'random translation', 3)]
+        >>> [(c.side, c.name, c.seed) for c in placebo_conditions([one], direction, "affine")]
+        [('positive', 'random translation', 3)]
     """
     direction, edits = direction_and_edits(selection, mode)
     return [
         Condition(
             one.condition,
-            "harmful" if one.condition == TRANSLATION else "harmless",
+            "positive" if one.condition == TRANSLATION else "negative",
             (one.edit(direction, edits),),
             one.seed,
         )

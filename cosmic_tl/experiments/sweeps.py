@@ -27,10 +27,11 @@ from torch import Tensor
 from cosmic_tl._util.displays import as_html, as_text
 from cosmic_tl._util.plots import Plotted
 from cosmic_tl._util.progress import track
+from cosmic_tl.data.contrast_set import Side
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.engine import Outcome, Reading, intervened
 from cosmic_tl.errors import CosmicError, check_texts
-from cosmic_tl.experiments.conditions import Kind, Row
+from cosmic_tl.experiments.conditions import Row
 from cosmic_tl.generation.completions import complete
 from cosmic_tl.generation.sampling import Sampling, describe_generation
 from cosmic_tl.interventions.edits import Addition, AffineEdit, Interventions
@@ -49,7 +50,7 @@ Condition = tuple[str, float]
 BASELINE: Condition = ("none", 0.0)
 """The model without intervention."""
 DEFAULT_ALPHAS = (-1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
-STRETCH = ("method", "kind", "peak_alpha", "from_alpha", "to_alpha", "lowest_alpha", "drop", "separated")
+STRETCH = ("method", "side", "peak_alpha", "from_alpha", "to_alpha", "lowest_alpha", "drop", "separated")
 
 
 def ablation_addition(direction: Direction, alpha: float) -> AffineEdit:
@@ -75,7 +76,7 @@ class Sweep(Plotted):
     """Completions and refusal scores for every method and α, and what they come to."""
 
     completions: pd.DataFrame
-    """One row a completion: method, alpha, kind, prompt, sample, completion, verdict, cross_entropy (nats per token, of the
+    """One row a completion: method, alpha, side, prompt, sample, completion, verdict, cross_entropy (nats per token, of the
     unsteered model; None for an empty completion), late_nats and repetition (as in `evaluation.fluency`), garbled, and, if
     refusal tokens were given, score (the prompt's, so the same for all its samples). The model without intervention is
     `BASELINE`."""
@@ -84,19 +85,20 @@ class Sweep(Plotted):
 
     @property
     def scores(self) -> pd.DataFrame:
-        """One row a prompt and condition: method, alpha, kind, prompt, score (the log-odds of refusal's first tokens).
+        """One row a prompt and condition: method, alpha, side, prompt, score (the log-odds of refusal's first tokens).
 
         Example:
-            >>> row = {"method": "affine", "alpha": 1.0, "kind": "harmful", "prompt": "hi", "sample": 0, "score": 2.5}
+            >>> row = {"method": "affine", "alpha": 1.0, "side": "positive", "prompt": "hi", "sample": 0, "score": 2.5}
             >>> Sweep(pd.DataFrame([row, {**row, "sample": 1}])).scores.score.tolist()
             [2.5]
         """
-        some = self.completions.reindex(columns=["method", "alpha", "kind", "prompt", "sample", "score"])
+        some = self.completions.reindex(columns=["method", "alpha", "side", "prompt", "sample", "score"])
         first = some[some["sample"] == 0].dropna(subset="score")
         return first.drop(columns="sample").reset_index(drop=True)
 
+    @property
     def table(self) -> pd.DataFrame:
-        """One row a method, kind and α: refusal rate over all completions, and quartiles over prompts.
+        """One row a method, side and α: refusal rate over all completions, and quartiles over prompts.
 
         `low` and `high` are the Wilson 95 % interval of the rate, as if completions were independent; `rate_q25` and
         `rate_q75` the quartiles of each prompt's own rate, which say something only with several completions a prompt.
@@ -104,23 +106,23 @@ class Sweep(Plotted):
         Scores (mean and quartiles over prompts) are there if refusal tokens were given.
 
         Example:
-            >>> row = {"method": "affine", "alpha": 1.0, "kind": "harmful", "prompt": "hi", "sample": 0}
-            >>> Sweep(pd.DataFrame([{**row, "verdict": "refusal"}])).table().refusal_rate.tolist()
+            >>> row = {"method": "affine", "alpha": 1.0, "side": "positive", "prompt": "hi", "sample": 0}
+            >>> Sweep(pd.DataFrame([{**row, "verdict": "refusal"}])).table.rate.tolist()
             [1.0]
         """
-        scores = dict(list(self.scores.groupby(["method", "kind", "alpha"]).score))
+        scores = dict(list(self.scores.groupby(["method", "side", "alpha"]).score))
         methods = list(dict.fromkeys(self.completions.method))
         rows: list[Row] = []
-        for (method, kind, alpha), some in self.completions.groupby(["method", "kind", "alpha"]):
+        for (method, side, alpha), some in self.completions.groupby(["method", "side", "alpha"]):
             refused = some.verdict == "refusal"
             found = rate(int(refused.sum()), len(some))
             own = refused.groupby(some.prompt).mean()
             row: Row = {
                 "method": method,
                 "alpha": alpha,
-                "kind": kind,
+                "side": side,
                 "n": found.n,
-                "refusal_rate": found.value,
+                "rate": found.value,
                 "low": found.low,
                 "high": found.high,
                 "rate_q25": own.quantile(0.25),
@@ -130,12 +132,12 @@ class Sweep(Plotted):
                 row["cross_entropy"] = some.cross_entropy.astype(float).mean()
             if "garbled" in some:
                 row["garbled"] = garbled_share(some)
-            if (score := scores.get((method, kind, alpha))) is not None:
+            if (score := scores.get((method, side, alpha))) is not None:
                 row["score_mean"] = score.mean()
                 row["score_q25"], row["score_q75"] = score.quantile(0.25), score.quantile(0.75)
             rows.append(row)
-        # Within a method and kind `groupby` has sorted by α, and a stable sort keeps that.
-        rows.sort(key=lambda row: (methods.index(row["method"]), row["kind"]))
+        # Within a method and side `groupby` has sorted by α, and a stable sort keeps that.
+        rows.sort(key=lambda row: (methods.index(row["method"]), row["side"]))
         return pd.DataFrame(rows)
 
     def non_monotonic(self, tolerance: float = 0.05) -> pd.DataFrame:
@@ -145,7 +147,7 @@ class Sweep(Plotted):
             tolerance: By more than this. Default 0.05.
 
         Returns:
-            One row a stretch: method, kind, peak_alpha (the α that reached more), from_alpha and to_alpha (the first and
+            One row a stretch: method, side, peak_alpha (the α that reached more), from_alpha and to_alpha (the first and
             last that fall short of it), lowest_alpha, drop (from the peak to the lowest), and separated (whether the
             Wilson intervals of the two do not overlap; if they do, the drop may be chance).
 
@@ -153,7 +155,7 @@ class Sweep(Plotted):
             CosmicError: If the tolerance is negative or not a number.
 
         Example:
-            >>> row = {"method": "affine", "kind": "harmful", "prompt": "hi", "sample": 0}
+            >>> row = {"method": "affine", "side": "positive", "prompt": "hi", "sample": 0}
             >>> verdicts = ["compliance", "refusal", "compliance"]
             >>> rows = [{**row, "alpha": float(i), "verdict": verdict} for i, verdict in enumerate(verdicts)]
             >>> Sweep(pd.DataFrame(rows)).non_monotonic()[["peak_alpha", "from_alpha", "to_alpha", "drop"]].values.tolist()
@@ -162,25 +164,25 @@ class Sweep(Plotted):
         if not tolerance >= 0:
             raise CosmicError(f"tolerance: must be 0 or more, found {tolerance}; it is a difference of rates")
         rows: list[Row] = []
-        for (method, kind), some in self.table().groupby(["method", "kind"], sort=False):
+        for (method, side), some in self.table.groupby(["method", "side"], sort=False):
             some = some.reset_index(drop=True)
-            reached = some.refusal_rate.cummax()
+            reached = some.rate.cummax()
             # The margin keeps a drop of just the tolerance out, whatever its rounding.
-            short = reached - some.refusal_rate > tolerance + 1e-9
+            short = reached - some.rate > tolerance + 1e-9
             # While a rate falls short nothing new is reached, so a stretch has one peak.
             for _, stretch in some[short].groupby((~short).cumsum()[short]):
                 before = some.loc[: stretch.index[0] - 1]
-                peak = before[before.refusal_rate == reached[stretch.index[0]]].iloc[-1]
-                lowest = stretch.loc[stretch.refusal_rate.idxmin()]
-                drop = peak.refusal_rate - lowest.refusal_rate
+                peak = before[before.rate == reached[stretch.index[0]]].iloc[-1]
+                lowest = stretch.loc[stretch.rate.idxmin()]
+                drop = peak.rate - lowest.rate
                 ends = stretch.alpha.iloc[0], stretch.alpha.iloc[-1]
-                found = (method, kind, peak.alpha, *ends, lowest.alpha, drop, bool(lowest.high < peak.low))
+                found = (method, side, peak.alpha, *ends, lowest.alpha, drop, bool(lowest.high < peak.low))
                 rows.append(dict(zip(STRETCH, found, strict=True)))
         return pd.DataFrame(rows, columns=list(STRETCH))
 
     def _summary(self) -> str:
         steered = self.completions[self.completions.method != BASELINE[0]]
-        sizes = [f"{some.prompt.nunique()} {kind}" for kind, some in self.completions.groupby("kind", sort=False)]
+        sizes = [f"{some.prompt.nunique()} {side}" for side, some in self.completions.groupby("side", sort=False)]
         n_samples = self.completions["sample"].nunique()
         drops = self.non_monotonic()
         return (
@@ -190,10 +192,10 @@ class Sweep(Plotted):
         )
 
     def __repr__(self) -> str:
-        return as_text([f"Sweep({self._summary()})"], self.table())
+        return as_text([f"Sweep({self._summary()})"], self.table)
 
     def _repr_html_(self) -> str:
-        return as_html([f"Sweep({self._summary()})"], self.table())
+        return as_html([f"Sweep({self._summary()})"], self.table)
 
 
 def sweep(
@@ -220,8 +222,8 @@ def sweep(
     Args:
         model: Any bridge with a tokenizer.
         direction: With its reference.
-        positive: Prompts of the positive side, "harmful" in the result.
-        negative: Prompts of the negative side, "harmless" in the result.
+        positive: Prompts of the positive side, "positive" in the result.
+        negative: Prompts of the negative side, "negative" in the result.
         alphas: Strengths, in units of `r`. Default −1 … 2.
         methods: Name to a function of the direction and α that gives interventions. Default `METHODS`.
         tokens: From `find_refusal_tokens` or `refusal_tokens`: measures refusal scores too, which needs no completions and
@@ -232,7 +234,7 @@ def sweep(
         temperature: 0 (default) is greedy.
         seed: For sampling; the sample number `k` uses `seed + k`, so every condition has the same random numbers.
         batch_size: Prompts a batch; by default 32 for completions, and by the memory at hand for scores.
-        known: Rows of conditions (method, α and kind) that are already done, made with the same settings. Other
+        known: Rows of conditions (method, α and side) that are already done, made with the same settings. Other
             methods and α among them are kept.
         on_rows: Called with the rows of each condition as it is done.
         judge: Says which completions are refusals, or show another concept. Default the phrases of `SubstringJudge`.
@@ -249,8 +251,8 @@ def sweep(
         >>> direction = difference_in_means(*means).direction(4, -1, model)
         >>> asked = ["Rob a bank clerk."], ["Bake a pizza."]
         >>> found = sweep(model, direction, *asked, alphas=(0.0, 1.0), methods={"affine": AffineEdit}, max_new_tokens=12)
-        >>> found.table()[["method", "alpha", "kind", "refusal_rate"]].tail(4)
-           method  alpha      kind  refusal_rate
+        >>> found.table[["method", "alpha", "side", "rate"]].tail(4)
+           method  alpha      side  refusal_rate
         2  affine    0.0   harmful           0.0
         3  affine    1.0   harmful           1.0
         4  affine    0.0  harmless           0.0
@@ -261,18 +263,18 @@ def sweep(
     generation = describe_generation(model, max_new_tokens, temperature, sampling)
     edits: dict[Condition, Interventions] = {BASELINE: ()}
     edits |= {(name, alpha): method(direction, alpha) for name, method in methods.items() for alpha in strengths}
-    sides: dict[Kind, Sequence[str]] = dict(zip(get_args(Kind), (positive, negative), strict=True))
+    sides: dict[Side, Sequence[str]] = dict(zip(get_args(Side), (positive, negative), strict=True))
     for side, prompts in zip(("positive", "negative"), sides.values(), strict=True):
         check_texts(side, prompts)
         if not prompts:
             raise CosmicError(f"{side}: found no prompts; give at least one")
     rows = list(known)
-    done = {(row["method"], float(row["alpha"]), row["kind"]) for row in rows}
-    for kind, prompts in sides.items():
-        missing = {condition: edit for condition, edit in edits.items() if (*condition, kind) not in done}
+    done = {(row["method"], float(row["alpha"]), row["side"]) for row in rows}
+    for side, prompts in sides.items():
+        missing = {condition: edit for condition, edit in edits.items() if (*condition, side) not in done}
         scores = _scores(model, prompts, missing, tokens, chat, batch_size) if tokens else {}
         for (method, alpha), edit in missing.items():
-            label = f"{kind}, {method}, α = {alpha:g}"
+            label = f"{side}, {method}, α = {alpha:g}"
             score = scores.get((method, alpha))
             new: list[Row] = []
             for sample in range(n_samples):
@@ -294,7 +296,7 @@ def sweep(
                     row: dict[str, Any] = {
                         "method": method,
                         "alpha": alpha,
-                        "kind": kind,
+                        "side": side,
                         "prompt": prompt,
                         "sample": sample,
                         "completion": text,

@@ -30,10 +30,10 @@ import pandas as pd
 import torch
 
 from cosmic_tl._util.displays import as_html
-from cosmic_tl.data.contrast_set import ContrastSet, Side, Split
+from cosmic_tl.data.contrast_set import SIDES, ContrastSet, Side, Split
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.errors import CosmicError, one_of
-from cosmic_tl.experiments.conditions import Condition, Kind
+from cosmic_tl.experiments.conditions import Condition
 from cosmic_tl.experiments.effects import Effects, measure_effects
 from cosmic_tl.generation.sampling import Sampling
 from cosmic_tl.interventions.affine_map import AffineMap
@@ -52,7 +52,6 @@ Which = Literal["none", "first", "second", "both"]
 """Which directions steer: none, the first round's, the second's, or the second's on top of the edit between the rounds."""
 SPLITS: tuple[Split, Split] = ("val", "test")
 """α is chosen on the one and reported on the other."""
-KINDS: tuple[Kind, Kind] = ("harmful", "harmless")
 
 
 def amplification(direction: Direction, alpha: float, tokens: Scope = "all") -> MapEdit:
@@ -96,17 +95,17 @@ def best_setting(table: pd.DataFrame) -> tuple[Which, float]:
         table: With split, set, direction, alpha and refusal_rate, as in `TwoRounds`.
 
     Example:
-        >>> rates = {"set": ["harmful", "harmless"] * 2, "alpha": [1.0, 1.0, 2.0, 2.0], "refusal_rate": [0.9, 0.1, 1.0, 0.9]}
+        >>> rates = {"set": ["positive", "negative"] * 2, "alpha": [1.0, 1.0, 2.0, 2.0], "rate": [0.9, 0.1, 1.0, 0.9]}
         >>> best_setting(pd.DataFrame({"split": "val", "direction": "first", **rates}))
         ('first', 1.0)
     """
     rates = _by_setting(table[table.split == SPLITS[0]])
-    which, alpha = (rates.harmful - rates.harmless).idxmax()
+    which, alpha = (rates.positive - rates.negative).idxmax()
     return which, float(alpha)
 
 
 def _by_setting(table: pd.DataFrame) -> pd.DataFrame:
-    return table.pivot_table("refusal_rate", ["direction", "alpha"], "set", sort=False)
+    return table.pivot_table("rate", ["direction", "alpha"], "set", sort=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +119,7 @@ class TwoRounds:
     between: tuple[Intervention, ...]
     """The intervention that is in place during round two."""
     table: pd.DataFrame
-    """One row a split, set (harmful, harmless, and on test contrast harmful, contrast harmless), direction (none, first,
+    """One row a split, set (positive, negative, and on test contrast positive, contrast negative), direction (none, first,
     second, both) and α: n, refusal_rate with its Wilson interval (low, high), cross_entropy under the unsteered model, garbled,
     and with the demo models well_formed and names_topic."""
     completions: pd.DataFrame
@@ -176,7 +175,7 @@ class TwoRounds:
             rows = self.table[
                 (self.table.split == SPLITS[1]) & (self.table.direction == some[0]) & (self.table.alpha == some[1])
             ]
-            found = [f"{r['set']} {r.refusal_rate:.1%} [{r.low:.1%}, {r.high:.1%}]" for _, r in rows.iterrows()]
+            found = [f"{r['set']} {r.rate:.1%} [{r.low:.1%}, {r.high:.1%}]" for _, r in rows.iterrows()]
             lines.append(f"  {name}: refused {', '.join(found)}")
         return "\n".join([*lines, *(f"  {remark}" for remark in self.remarks)])
 
@@ -244,7 +243,7 @@ def two_rounds(
     for which, selection, under in (("first", first, ()), ("second", second, ()), ("both", second, kept)):
         settings += [(which, alpha, (*under, _edit(steer, selection.direction, alpha))) for alpha in alphas]
     sides = [_sets(prompts, side, n) for side in (0, 1)]
-    conditions = [Condition(f"{which}|{alpha!r}", kind, edits) for kind in KINDS for which, alpha, edits in settings]
+    conditions = [Condition(f"{which}|{alpha!r}", side, edits) for side in SIDES for which, alpha, edits in settings]
     asked = [[prompt for _, _, some in side for prompt in some] for side in sides]
     effects = measure_effects(
         model,
@@ -258,9 +257,9 @@ def two_rounds(
         batch_size or BATCH_SIZE,
         sampling=sampling,
     )
-    completions = _labelled(effects.completions, dict(zip(KINDS, sides, strict=True)))
+    completions = _labelled(effects.completions, dict(zip(SIDES, sides, strict=True)))
     rates = [
-        Effects(some).table().assign(split=split, set=name)
+        Effects(some).table.assign(split=split, set=name)
         for (split, name), some in completions.groupby(["split", "set"], sort=False)
     ]
     return TwoRounds(
@@ -283,13 +282,13 @@ def _sets(prompts: ContrastSet, side: Literal[0, 1], n: int) -> list[tuple[Split
     return found
 
 
-def _labelled(completions: pd.DataFrame, sets: Mapping[Kind, list[tuple[Split, str, list[str]]]]) -> pd.DataFrame:
+def _labelled(completions: pd.DataFrame, sets: Mapping[Side, list[tuple[Split, str, list[str]]]]) -> pd.DataFrame:
     """Completions, which stand in the order of the prompts under every condition, with their split and set."""
     labels = {
-        kind: [(split, prefix + kind) for split, prefix, some in found for _ in some] for kind, found in sets.items()
+        side: [(split, prefix + side) for split, prefix, some in found for _ in some] for side, found in sets.items()
     }
-    number = completions.groupby(["kind", "condition"]).cumcount()
-    found = [labels[kind][i] for kind, i in zip(completions.kind, number, strict=True)]
+    number = completions.groupby(["side", "condition"]).cumcount()
+    found = [labels[side][i] for side, i in zip(completions.side, number, strict=True)]
     return completions.assign(split=[split for split, _ in found], set=[name for _, name in found])
 
 
@@ -297,4 +296,4 @@ def _by_direction(table: pd.DataFrame) -> pd.DataFrame:
     """A table with direction and α in place of the condition, what it is about first."""
     setting = table.condition.str.split("|", expand=True)
     about = table[["split", "set"]].assign(direction=setting[0], alpha=setting[1].astype(float))
-    return pd.concat([about, table.drop(columns=["split", "set", "kind", "condition"])], axis=1)
+    return pd.concat([about, table.drop(columns=["split", "set", "side", "condition"])], axis=1)

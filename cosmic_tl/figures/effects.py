@@ -25,12 +25,12 @@ def plot_refusal_rates(
         sides: What the positive and the negative side are called.
 
     Example:
-        >>> row = {"kind": "harmful", "condition": "baseline", "n": 10, "refusal_rate": 0.9, "low": 0.6, "high": 0.98}
+        >>> row = {"side": "positive", "condition": "baseline", "n": 10, "rate": 0.9, "low": 0.6, "high": 0.98}
         >>> figure = plot_refusal_rates(pd.DataFrame([row]), "poems", ("asked for poems", "asked for prose"))
         >>> figure.layout.yaxis.title.text, list(figure.data[0].x[0])
         ('poems', ['asked for poems'])
     """
-    names = dict(zip(("harmful", "harmless"), sides, strict=True))
+    names = dict(zip(("positive", "negative"), sides, strict=True))
     many = len(effects) > MANY
     conditions = [escape(name) if many else escape(name).replace(" ", "<br>") for name in effects.condition]
     seeds = effects.seeds if "seeds" in effects else pd.Series(0, effects.index)
@@ -38,15 +38,15 @@ def plot_refusal_rates(
         COLOURS["random"] if n else COLOURS.get(name.split()[0], COLOURS["other"])
         for name, n in zip(effects.condition, seeds, strict=True)
     ]
-    places = [[names[kind] for kind in effects.kind], conditions]
+    places = [[names[side] for side in effects.side], conditions]
     errors = {
         "type": "data",
         "symmetric": False,
-        "array": effects.high - effects.refusal_rate,
-        "arrayminus": effects.refusal_rate - effects.low,
+        "array": effects.high - effects.rate,
+        "arrayminus": effects.rate - effects.low,
     }
     along, across = ("y", "x") if many else ("x", "y")
-    bars = {along: places, across: effects.refusal_rate, f"error_{across}": errors, "orientation": "h" if many else "v"}
+    bars = {along: places, across: effects.rate, f"error_{across}": errors, "orientation": "h" if many else "v"}
     figure = go.Figure(
         go.Bar(
             **bars,

@@ -11,7 +11,7 @@ from cosmic_tl.experiments.sweeps import BASELINE, Sweep
 from cosmic_tl.figures.effects import SIDES
 from cosmic_tl.figures.style import COLOURS, LINE, SHADE, finish, translucent
 
-LOOKS = {"harmful": (COLOURS["positive"], "circle"), "harmless": (COLOURS["negative"], "diamond")}
+LOOKS = {"positive": (COLOURS["positive"], "circle"), "negative": (COLOURS["negative"], "diamond")}
 STEPS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
 """From one labelled α to the next."""
 Panel = tuple[int, int]
@@ -30,16 +30,16 @@ def plot_sweep(sweep: Sweep, outcome: str = "refusal", sides: tuple[str, str] = 
         sides: What the positive and the negative side are called.
 
     Example:
-        >>> row = {"method": "affine", "kind": "harmful", "prompt": "hi", "sample": 0, "verdict": "refusal"}
+        >>> row = {"method": "affine", "side": "positive", "prompt": "hi", "sample": 0, "verdict": "refusal"}
         >>> sweep = Sweep(pd.DataFrame([{**row, "alpha": alpha} for alpha in (0.0, 1.0)]))
         >>> [trace.name for trace in plot_sweep(sweep).data if trace.showlegend]
         ['harmful prompts']
     """
-    table = sweep.table()
+    table = sweep.table
     names = dict(zip(LOOKS, sides, strict=True))
     methods = [method for method in dict.fromkeys(table.method) if method != BASELINE[0]]
     sampled = sweep.completions["sample"].nunique() > 1
-    measures = [("refusal_rate", *(("rate_q25", "rate_q75") if sampled else ("low", "high")))]
+    measures = [("rate", *(("rate_q25", "rate_q75") if sampled else ("low", "high")))]
     if "score_mean" in table:
         measures.append(("score_mean", "score_q25", "score_q75"))
     figure = make_subplots(len(measures), len(methods), shared_xaxes="all", shared_yaxes="rows")
@@ -47,17 +47,17 @@ def plot_sweep(sweep: Sweep, outcome: str = "refusal", sides: tuple[str, str] = 
     for column, method in enumerate(methods, 1):
         figure.add_annotation(name=f"panel {column - 1}", text=escape(method), showarrow=False)
         for row, (mean, low, high) in enumerate(measures, 1):
-            shown = {kind: table[(table.kind == kind) & table[mean].notna()] for kind in LOOKS}
-            steered = {kind: side[side.method == method] for kind, side in shown.items()}
-            for kind, some in steered.items():
-                _band(figure, some, low, high, LOOKS[kind][0], (row, column))
-            for kind, some in steered.items():  # above both bands
+            shown = {side: table[(table.side == side) & table[mean].notna()] for side in LOOKS}
+            steered = {side: some[some.method == method] for side, some in shown.items()}
+            for side, some in steered.items():
+                _band(figure, some, low, high, LOOKS[side][0], (row, column))
+            for side, some in steered.items():  # above both bands
                 if row == 1 and "garbled" in some:
-                    _crosses(figure, some, LOOKS[kind][0], (row, column))
+                    _crosses(figure, some, LOOKS[side][0], (row, column))
                 if not some.empty:
-                    _line(figure, some, (mean, low, high), kind, names[kind], (row, column))
-                for value in shown[kind][mean][shown[kind].method == BASELINE[0]]:
-                    line = {"color": LOOKS[kind][0], "width": 1.3, "dash": "dot"}
+                    _line(figure, some, (mean, low, high), side, names[side], (row, column))
+                for value in shown[side][mean][shown[side].method == BASELINE[0]]:
+                    line = {"color": LOOKS[side][0], "width": 1.3, "dash": "dot"}
                     figure.add_hline(y=value, line=line, opacity=1, row=row, col=column)
             _guides(figure, drops[drops.method == method] if row == 1 else drops[:0], (row, column))
     figure.update_xaxes(title_text="α")
@@ -140,16 +140,16 @@ def _crosses(figure: go.Figure, some: pd.DataFrame, colour: str, at: Panel) -> N
 
 
 def _line(
-    figure: go.Figure, some: pd.DataFrame, columns: tuple[str, str, str], kind: str, name: str, at: Panel
+    figure: go.Figure, some: pd.DataFrame, columns: tuple[str, str, str], side: str, name: str, at: Panel
 ) -> None:
     mean, low, high = columns
-    shown = ".1%" if mean == "refusal_rate" else ".2f"
-    colour, symbol = LOOKS[kind]
+    shown = ".1%" if mean == "rate" else ".2f"
+    colour, symbol = LOOKS[side]
     figure.add_scatter(
         x=some.alpha,
         y=some[mean],
         name=name,
-        legendgroup=kind,
+        legendgroup=side,
         showlegend=at == (1, 1),
         mode="lines+markers",
         line={"color": colour, "width": 2},

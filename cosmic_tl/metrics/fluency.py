@@ -158,7 +158,7 @@ def mark_garbled(
 
     Args:
         model: A `TransformerBridge` with a tokenizer, unsteered.
-        completions: One row per completion: kind (harmful, harmless), prompt, completion, verdict, late_nats, repetition.
+        completions: One row per completion: side (harmful, harmless), prompt, completion, verdict, late_nats, repetition.
         baseline: Which rows were made without steering; at least one.
         chat: Formatting; default plain.
         batch_size: Prompts per forward pass. Default 32.
@@ -169,7 +169,7 @@ def mark_garbled(
     Example:
         >>> from cosmic_tl import load_model
         >>> model, texts = load_model("demo", device="cpu"), ["Hello! What would you like to do today?", "to " * 20]
-        >>> rows = measure_fluency(model, ["hello"] * 2, texts).assign(kind="harmless", prompt="hello")
+        >>> rows = measure_fluency(model, ["hello"] * 2, texts).assign(side="negative", prompt="hello")
         >>> rows = rows.assign(completion=texts, verdict="compliance")
         >>> mark_garbled(model, rows, pd.Series([True, False])).tolist()
         [False, True]
@@ -178,8 +178,8 @@ def mark_garbled(
     plain = fluency_range(own)
     found = plain.garbled(completions)
     # The rest is only needed where a refusal looks improbable.
-    induced = ~baseline & (completions.kind == "harmless") & (completions.verdict == "refusal")
-    refusals = own[(own.kind == "harmful") & (own.verdict == "refusal") & ~found[baseline]].completion.tolist()
+    induced = ~baseline & (completions.side == "negative") & (completions.verdict == "refusal")
+    refusals = own[(own.side == "positive") & (own.verdict == "refusal") & ~found[baseline]].completion.tolist()
     if refusals and (induced & found).any():
         asked = completions[induced].prompt.drop_duplicates().tolist()
         forced = measure_fluency(model, asked, list(islice(cycle(refusals), len(asked))), chat, batch_size)

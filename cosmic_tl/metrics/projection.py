@@ -34,13 +34,14 @@ class Projection(Plotted):
     measure: Measure
     direction: Direction
 
+    @property
     def table(self) -> pd.DataFrame:
         """One row a layer and token: layer, index (from 0), token, value.
 
         Example:
             >>> direction = Direction(torch.ones(2), torch.zeros(2), layer=0, position=-1)
             >>> values = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
-            >>> Projection(values, ("a", "b"), "projection", direction).table().value.tolist()
+            >>> Projection(values, ("a", "b"), "projection", direction).table.value.tolist()
             [1.0, 2.0]
         """
         n_layers, n_tokens = self.values.shape

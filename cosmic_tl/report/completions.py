@@ -8,13 +8,13 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from cosmic_tl.experiments.conditions import Kind
+from cosmic_tl.data.contrast_set import Side
 from cosmic_tl.experiments.effects import Effects
 from cosmic_tl.report.parts import embedded, joined
 
-CONDITIONS: Mapping[Kind, tuple[str, str, str]] = {
-    "harmful": ("baseline", "removal", "random removal"),
-    "harmless": ("baseline", "induction", "random induction"),
+CONDITIONS: Mapping[Side, tuple[str, str, str]] = {
+    "positive": ("baseline", "removal", "random removal"),
+    "negative": ("baseline", "induction", "random induction"),
 }
 """What stands side by side."""
 BUDGET = 800_000
@@ -27,14 +27,14 @@ def completion_rows(effects: Effects) -> list[dict[str, Any]]:
 
     Example:
         >>> import pandas as pd
-        >>> row = {"kind": "harmful", "prompt": "Rob a clerk.", "completion": "No.", "verdict": "compliance"}
-        >>> effects = Effects(pd.DataFrame([{**row, "condition": name} for name in CONDITIONS["harmful"]]))
+        >>> row = {"side": "positive", "prompt": "Rob a clerk.", "completion": "No.", "verdict": "compliance"}
+        >>> effects = Effects(pd.DataFrame([{**row, "condition": name} for name in CONDITIONS["positive"]]))
         >>> completion_rows(effects)[0]["answers"]
         [['No.', 'compliance', False], ['No.', 'compliance', False], ['No.', 'compliance', False]]
     """
     rows = []
-    for kind, names in CONDITIONS.items():
-        some = effects.completions[effects.completions.kind == kind]
+    for side, names in CONDITIONS.items():
+        some = effects.completions[effects.completions.side == side]
         if "garbled" not in some:
             some = some.assign(garbled=False)
         first, *others = [_of_one_seed(some[some.condition == name]) for name in names]
@@ -46,7 +46,7 @@ def completion_rows(effects: Effects) -> list[dict[str, Any]]:
         for prompt, category, three in zip(first.prompt, categories, answers, strict=True):
             # A missing category is None, or NaN where a table was read from a file.
             named = category if isinstance(category, str) else ""
-            rows.append({"side": kind, "prompt": prompt, "category": named, "answers": [list(one) for one in three]})
+            rows.append({"side": side, "prompt": prompt, "category": named, "answers": [list(one) for one in three]})
     return rows
 
 
@@ -59,9 +59,9 @@ def fitting(rows: list[dict[str, Any]], budget: int = BUDGET) -> list[dict[str, 
     """As many rows as fit, the same number of either side as far as there are.
 
     Example:
-        >>> rows = [{"side": side, "prompt": "x" * 100} for side in ("harmful", "harmful", "harmless")]
+        >>> rows = [{"side": side, "prompt": "x" * 100} for side in ("positive", "positive", "negative")]
         >>> [row["side"] for row in fitting(rows, 300)]
-        ['harmful', 'harmless']
+        ['positive', 'negative']
     """
     before: Counter[str] = Counter()
     turns = []

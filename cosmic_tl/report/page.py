@@ -32,11 +32,11 @@ class Section:
 
 def _counted(effects: Effects, summary: dict[str, Any]) -> str:
     """What the shares are of."""
-    n = {kind: effects.rate(kind, names[0]).n for kind, names in CONDITIONS.items()}
+    n = {side: effects.rate(side, names[0]).n for side, names in CONDITIONS.items()}
     sides = effects.terms.sides
     text = (
         f"Share of {effects.terms.outcome}, with Wilson 95 % intervals in brackets (of several random directions the mean, and "
-        f"the range over them); {n['harmful']} {sides['harmful']} and {n['harmless']} {sides['harmless']} test prompts. "
+        f"the range over them); {n['positive']} {sides['positive']} and {n['negative']} {sides['negative']} test prompts. "
         "Garbled: answers that are more repetitive, or after their first eight tokens less probable to the unsteered model, "
         "than its own. Nats: cross-entropy per token under the unsteered model."
     )
@@ -57,23 +57,23 @@ def _answer(selection: Selection, effects: Effects, summary: dict[str, Any]) -> 
     d, terms = selection.direction, effects.terms
     token = selection.positions.labels[d.position].replace("\n", "\\n")
     rows, sentences = [], []
-    measured = effects.table().set_index(["kind", "condition"])
-    nats = dict(list(effects.by_seed().groupby(["kind", "condition"]).cross_entropy))
-    for (kind, names), what in zip(CONDITIONS.items(), ("Removing", "Inducing"), strict=True):
-        side = terms.sides[kind]
-        rates = [effects.rate(kind, name) for name in names]
+    measured = effects.table.set_index(["side", "condition"])
+    nats = dict(list(effects.by_seed().groupby(["side", "condition"]).cross_entropy))
+    for (side, names), what in zip(CONDITIONS.items(), ("Removing", "Inducing"), strict=True):
+        prompts = terms.sides[side]
+        rates = [effects.rate(side, name) for name in names]
         sentences.append(
             Markup("{} it takes {} on {} prompts from <strong>{:.0%}</strong> to <strong>{:.0%}</strong>.").format(
-                what, terms.outcome, side, rates[0].value, rates[1].value
+                what, terms.outcome, prompts, rates[0].value, rates[1].value
             )
         )
         cells = joined(
             Markup('<td>{}<div class="interval">{}</div></td>').format(
-                percent(rate), _quality(measured.loc[(kind, name)], nats[kind, name])
+                percent(rate), _quality(measured.loc[(side, name)], nats[side, name])
             )
             for rate, name in zip(rates, names, strict=True)
         )
-        rows.append(Markup('<tr><th scope="row">{} on {} prompts</th>{}</tr>').format(names[1], side, cells))
+        rows.append(Markup('<tr><th scope="row">{} on {} prompts</th>{}</tr>').format(names[1], prompts, cells))
     heads = joined(Markup('<th scope="col">{}</th>').format(head) for head in _HEADS)
     counts = Markup("<table><thead><tr><td></td>{}</tr></thead><tbody>{}</tbody></table>").format(heads, joined(rows))
     warnings = joined(Markup('<p class="warning" role="note">{}</p>').format(text) for text in summary["warnings"])
@@ -122,7 +122,7 @@ def _choice(selection: Selection, effects: Effects) -> Section:
             selection.basis[:1].upper() + selection.basis[1:],
             table(selection.filters, "Filters"),
             table(candidates, "The ten best candidates"),
-            table(_in_percent(effects.terms.of(effects.table())), "What each condition does"),
+            table(_in_percent(effects.terms.of(effects.table)), "What each condition does"),
             _fluency(effects),
             table(_tests(effects), "Paired tests"),
             Markup('<p class="muted">{}</p>').format(
@@ -140,7 +140,7 @@ def _tests(effects: Effects) -> pd.DataFrame:
     tests, terms = effects.paired_table(), effects.terms
     return pd.DataFrame(
         {
-            "prompts": tests.kind.map(dict(terms.sides)),
+            "prompts": tests.side.map(dict(terms.sides)),
             "condition": tests.condition,
             "against": tests.against,
             "n": tests.n,

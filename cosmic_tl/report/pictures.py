@@ -61,13 +61,13 @@ def pictures(selection: Selection, effects: Effects, similarity: LayerSimilarity
 
 
 def _rates(effects: Effects) -> Picture:
-    terms, shares = effects.terms, effects.table()
+    terms, shares = effects.terms, effects.table
     seen = "; ".join(
-        f"{terms.sides[row.kind]} prompts, {row.condition}: {row.refusal_rate:.0%}" for _, row in shares.iterrows()
+        f"{terms.sides[row.side]} prompts, {row.condition}: {row.rate:.0%}" for _, row in shares.iterrows()
     )
     return Picture(
         plot_refusal_rates(
-            shares, terms.rate, (f"{terms.sides['harmful']} prompts", f"{terms.sides['harmless']} prompts")
+            shares, terms.rate, (f"{terms.sides['positive']} prompts", f"{terms.sides['negative']} prompts")
         ),
         f"Share of {terms.outcome} without steering, with the direction removed or induced, and with placebos in its place: "
         "random directions, and differences of randomly labelled prompts.",

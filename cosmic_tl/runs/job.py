@@ -156,16 +156,16 @@ def _summary(
     notes: list[str],
     seconds: float,
 ) -> dict[str, Any]:
-    table = effects.table()
-    rates: dict[str, dict[str, float]] = {"harmful": {}, "harmless": {}}
-    intervals: dict[str, dict[str, list[float]]] = {"harmful": {}, "harmless": {}}
-    fluency: dict[str, dict[str, dict[str, float]]] = {"harmful": {}, "harmless": {}}
+    table = effects.table
+    rates: dict[str, dict[str, float]] = {"positive": {}, "negative": {}}
+    intervals: dict[str, dict[str, list[float]]] = {"positive": {}, "negative": {}}
+    fluency: dict[str, dict[str, dict[str, float]]] = {"positive": {}, "negative": {}}
     measures = [name for name in ("cross_entropy", "garbled", "well_formed", "names_topic") if name in table]
     for _, row in table.iterrows():
         name = row.condition.replace(" ", "_")
-        rates[row.kind][name] = row.refusal_rate
-        intervals[row.kind][name] = [row.low, row.high]
-        fluency[row.kind][name] = {m: float(row[m]) for m in measures if row[m] == row[m]}
+        rates[row.side][name] = row.rate
+        intervals[row.side][name] = [row.low, row.high]
+        fluency[row.side][name] = {m: float(row[m]) for m in measures if row[m] == row[m]}
     winner = selection.winner
     return {
         "model": identity["model"],
@@ -187,7 +187,7 @@ def _summary(
         "rates": rates,
         "intervals": intervals,
         "fluency": fluency,
-        "n": {kind: int(table[table.kind == kind].n.max()) for kind in ("harmful", "harmless")},
+        "n": {side: int(table[table.side == side].n.max()) for side in ("positive", "negative")},
         "paired": effects.paired_table().to_dict("records"),
         "placebos": [one.as_row() for one in calibrations],
         "shuffled_cosines": {
@@ -271,7 +271,7 @@ def run(
         model,
         test_positive,
         test_negative,
-        sorted(conditions, key=lambda one: one.kind),
+        sorted(conditions, key=lambda one: one.side),
         chat,
         settings.max_new_tokens,
         settings.temperature,

@@ -9,9 +9,10 @@ import pandas as pd
 from safetensors import SafetensorError
 
 from cosmic_tl._util.files import read_lines
+from cosmic_tl.data.contrast_set import Side
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.errors import CosmicError
-from cosmic_tl.experiments.conditions import Kind, terms_of
+from cosmic_tl.experiments.conditions import terms_of
 from cosmic_tl.experiments.effects import Effects
 from cosmic_tl.experiments.layer_similarity import LayerSimilarity
 from cosmic_tl.runs.directory import CHOICE, RESULTS, read_choice, read_settings
@@ -67,7 +68,7 @@ class Run:
                 seed=pd.Series([row["seed"] for row in rows], dtype=object)
             )  # None: no NaN
             effects = Effects(frame, terms_of(settings.phrases), summary["generation"])
-            _ = effects.table()
+            _ = effects.table
             name = "direction.safetensors"
             direction = Direction.load(out / name)
             name = CHOICE
@@ -92,7 +93,7 @@ class Run:
         """
         frame = self.effects.completions
         baseline = frame[frame.condition == "baseline"]
-        positive, negative = (baseline.prompt[baseline.kind == kind].tolist()[:n] for kind in get_args(Kind))
+        positive, negative = (baseline.prompt[baseline.side == side].tolist()[:n] for side in get_args(Side))
         return positive, negative
 
     def __repr__(self) -> str:

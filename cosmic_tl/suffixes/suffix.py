@@ -85,11 +85,12 @@ class Suffix:
         check_texts("prompts", prompts)
         return [prompt + self.text for prompt in prompts]
 
+    @property
     def table(self) -> pd.DataFrame:
         """One row a prompt: prompt, target, completion, verdict.
 
         Example:
-            >>> Suffix(" x", (5,), (0.1,), ("Rob a clerk.",), ("Sure",), ("Sure!",), ("compliance",)).table().verdict[0]
+            >>> Suffix(" x", (5,), (0.1,), ("Rob a clerk.",), ("Sure",), ("Sure!",), ("compliance",)).table.verdict[0]
             'compliance'
         """
         columns = ["prompt", "target", "completion", "verdict"]
@@ -156,4 +157,4 @@ class Suffix:
         return f"Suffix({self.text!r}: {done})"
 
     def _repr_html_(self) -> str:
-        return as_html([repr(self)], self.table())
+        return as_html([repr(self)], self.table)

@@ -78,7 +78,7 @@ def test_figures_draw(page, result):
         0,
         1,
     ]
-    expect(page.locator(".plot").first.locator(".bars .point")).to_have_count(len(result.effects.table()))
+    expect(page.locator(".plot").first.locator(".bars .point")).to_have_count(len(result.effects.table))
     lines = page.locator(".plot").nth(3).locator(".scatterlayer .trace")
     expect(lines.first.locator(".point")).to_have_count(len(result.selection.layer_similarity))
     assert page.locator(".plot").nth(1).locator(".xtick").all_text_contents()

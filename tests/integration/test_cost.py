@@ -55,7 +55,7 @@ def measured(demo):
 
 
 def row(cost, condition, measure):
-    return cost.table().set_index(["condition", "measure"]).loc[(condition, measure)]
+    return cost.table.set_index(["condition", "measure"]).loc[(condition, measure)]
 
 
 class TestAgainstTheFormulas:
@@ -101,7 +101,7 @@ class TestAgainstTheFormulas:
 
 
 def test_nothing_costs_nothing_and_more_costs_more(measured):
-    table = measured.table().set_index("condition")
+    table = measured.table.set_index("condition")
     assert table.loc["nothing"].difference.abs().max() == 0
     assert (table.loc["large"].difference.to_numpy() > table.loc["small"].difference.to_numpy() + 1).all()
     assert (table.loc["large"].low > 0).all() and (table.loc["large"].high < np.inf).all()

@@ -89,12 +89,12 @@ def test_effects_and_sweeps_count_what_is_garbled(demo, prompts):
     found = measure_effects(demo, *sides, conditions, max_new_tokens=24)
     assert found.completions.garbled.dtype == bool
     assert found.garbled("harmful", "noise").value > 0.5 > found.garbled("harmful", "baseline").value
-    table = found.table().set_index(["kind", "condition"]).garbled
+    table = found.table.set_index(["kind", "condition"]).garbled
     assert table["harmful", "noise"] == found.garbled("harmful", "noise").value
     assert "garbled" not in measure_effects(demo, *sides, conditions[1:2], max_new_tokens=2).completions
 
     swept = sweep(demo, noise, *sides, (6.0,), {"addition": Addition}, max_new_tokens=24)
-    by = swept.table().set_index(["method", "kind"]).garbled
+    by = swept.table.set_index(["method", "kind"]).garbled
     assert by["addition", "harmful"] > 0.5 and by["none", "harmful"] == 0
 
 

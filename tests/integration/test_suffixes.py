@@ -187,7 +187,7 @@ def test_a_stopped_search_keeps_what_it_has(demo, asked, targets):
 def test_a_suffix_is_saved_and_loaded(suffix, tmp_path):
     suffix.save(tmp_path / "suffix.json")
     assert Suffix.load(tmp_path / "suffix.json") == suffix
-    assert suffix.table().verdict.tolist() == list(suffix.verdicts)
+    assert suffix.table.verdict.tolist() == list(suffix.verdicts)
     data = json.loads((tmp_path / "suffix.json").read_text())
     for broken in ("{", "[]", "{}", json.dumps({**data, "options": {"steps": 0}}), json.dumps({**data, "text": 1})):
         (tmp_path / "broken.json").write_text(broken)

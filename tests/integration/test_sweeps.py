@@ -52,7 +52,7 @@ def hand_made(rates, n=10, method="affine", kind="harmful"):
 
 
 def test_affine_alpha_reads_as_the_class_whatever_the_prompt(swept):
-    rates = swept.table().set_index(["method", "kind", "alpha"]).refusal_rate
+    rates = swept.table.set_index(["method", "kind", "alpha"]).refusal_rate
     assert rates[("none", "harmful", 0.0)] >= 5 / 6
     assert rates[("none", "harmless", 0.0)] <= 1 / 6
     for kind in ("harmful", "harmless"):
@@ -98,7 +98,7 @@ def test_resumes_where_it_stopped(demo, refusal, asked, swept, tokens, monkeypat
     again = sweep(demo, refusal, *asked, ALPHAS, tokens=tokens, max_new_tokens=12, known=kept, on_rows=new.append)
     assert len(generated) == 1
     assert [{(row["method"], row["alpha"], row["kind"]) for row in some} for some in new] == [{gone}]
-    pd.testing.assert_frame_equal(again.table(), swept.table(), atol=1e-4)
+    pd.testing.assert_frame_equal(again.table, swept.table, atol=1e-4)
     sweep(demo, refusal, *asked, ALPHAS, tokens=tokens, max_new_tokens=12, known=rows)
     assert len(generated) == 1
 
@@ -133,7 +133,7 @@ def test_quartiles_are_of_each_prompts_own_rate():
         for score, (prompt, verdicts) in zip((-2.0, -1.0, 1.0, 7.0, 0.0), refused.items(), strict=True)
         for k, verdict in enumerate(verdicts)
     ]
-    (row,) = Sweep(pd.DataFrame(rows)).table().to_dict("records")
+    (row,) = Sweep(pd.DataFrame(rows)).table.to_dict("records")
     assert (row["n"], row["refusal_rate"]) == (20, 0.5)
     assert (row["rate_q25"], row["rate_q75"]) == (0.25, 0.75)
     assert (row["score_mean"], row["score_q25"], row["score_q75"]) == (1.0, -1.0, 1.0)
@@ -173,7 +173,7 @@ def test_figure_shows_rates_scores_baseline_and_stretches(swept):
     figure = plot_sweep(swept)
     lines = [trace for trace in figure.data if trace.mode == "lines+markers"]
     assert len(lines) == 3 * 2 * 2
-    table = swept.table()
+    table = swept.table
     harmless = table[(table.method == "affine") & (table.kind == "harmless")].refusal_rate
     assert any(list(line.y) == harmless.tolist() for line in lines)
     dotted = [shape for shape in figure.layout.shapes if shape.line.dash == "dot"]

@@ -205,12 +205,12 @@ def effects():
 def test_placebos_are_shown_with_their_range(effects):
     found = effects.rate("harmful", "random translation")
     assert (found.value, found.low, found.high, found.n) == (pytest.approx(0.55), 0.3, 0.8, 10)
-    table = effects.table().set_index("condition")
+    table = effects.table.set_index("condition")
     assert table.seeds.to_dict() == {"baseline": 0, "removal": 0, "random translation": 2}
     assert table.loc["random translation", ["low", "high", "n"]].tolist() == [0.3, 0.8, 10]
     assert table.loc["removal", "low"] < 0.1 < table.loc["removal", "high"]  # Wilson's
     assert effects.by_seed().refusal_rate.tolist() == [0.9, 0.1, 0.8, 0.3]
-    figure = plot_refusal_rates(effects.table())
+    figure = plot_refusal_rates(effects.table)
     assert figure.data[0].error_y.array[2] == pytest.approx(0.25)
     assert "range over seeds" in figure.layout.title.subtitle.text
     with pytest.raises(CosmicError, match="condition: no 'remove' on 'harmful' prompts; there are harmful, baseline;"):

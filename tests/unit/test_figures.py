@@ -278,7 +278,7 @@ def test_projection_figure_names_every_token(demo, direction):
     assert labels == [token_label(token) for token in plain.tokens] and labels[-1] == "\\n"
     assert "&lt;|im_start|&gt;" in labels and not any("<" in label for label in labels)
     assert list(first.customdata[:, 0]) == labels and shown_titles(figure)[1] == "a&lt;b"
-    table = plain.table()
+    table = plain.table
     assert table.value[(table.layer == 3) & (table["index"] == 5)].item() == plain.values[3, 5]
 
 

@@ -48,5 +48,5 @@ def test_fluency_counts_topics_among_well_formed_compliances():
         {"verdict": "refusal", "well_formed": True, "names_topic": False},
     ]
     frame = pd.DataFrame(rows).assign(kind="harmful", condition="removal", cross_entropy=0.1)
-    row = Effects(frame).table().iloc[0]
+    row = Effects(frame).table.iloc[0]
     assert (row.refusal_rate, row.well_formed, row.names_topic) == (0.25, 0.75, 0.5)
