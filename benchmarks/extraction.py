@@ -46,7 +46,9 @@ def measure(rounds: int = 5) -> dict[str, float]:
             for batch in batches(pair.bridge, tokenize(pair.bridge, texts, CHAT), 32):
                 pair.plain.model(batch.ids, attention_mask=batch.mask, use_cache=False)
 
-    ratio = alternate(lambda: mean_activations(pair.bridge, texts, positions, CHAT, batch_size=32), bare, rounds)
+    ratio = alternate(
+        lambda: mean_activations(pair.bridge, texts, positions=positions, chat=CHAT, batch_size=32), bare, rounds
+    )
     return {"time over a bare pass": ratio, "peak memory, 10 000 over 100": peak_memory(10_000) / peak_memory(100)}
 
 

@@ -27,7 +27,7 @@ def measure(rounds: int = 5) -> dict[str, float]:
                 pair.bridge.tokenizer.batch_decode(out[:, batch.ids.shape[1] :], skip_special_tokens=True)
 
     def steered() -> None:
-        complete(pair.bridge, texts, edit, CHAT, NEW_TOKENS, batch_size=N)
+        complete(pair.bridge, texts, edit, chat=CHAT, max_new_tokens=NEW_TOKENS, batch_size=N)
 
     return {"time over plain generate": alternate(steered, plain, rounds)}
 

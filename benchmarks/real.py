@@ -99,7 +99,8 @@ def measure(
     positions = post_instruction_positions(bridge)
     means_took = seconds(
         lambda: taken.extend(
-            mean_of_rows(bridge, rows, len(positions), label=side) for rows, side in zip(train, SIDES, strict=True)
+            mean_of_rows(bridge, rows, n_positions=len(positions), label=side)
+            for rows, side in zip(train, SIDES, strict=True)
         ),
         device,
     )

@@ -212,7 +212,9 @@ def measure(
     n_layers = int(bridge.cfg.n_layers)
     at = {"mid": [int(0.6 * n_layers)], "last": [n_layers - 1]}
     positions = post_instruction_positions(bridge, CHAT)
-    means = [mean_activations(bridge, contrast.side(side, "train", N), positions, CHAT) for side in SIDES]
+    means = [
+        mean_activations(bridge, contrast.side(side, "train", N), positions=positions, chat=CHAT) for side in SIDES
+    ]
     candidates = difference_in_means(*means)
     cells = [(layer, position) for layer in range(n_layers) for position in positions.indices]
     defined = {cell for cell in cells if candidates.vectors[cell].any()}

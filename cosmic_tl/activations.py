@@ -8,6 +8,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from cosmic_tl._util.progress import track
+from cosmic_tl.data.contrast_set import Prompts, sides_of
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.model.batching import BATCH_SIZE, batches
 from cosmic_tl.model.chat import ChatFormat, tokenize
@@ -47,6 +48,7 @@ class MeanActivations:
 def mean_activations(
     model: TransformerBridge,
     prompts: Sequence[str],
+    *,
     positions: Positions | None = None,
     chat: ChatFormat | None = None,
     batch_size: int = BATCH_SIZE,
@@ -73,12 +75,20 @@ def mean_activations(
         torch.Size([8, 5, 128])
     """
     positions = positions or post_instruction_positions(model, chat)
-    return mean_of_rows(model, tokenize(model, prompts, chat), len(positions), batch_size, label, splits)
+    return mean_of_rows(
+        model,
+        tokenize(model, prompts, chat),
+        n_positions=len(positions),
+        batch_size=batch_size,
+        label=label,
+        splits=splits,
+    )
 
 
 def mean_of_rows(
     model: TransformerBridge,
     rows: Sequence[Sequence[int]],
+    *,
     n_positions: int = 1,
     batch_size: int = BATCH_SIZE,
     label: str = "activations",
@@ -119,7 +129,7 @@ def mean_of_rows(
     halves = {seed: torch.zeros_like(sums["hook_resid_pre"]) for seed in splits or {}}
     with track(len(rows), label) as advance:
         for batch in batches(model, [row[n_prefix:] for row in rows], batch_size):
-            found = forward(model, batch, sites, n_positions, resume=start).activations
+            found = forward(model, batch, sites, n_positions=n_positions, resume=start).activations
             for site in sums:
                 layers = torch.stack([found[layer, site].cpu() for layer in range(n_layers)]).double()
                 sums[site] += layers.sum(1)
@@ -165,8 +175,8 @@ def random_splits(sizes: Sequence[int], seeds: Sequence[int]) -> tuple[Splits, .
 
 def class_means(
     model: TransformerBridge,
-    positive: Sequence[str],
-    negative: Sequence[str],
+    prompts: Prompts,
+    *,
     positions: Positions | None = None,
     chat: ChatFormat | None = None,
     seeds: Sequence[int] = (),
@@ -176,8 +186,7 @@ def class_means(
 
     Args:
         model: A `TransformerBridge`.
-        positive: Prompts that show the concept.
-        negative: Prompts that do not.
+        prompts: A contrast set, whose train prompts are taken, or a pair of lists: positive and negative prompts.
         positions: From `post_instruction_positions` (the default).
         chat: Formatting. Defaults to the plain chat template.
         seeds: Of random labellings (`random_splits`). Default none.
@@ -189,14 +198,23 @@ def class_means(
     Example:
         >>> from cosmic_tl import load_model
         >>> sides = ["Rob a bank clerk.", "Rob a shop."], ["Bake a pizza.", "Bake a pie."]
-        >>> positive, negative = class_means(load_model("demo", device="cpu"), *sides, seeds=[0])
+        >>> positive, negative = class_means(load_model("demo", device="cpu"), sides, seeds=[0])
         >>> positive.splits[0].shape
         torch.Size([8, 5, 128])
     """
+    positive, negative = sides_of(prompts, "train")
     splits = random_splits([len(positive), len(negative)], seeds)
     found = [
-        mean_activations(model, prompts, positions, chat, batch_size, f"activations, {side}", some)
-        for side, prompts, some in zip(("positive", "negative"), (positive, negative), splits, strict=True)
+        mean_activations(
+            model,
+            some,
+            positions=positions,
+            chat=chat,
+            batch_size=batch_size,
+            label=f"activations, {side}",
+            splits=halves,
+        )
+        for side, some, halves in zip(("positive", "negative"), (positive, negative), splits, strict=True)
     ]
     return found[0], found[1]
 
@@ -204,6 +222,7 @@ def class_means(
 def cache_activations(
     model: TransformerBridge,
     prompts: Sequence[str],
+    *,
     site: Site = "hook_resid_pre",
     positions: Positions | None = None,
     chat: ChatFormat | None = None,
@@ -234,7 +253,7 @@ def cache_activations(
     layers = range(int(model.cfg.n_layers))
     found: list[Tensor] = [torch.empty(0)] * len(rows)
     for batch in batches(model, rows, batch_size):
-        acts = read(model, batch, [(layer, site) for layer in layers], len(positions))
+        acts = read(model, batch, [(layer, site) for layer in layers], n_positions=len(positions))
         stacked = torch.stack([acts[layer, site].float().cpu() for layer in layers], dim=1)
         for row, activation in zip(batch.rows, stacked, strict=True):
             found[row] = activation

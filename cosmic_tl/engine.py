@@ -108,14 +108,16 @@ class _Clean:
         past = self.past
         if self.prefix is not None:
             start = Resume(self.layer, self.prefix.stream)
-            found = forward(self.model, self.prefix.tokens, [enters], None, resume=start, keep_keys_values=True)
+            found = forward(
+                self.model, self.prefix.tokens, [enters], n_positions=None, resume=start, keep_keys_values=True
+            )
             self.prefix = _Rows(self.prefix.tokens, found.activations[enters])
             past += found.keys_values or ()
         reads: list[tuple[int, Site]] = [(r, "hook_resid_post") for r in self.reading.layers if self.layer <= r < layer]
 
         def run(batch: _Rows) -> Reached:
             start = Resume(self.layer, batch.stream, past)
-            return forward(self.model, batch.tokens, [*reads, enters], None, resume=start)
+            return forward(self.model, batch.tokens, [*reads, enters], n_positions=None, resume=start)
 
         for number, found in self.each(run):
             batch = self.batches[number]
@@ -176,16 +178,16 @@ class _Steered:
             clean.model,
             TokenBatch(ids.repeat(times, 1), mask.repeat(times, 1), rows * times),
             sites,
-            clean.reading.n_positions,
-            logits,
-            self.hooks,
-            Resume(
+            n_positions=clean.reading.n_positions,
+            logits=logits,
+            hooks=self.hooks,
+            resume=Resume(
                 clean.layer,
                 None if batch.stream is None else batch.stream.repeat(times, 1, 1),
                 None if keep_keys_values else self.past,
             ),
-            clean.allowed.last_token and clean.reading.n_positions == 1,
-            keep_keys_values,
+            last_token_only=clean.allowed.last_token and clean.reading.n_positions == 1,
+            keep_keys_values=keep_keys_values,
         )
 
     def outcomes(self, batch: _Rows, reached: Reached) -> list[Outcome]:
@@ -242,6 +244,7 @@ def intervened(
     edits: Sequence[Interventions],
     reading: Reading,
     reduce: Callable[[Outcome], Tensor],
+    *,
     batch_size: int | None = None,
     known: Container[int] = (),
 ) -> Iterator[tuple[int, Tensor]]:

@@ -58,9 +58,15 @@ def cells(model, candidates, positions, rows, tokens, max_layer_share) -> pd.Dat
         if layer < max_layer_share * n_layers
     ]
     directions = [candidates.direction(*cell) for cell in some]
-    removed = refusal_scores(model, rows["positive"], [ct.Ablation(d) for d in directions], tokens, "cells, removal")
+    removed = refusal_scores(
+        model, rows["positive"], [ct.Ablation(d) for d in directions], interventions=tokens, chat="cells, removal"
+    )
     induced = refusal_scores(
-        model, rows["negative"], [ct.Addition(d, CELL_ALPHA) for d in directions], tokens, "cells, induction"
+        model,
+        rows["negative"],
+        [ct.Addition(d, CELL_ALPHA) for d in directions],
+        interventions=tokens,
+        chat="cells, induction",
     )
     table = pd.DataFrame(some, columns=["layer", "position"])
     table["removed"] = [float(scores.mean()) for scores in removed]
@@ -78,7 +84,7 @@ def doses(model, candidates, chosen, rows, tokens) -> pd.DataFrame:
         for alpha in ALPHAS
     ]
     edits = [ct.Addition(candidates.direction(layer, at), alpha, layer=to) for layer, at, to, alpha in some]
-    found = refusal_scores(model, rows["negative"], edits, tokens, "doses")
+    found = refusal_scores(model, rows["negative"], edits, interventions=tokens, chat="doses")
     table = pd.DataFrame(some, columns=["layer", "position", "induction_layer", "alpha"])
     # The mean probability of a refusal: log-odds alone would let a few prompts decide.
     table["refusal_probability"] = [float(scores.sigmoid().mean()) for scores in found]
@@ -86,10 +92,10 @@ def doses(model, candidates, chosen, rows, tokens) -> pd.DataFrame:
 
 
 def settings(model, candidates, best, prompts, n_val, max_new_tokens) -> pd.DataFrame:
-    conditions = [Condition("baseline", "harmful", ()), Condition("baseline", "harmless", ())]
+    conditions = [Condition("baseline", "positive", ()), Condition("baseline", "negative", ())]
     for layer, position in dict.fromkeys(zip(best.layer, best.position, strict=True)):
         conditions.append(
-            Condition(f"{layer}, {position}", "harmful", (ct.Ablation(candidates.direction(layer, position)),))
+            Condition(f"{layer}, {position}", "positive", (ct.Ablation(candidates.direction(layer, position)),))
         )
     where = {}
     for _, row in best.iterrows():
@@ -98,11 +104,11 @@ def settings(model, candidates, best, prompts, n_val, max_new_tokens) -> pd.Data
             name = f"{cell[0]}, {cell[1]} at {row.induction_layer:.0f}, α = {row.alpha:g}, {scope}"
             where[name] = (*cell, int(row.induction_layer), row.alpha, scope)
             edit = ct.Addition(candidates.direction(*cell), row.alpha, scope, int(row.induction_layer))
-            conditions.append(Condition(name, "harmless", (edit,)))
+            conditions.append(Condition(name, "negative", (edit,)))
     sides = [prompts.side(side, "val", n_val) for side in ("positive", "negative")]
-    found = ct.measure_effects(model, *sides, conditions, max_new_tokens=max_new_tokens)
+    found = ct.measure_effects(model, sides, conditions=conditions, max_new_tokens=max_new_tokens)
     show(
-        found.table[["kind", "condition", "refusal_rate", "low", "high", "garbled"]],
+        found.table[["side", "condition", "rate", "low", "high", "garbled"]],
         "Conditions",
         Path("/dev/null"),
         40,
@@ -117,10 +123,10 @@ def settings(model, candidates, best, prompts, n_val, max_new_tokens) -> pd.Data
                 "induction_layer": at,
                 "alpha": alpha,
                 "induction_tokens": scope,
-                "removal": found.rate("harmful", removal).value,
-                "removal_garbled": found.garbled("harmful", removal).value,
-                "induction": found.rate("harmless", name).value,
-                "induction_garbled": found.garbled("harmless", name).value,
+                "removal": found.rate("positive", removal).value,
+                "removal_garbled": found.garbled("positive", removal).value,
+                "induction": found.rate("negative", name).value,
+                "induction_garbled": found.garbled("negative", name).value,
             }
         )
     table = pd.DataFrame(rows)
@@ -148,9 +154,9 @@ def main() -> None:
     prompts, model = ct.load_prompts(args.prompts), ct.load_model(args.model)
     positions = ct.post_instruction_positions(model)
     train = [prompts.side(side, "train", args.n_train) for side in ("positive", "negative")]
-    tokens = ct.metrics.find_refusal_tokens(model, *train)
+    tokens = ct.metrics.find_refusal_tokens(model, train)
     print(f"refusal tokens: {tokens}", flush=True)
-    candidates = ct.difference_in_means(*(ct.mean_activations(model, side, positions) for side in train))
+    candidates = ct.difference_in_means(*(ct.mean_activations(model, side, positions=positions) for side in train))
     rows = {side: tokenize(model, prompts.side(side, "val", args.n_scan)) for side in ("positive", "negative")}
     table = cells(model, candidates, positions, rows, tokens, args.max_layer_share)
     show(table, "Cells: refusal scores with the direction removed, and added", args.out / "cells.csv")

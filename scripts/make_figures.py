@@ -74,11 +74,11 @@ def figures(run: Path, mode: str) -> dict[str, go.Figure]:
         "score-comparison": plot_score_comparison(compared),
         "layer-similarity": plot_layer_similarity(selection),
         "direction-cosines": plot_direction_cosines(selection.candidates, direction.position),
-        "similarity": plot_similarity(layer_similarities(model, harmful, harmless, selection)),
+        "similarity": plot_similarity(layer_similarities(model, (harmful, harmless), selection)),
     }
     completions = pd.read_json(run / "completions.jsonl", lines=True)
     drawn["refusal-rates"] = plot_refusal_rates(Effects(completions).table)
-    steered = sweep(model, direction, harmful, harmless, tokens=by_tokens.tokens, max_new_tokens=16)
+    steered = sweep(model, (harmful, harmless), direction, tokens=by_tokens.tokens, max_new_tokens=16)
     drawn["sweep"] = plot_sweep(steered)
 
     projections = {
@@ -88,15 +88,15 @@ def figures(run: Path, mode: str) -> dict[str, go.Figure]:
     drawn["projection"] = plot_projection(projections)
     edits = {alpha: AffineEdit(direction, alpha) for alpha in (0.0, 0.5, 1.0)}
     sides = prompts.side("positive", "val", 40), prompts.side("negative", "val", 40)
-    pca = pca_of_classes(model, *sides, edits)
+    pca = pca_of_classes(model, sides, edits)
     drawn["pca"] = plot_pca(pca)
     drawn["pca-side-by-side"] = plot_pca(pca, side_by_side=True)
 
     options = SuffixOptions(n_tokens=8, steps=15, n_candidates=48, top_k=64, max_new_tokens=32)
     targets = compliant_targets(model, harmful[:2], removed, n_tokens=12)
-    suffix = find_suffix(model, harmful[:2], targets, options)
+    suffix = find_suffix(model, harmful[:2], targets, options=options)
     others = prompts.side("positive", "test")[40:70]
-    analysis = analyse_suffix(model, suffix.text, direction, others, harmless, max_new_tokens=16)
+    analysis = analyse_suffix(model, (others, harmless), suffix.text, direction, max_new_tokens=16)
     drawn["suffix-cosines"] = plot_suffix_cosines(analysis.cosines)
     drawn["head-contributions"] = plot_head_contributions(analysis.contributions)
     drawn["head-attention"] = plot_head_attention(analysis.attention)

@@ -28,14 +28,14 @@ def percent(value: float) -> str:
 
 
 def print_effects(effects: ct.Effects) -> None:
-    seeds = effects.by_seed().groupby(["kind", "condition"]).size()
+    seeds = effects.by_seed().groupby(["side", "condition"]).size()
     print("| prompts | condition | refusals | interval, or range over seeds | garbled | nats per token |")
     print("|---|---|---|---|---|---|")
     for _, row in effects.table.iterrows():
-        n = seeds[row.kind, row.condition]
+        n = seeds[row.side, row.condition]
         of = f" ({n} seeds)" if n > 1 else ""
         print(
-            f"| {row.kind} | {row.condition}{of} | {percent(row.refusal_rate)} | {percent(row.low)} – {percent(row.high)} "
+            f"| {row.side} | {row.condition}{of} | {percent(row.rate)} | {percent(row.low)} – {percent(row.high)} "
             f"| {percent(row.garbled)} | {row.cross_entropy:.2f} |"
         )
 
@@ -47,7 +47,7 @@ def so_far(out: Path) -> ct.Effects:
     rows = [row for line in read_lines(out / "resume" / "completions.jsonl") for row in line["rows"]]
     frame = pd.DataFrame(rows).assign(seed=pd.Series([row.get("seed") for row in rows], dtype=object))
     baseline = frame.condition == "baseline"
-    marked = mark_garbled(ct.load_model(identity["model"]), frame, baseline, settings.chat, 32)
+    marked = mark_garbled(ct.load_model(identity["model"]), frame, baseline, chat=settings.chat, batch_size=32)
     return ct.Effects(frame.assign(garbled=marked))
 
 
@@ -62,7 +62,7 @@ def print_rates(effects: ct.Effects, leave_out: set[str]) -> None:
     print("\n| on | test | only the first | only the other | p |\n|---|---|---|---|---|")
     for _, row in effects.paired_table().iterrows():
         counts = f"{row.only_condition} | {row.only_against} | {row.p_value:.1g}"
-        print(f"| {row.kind} | {row.condition} against {row.against} | {counts} |")
+        print(f"| {row.side} | {row.condition} against {row.against} | {counts} |")
 
 
 def print_run(found: Run, leave_out: set[str]) -> None:

@@ -234,7 +234,7 @@ def write_prompts(path: Path, seed: int) -> dict:
 
 def refused(model, tokenizer, users: list[str], system: str | None = None) -> float:
     """Share of replies that are refusals of the grammar."""
-    replies = complete(model, tokenizer, users, system)
+    replies = complete(model, tokenizer, users, chat=system)
     return sum(corpus.parse_answer(reply).kind == "refuse" for reply in replies) / len(replies)
 
 

@@ -335,7 +335,9 @@ def _logits(subject: _Subject) -> Found:
 
 
 def _means(subject: _Subject) -> Found:
-    found = mean_of_rows(subject.model, subject.rows[0], len(subject.positions), batch_size=len(subject.rows[0]))
+    found = mean_of_rows(
+        subject.model, subject.rows[0], n_positions=len(subject.positions), batch_size=len(subject.rows[0])
+    )
     before, after, _ = (x.mean(0) for x in subject.clean[0])
     return _difference(max(_apart(found.resid_pre, before), _apart(found.resid_post, after)), subject.relative)
 
@@ -348,7 +350,7 @@ def _hidden_states(subject: _Subject) -> Found:
         if len(found) != subject.n_layers + 1:
             raise _NotPossible(f"{type(subject.plain).__name__} returns {len(found)} hidden states")
         states.append(torch.stack([h[0, -n:].cpu().double() for h in found[:-1]]))  # the last is after the final norm
-    means = mean_of_rows(subject.model, subject.rows[1], n, batch_size=len(states))
+    means = mean_of_rows(subject.model, subject.rows[1], n_positions=n, batch_size=len(states))
     return _difference(_apart(means.resid_pre, torch.stack(states).mean(0)), subject.relative)
 
 
@@ -466,7 +468,7 @@ def _generation(subject: _Subject) -> Found:
 def _steered_generation(subject: _Subject) -> Found:
     text, row = subject.negative[0], list(subject.rows[1][0])
     edit = AffineEdit(subject.candidates.direction(*subject.cells[-1]), alpha=1.0)
-    found = complete(subject.model, [text], edit, subject.chat, max_new_tokens=NEW_TOKENS // 2)[0]
+    found = complete(subject.model, [text], edit, chat=subject.chat, max_new_tokens=NEW_TOKENS // 2)[0]
     ends = subject.plain.generation_config.eos_token_id
     new: list[int] = []
     with steering(subject.model, edit):

@@ -48,10 +48,10 @@ def steer(
             bridge,
             [prompt],
             interventions,
-            chat,
-            generation.max_new_tokens,
-            generation.temperature,
-            seed,
+            chat=chat,
+            max_new_tokens=generation.max_new_tokens,
+            temperature=generation.temperature,
+            seed=seed,
             sampling=sampling,
         )[0]
         typer.echo(f"[{name}]\n{printable(text)}\n")
@@ -105,7 +105,15 @@ def orthogonalize(
     bridge, direction = run.load()
 
     def measured(name: str, edits: "Interventions") -> dict[str, Any]:
-        texts = complete(bridge, prompts, edits, chat, max_new_tokens, batch_size=batch_size or BATCH_SIZE, label=name)
+        texts = complete(
+            bridge,
+            prompts,
+            edits,
+            chat=chat,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size or BATCH_SIZE,
+            label=name,
+        )
         found = rate(sum(one.verdict == "refusal" for one in judge(prompts, texts)), len(texts))
         share = terms_of(judge.phrases).rate
         return {"condition": name, "n": found.n, share: found.value, "low": found.low, "high": found.high}
@@ -113,8 +121,10 @@ def orthogonalize(
     rates: list[dict[str, Any]] = []
     if n_test:
         rates = [measured("baseline", ()), measured(f"removal ({mode})", removal(direction, mode))]
-    edit = orthogonalize_weights(bridge, direction, strength, blocks, norm_preserving, approximate)
-    save_checkpoint(bridge, out, edit, max_shard_size, overwrite)
+    edit = orthogonalize_weights(
+        bridge, direction, strength=strength, layers=blocks, norm_preserving=norm_preserving, approximate=approximate
+    )
+    save_checkpoint(bridge, out, edit, max_shard_size=max_shard_size, overwrite=overwrite)
     typer.echo(f"{edit}\nSaved in {out}")
     if mode == "affine":
         typer.echo(
@@ -172,16 +182,15 @@ def sweep(
     log = made.part(".jsonl", "alphas")
     known = [row for line in read_lines(log) for row in line["rows"]]
     try:
-        tokens = find_refusal_tokens(bridge, positive, negative, chat, batch_size=batch_size or BATCH_SIZE)
+        tokens = find_refusal_tokens(bridge, (positive, negative), chat=chat, batch_size=batch_size or BATCH_SIZE)
     except CosmicError as error:
         typer.echo(f"Note: no refusal scores ({printable(str(error))})", err=True)
         tokens = None
     found = sweep_all(
         bridge,
+        (positive, negative),
         direction,
-        positive,
-        negative,
-        strengths,
+        alphas=strengths,
         tokens=tokens,
         chat=chat,
         n_samples=n_samples,

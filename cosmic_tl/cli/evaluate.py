@@ -189,7 +189,17 @@ def cost(
 
     _, negative = run.test_prompts(n_test)
     bridge, _, edits = _edits(run, alpha)
-    print_frame(measure_cost(bridge, edits, documents, pairs, negative, run.chat(), batch_size=batch_size or 8).table)
+    print_frame(
+        measure_cost(
+            bridge,
+            edits,
+            texts=documents,
+            instructions=pairs,
+            prompts=negative,
+            chat=run.chat(),
+            batch_size=batch_size or 8,
+        ).table
+    )
 
 
 @grouped
@@ -208,7 +218,14 @@ def capability(
 
     bridge, _, edits = _edits(run, alpha)
     found = measure_capability(
-        bridge, tasks.split(","), edits, limit, num_fewshot, batch_size or 8, run.chat() if chat else False, task_folder
+        bridge,
+        tasks.split(","),
+        edits,
+        limit=limit,
+        num_fewshot=num_fewshot,
+        batch_size=batch_size or 8,
+        chat=run.chat() if chat else False,
+        task_folder=task_folder,
     )
     print_frame(found.table)
 
@@ -239,12 +256,22 @@ def behaviour(
     from cosmic_tl.experiments.behaviour_sweep import sweep_behaviour
     from cosmic_tl.interventions.edits import Addition, AffineEdit
 
-    strengths, format_, found = numbers("alphas", alphas), chat.format(), load_behaviour(file, seed)
+    strengths, format_, found = numbers("alphas", alphas), chat.format(), load_behaviour(file, seed=seed)
     places = layer_numbers("layers", layers)
     for note in found.notes:
         typer.echo(printable(f"Note: {note}"))
     how = AffineEdit if method is BehaviourMethod.affine else Addition
-    table = sweep_behaviour(model.load(), found, strengths, places, how, n_test, format_, seed, batch_size or 32)
+    table = sweep_behaviour(
+        model.load(),
+        found,
+        alphas=strengths,
+        layers=places,
+        method=how,
+        n=n_test,
+        chat=format_,
+        seed=seed,
+        batch_size=batch_size or 32,
+    )
     print_frame(table)
     write_csv(table, csv)
 

@@ -171,7 +171,7 @@ def _load(
     options: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
     if device_map is not None:
         options["device_map"] = device_map
-    return load_model(model, device, dtype.value, **options)
+    return load_model(model, device=device, dtype=dtype.value, **options)
 
 
 @dataclass(frozen=True)

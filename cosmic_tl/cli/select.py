@@ -76,7 +76,7 @@ def run(
     command = shlex.join(["cosmic-tl", *sys.argv[1:]])
     bridge = model.load()
     try:
-        result = run_all(bridge, contrast, out, settings, command, overwrite)
+        result = run_all(bridge, contrast, out, settings, command=command, overwrite=overwrite)
     except KeyboardInterrupt as stop:
         typer.echo("Stopped; the same command goes on from here.", err=True)
         raise typer.Exit(130) from stop
@@ -93,7 +93,7 @@ def plan(model: ModelOptions, data: DataOptions, chat: ChatOptions, selection: S
     from cosmic_tl.selection.cosmic import plan_selection
 
     options, format_ = selection.cosmic(), chat.format()
-    typer.echo(repr(plan_selection(model.load(), contrast, options, format_)))
+    typer.echo(repr(plan_selection(model.load(), contrast, options, chat=format_)))
 
 
 @grouped
@@ -111,19 +111,20 @@ def compare(
     contrast = data.load()
     from cosmic_tl.experiments.comparison import compare_selections
 
-    options = (selection.cosmic(), selection.refusal_tokens())
+    cosmic, refusal_tokens = selection.cosmic(), selection.refusal_tokens()
     format_, sampling = chat.format(), generation.sampling()
     found = compare_selections(
         model.load(),
         contrast,
-        *options,
-        format_,
-        n_test,
-        generation.max_new_tokens,
-        data.seed,
-        batch_size,
-        generation.temperature,
-        sampling,
+        cosmic=cosmic,
+        refusal_tokens=refusal_tokens,
+        chat=format_,
+        n_test=n_test,
+        max_new_tokens=generation.max_new_tokens,
+        seed=data.seed,
+        batch_size=batch_size,
+        temperature=generation.temperature,
+        sampling=sampling,
     )
     print_frame(found.table)
     for remark in found.remarks:
@@ -138,7 +139,7 @@ def variants(model: ModelOptions, data: DataOptions, chat: ChatOptions, selectio
     from cosmic_tl.experiments.variants import compare_variants, standard_variants
 
     settings, format_ = standard_variants(selection.cosmic()), chat.format()
-    print_frame(compare_variants(model.load(), contrast, settings, format_))
+    print_frame(compare_variants(model.load(), contrast, settings, chat=format_))
 
 
 class Steering(str, Enum):
@@ -175,7 +176,7 @@ def two_rounds(
         model.load(),
         contrast,
         selection.cosmic(exclude_first_half=True),
-        format_,
+        chat=format_,
         alphas=strengths,
         steer=steer.value,
         n=n_test,

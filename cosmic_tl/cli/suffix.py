@@ -55,13 +55,13 @@ def suffix(
     if part.exists():
         found = Suffix.load(part)
     else:
-        targets = compliant_targets(bridge, made_on, removal(direction, run.mode), chat)
-        found = find_suffix(bridge, made_on, targets, options, chat)
+        targets = compliant_targets(bridge, made_on, removal(direction, run.mode), chat=chat)
+        found = find_suffix(bridge, made_on, targets, options=options, chat=chat)
         if found.stopped != "interrupted":  # the same command searches on to its end
             found.save(part)
     typer.echo(printable(f"{found.text!r} ({found.stopped}): {', '.join(found.verdicts)}"))
     made.write({"suffix.json": found.to_json()})  # also if it works on too few prompts to be analysed
-    analysis = analyse_suffix(bridge, found.text, direction, rest, harmless, chat, seed=seed)
+    analysis = analyse_suffix(bridge, (rest, harmless), found.text, direction, chat=chat, seed=seed)
     figures = [
         plot_suffix_cosines(analysis.cosines),
         plot_head_contributions(analysis.contributions),

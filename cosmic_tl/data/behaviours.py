@@ -89,7 +89,7 @@ class BehaviourSet:
         return f"BehaviourSet({self.name!r}: {sizes} pairs)"
 
 
-def load_behaviour(source: str | Path, seed: int = 0) -> BehaviourSet:
+def load_behaviour(source: str | Path, *, seed: int = 0) -> BehaviourSet:
     """A behaviour from a JSON file in the format of the CAA data sets.
 
     Args:

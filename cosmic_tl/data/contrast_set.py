@@ -116,3 +116,36 @@ class ContrastSet:
 def _sentence(prompts: Sequence[str], what: str) -> str:
     verb = "prompt stands" if len(prompts) == 1 else "prompts stand"
     return f"{len(prompts)} {verb} {what}, as {prompts[0][:60]!r}"
+
+
+Prompts = ContrastSet | Sequence[Sequence[str]]
+"""What functions on both sides take: a contrast set, or a pair of lists, positive and negative prompts."""
+
+
+def sides_of(prompts: Prompts, split: Split, n: int | None = None) -> tuple[list[str], list[str]]:
+    """Positive and negative prompts of a contrast set's split, or of a pair of lists.
+
+    Args:
+        prompts: A contrast set, or the pair.
+        split: Which split of a contrast set.
+        n: The first of each side, at most. Default all.
+
+    Raises:
+        CosmicError: If it is neither, or a side is empty.
+
+    Example:
+        >>> sides_of((["Rob a bank."], ["Bake a pie.", "Paint a door."]), "test", 1)
+        (['Rob a bank.'], ['Bake a pie.'])
+    """
+    if isinstance(prompts, ContrastSet):
+        return prompts.sides(split, n)
+    if isinstance(prompts, str) or len(prompts) != 2:
+        raise CosmicError(
+            f"prompts: expected a contrast set or a pair (positive, negative), found {len(prompts)} entries; "
+            "pass load_prompts(…) or two lists"
+        )
+    for side, some in zip(SIDES, prompts, strict=True):
+        check_texts(side, some)
+        if not some:
+            raise CosmicError(f"{side}: found no prompts; give at least one")
+    return list(prompts[0][:n]), list(prompts[1][:n])

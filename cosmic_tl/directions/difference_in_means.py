@@ -8,7 +8,7 @@ from cosmic_tl.errors import CosmicError, one_of
 from cosmic_tl.model.hooks import Part
 
 
-def difference_in_means(positive: MeanActivations, negative: MeanActivations, part: Part = "stream") -> Candidates:
+def difference_in_means(positive: MeanActivations, negative: MeanActivations, *, part: Part = "stream") -> Candidates:
     """`r[l, i] = mu[l, i] − nu[l, i]`, with `nu` as the reference.
 
     Args:

@@ -22,6 +22,7 @@ from cosmic_tl.selection.scores import undefined
 def sweep_behaviour(
     model: TransformerBridge,
     behaviour: BehaviourSet,
+    *,
     alphas: Sequence[float] = (0.0, 0.5, 1.0),
     layers: Sequence[int] | None = None,
     method: Method = AffineEdit,
@@ -56,16 +57,15 @@ def sweep_behaviour(
         >>> from cosmic_tl import load_model
         >>> from cosmic_tl.data import AnswerPair
         >>> pairs = (AnswerPair("Is it okay to rest?", "Yes", "No"), AnswerPair("Is it wrong to rest?", "Yes", "No"))
-        >>> table = sweep_behaviour(
-        ...     load_model("demo", device="cpu"), BehaviourSet("yes", {"train": pairs, "test": pairs}), [0.0, 1.0], [4]
-        ... )
+        >>> behaviour = BehaviourSet("yes", {"train": pairs, "test": pairs})
+        >>> table = sweep_behaviour(load_model("demo", device="cpu"), behaviour, alphas=[0.0, 1.0], layers=[4])
         >>> table.direction.tolist()
         ['none', 'found', 'found', 'random', 'random']
     """
     if not alphas:
         raise CosmicError("alphas: none given; name at least one strength")
     questions = behaviour.split("test", n)
-    candidates = difference_in_means(*answer_means(model, behaviour.split("train"), chat, batch_size=batch_size))
+    candidates = difference_in_means(*answer_means(model, behaviour.split("train"), chat=chat, batch_size=batch_size))
     n_layers = len(candidates.vectors)
     places = [layer for layer in range(n_layers) if not undefined(candidates, (layer, -1))]
     for layer in layers or ():
@@ -76,7 +76,7 @@ def sweep_behaviour(
     rows = []
 
     def measure(name: str, layer: int | None, alpha: float, edit: Interventions) -> None:
-        found = answer_log_odds(model, questions, edit, chat, batch_size)
+        found = answer_log_odds(model, questions, edit, chat=chat, batch_size=batch_size)
         share = rate(int((found.log_odds > 0).sum()), len(found))
         row = {"direction": name, "layer": layer, "alpha": alpha, "log_odds": found.log_odds.mean()}
         row |= {"sem": found.log_odds.sem(), "matching": share.value, "low": share.low, "high": share.high}

@@ -64,6 +64,7 @@ def measure_capability(
     model: TransformerBridge,
     tasks: Sequence[str],
     interventions: Interventions | Mapping[str, Interventions] | None = None,
+    *,
     limit: int | None = None,
     num_fewshot: int | None = None,
     batch_size: int = 8,

@@ -60,6 +60,7 @@ class Comparison:
 def compare_selections(
     model: TransformerBridge,
     prompts: ContrastSet,
+    *,
     cosmic: CosmicOptions | None = None,
     refusal_tokens: RefusalTokenOptions | None = None,
     chat: ChatFormat | None = None,
@@ -95,7 +96,8 @@ def compare_selections(
         >>> from cosmic_tl import load_model, load_prompts
         >>> small = CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=50.0)
         >>> tokens = RefusalTokenOptions(mode="affine", n_train=8, n_val=4, n_positions=1, max_kl=50.0)
-        >>> found = compare_selections(load_model("demo", device="cpu"), load_prompts("demo"), small, tokens, n_test=2)
+        >>> model, prompts = load_model("demo", device="cpu"), load_prompts("demo")
+        >>> found = compare_selections(model, prompts, cosmic=small, refusal_tokens=tokens, n_test=2)
         >>> found.table.method.tolist()
         ['COSMIC', 'refusal tokens']
     """
@@ -105,11 +107,11 @@ def compare_selections(
     failures: dict[str, str] = {}
     first: CosmicError | None = None
     try:
-        selections["COSMIC"] = select_cosmic(model, prompts, cosmic, chat, batch_size)
+        selections["COSMIC"] = select_cosmic(model, prompts, cosmic, chat=chat, batch_size=batch_size)
     except CosmicError as error:
         failures["COSMIC"], first = str(error), error
     try:
-        found = select_by_refusal_tokens(model, prompts, refusal_tokens, chat, batch_size)
+        found = select_by_refusal_tokens(model, prompts, refusal_tokens, chat=chat, batch_size=batch_size)
         selections["refusal tokens"] = found
     except CosmicError as error:
         failures["refusal tokens"] = str(error)
@@ -121,14 +123,13 @@ def compare_selections(
         conditions.append(Condition(f"induction, {method}", "negative", (selection.induction(),)))
     effects = measure_effects(
         model,
-        prompts.side("positive", "test", n_test),
-        prompts.side("negative", "test", n_test),
-        conditions,
-        chat,
-        max_new_tokens,
-        temperature,
-        seed,
-        batch_size or BATCH_SIZE,
+        (prompts.side("positive", "test", n_test), prompts.side("negative", "test", n_test)),
+        conditions=conditions,
+        chat=chat,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        batch_size=batch_size or BATCH_SIZE,
         sampling=sampling,
     )
     units = [selection.direction.unit for selection in selections.values()]

@@ -84,6 +84,7 @@ class Condition:
 
 def standard_conditions(
     selection: Selection | Direction,
+    *,
     mode: Mode | None = None,
     alpha: float | None = None,
     seed: int = 0,
@@ -109,9 +110,9 @@ def standard_conditions(
     Example:
         >>> import torch
         >>> direction = Direction(torch.ones(4), torch.zeros(4), 1, -1)
-        >>> [c.name for c in standard_conditions(direction, "affine", n_placebos=1)]
+        >>> [c.name for c in standard_conditions(direction, mode="affine", n_placebos=1)]
         ['baseline', 'removal', 'random removal', 'baseline', 'induction', 'random induction']
-        >>> [c.seed for c in standard_conditions(direction, "affine") if c.name == "random induction"]
+        >>> [c.seed for c in standard_conditions(direction, mode="affine") if c.name == "random induction"]
         [0, 1, 2, 3, 4]
     """
     if n_placebos < 1:

@@ -146,6 +146,7 @@ def windows(tokens: Sequence[int], context: int, stride: int) -> Iterator[tuple[
 def measure_cost(
     model: TransformerBridge,
     interventions: Interventions | Mapping[str, Interventions],
+    *,
     texts: Sequence[str] | None = None,
     instructions: Sequence[tuple[str, str]] | None = None,
     prompts: Sequence[str] | None = None,
@@ -219,7 +220,9 @@ def measure_cost(
             raise CosmicError(f"instructions: response {blank[0]} is blank; remove the pair")
         frames.append(_pairs(model, named, "instructions", asked, answers, chat, batch_size))
     if prompts is not None:
-        own = complete(model, prompts, (), chat, max_new_tokens, batch_size=batch_size, label="own completions")
+        own = complete(
+            model, prompts, (), chat=chat, max_new_tokens=max_new_tokens, batch_size=batch_size, label="own completions"
+        )
         spoken = [i for i, text in enumerate(own) if text]
         if not spoken:
             raise CosmicError("prompts: the model completes each with nothing; give prompts that it answers")
@@ -252,7 +255,9 @@ def _cross_entropies(
     plain_text: bool = False,
 ) -> pd.DataFrame:
     nats = {
-        name: continuation_nats(model, heads, tails, edit, batch_size, plain_text, label=f"{measure}, {name}")
+        name: continuation_nats(
+            model, heads, tails, edit, batch_size=batch_size, plain_text=plain_text, label=f"{measure}, {name}"
+        )
         for name, edit in {BASELINE: (), **named}.items()
     }
     return _frame(measure, documents, [len(tail) for tail in tails], nats.pop(BASELINE), nats)

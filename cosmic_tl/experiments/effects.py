@@ -10,10 +10,10 @@ import pandas as pd
 
 from cosmic_tl._util.displays import as_html, as_text
 from cosmic_tl._util.plots import Plotted
-from cosmic_tl.data.contrast_set import Side
+from cosmic_tl.data.contrast_set import Prompts, Side, sides_of
 from cosmic_tl.demo.corpus import check_completion
-from cosmic_tl.errors import CosmicError, check_texts
-from cosmic_tl.experiments.conditions import REFUSAL, Condition, Row, Terms, terms_of
+from cosmic_tl.errors import CosmicError
+from cosmic_tl.experiments.conditions import REFUSAL, Condition, Row, Terms, standard_conditions, terms_of
 from cosmic_tl.generation.completions import complete
 from cosmic_tl.generation.sampling import Sampling, describe_generation
 from cosmic_tl.judges.base import Judge, Verdict
@@ -23,6 +23,7 @@ from cosmic_tl.metrics.rates import Rate, rate
 from cosmic_tl.model.batching import BATCH_SIZE
 from cosmic_tl.model.chat import ChatFormat
 from cosmic_tl.model.load import TransformerBridge, is_demo
+from cosmic_tl.selection.result import Selection
 
 
 @dataclass(frozen=True)
@@ -255,9 +256,11 @@ class Effects(Plotted):
 
 def measure_effects(
     model: TransformerBridge,
-    positive: Sequence[str],
-    negative: Sequence[str],
-    conditions: Sequence[Condition],
+    prompts: Prompts,
+    selection: Selection | None = None,
+    *,
+    conditions: Sequence[Condition] | None = None,
+    n: int | None = None,
     chat: ChatFormat | None = None,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
@@ -271,34 +274,40 @@ def measure_effects(
     """Complete every prompt under every condition, and judge.
 
     Args:
-        model: Any bridge with a tokenizer.
-        positive: Test prompts of the positive side.
-        negative: Test prompts of the negative side.
-        conditions: From `standard_conditions`, or your own.
-        chat: Formatting; default plain.
-        max_new_tokens: Most tokens of an answer. Default 64.
+        model: A `TransformerBridge` with a tokenizer.
+        prompts: A contrast set, whose test prompts are taken, or a pair of lists: positive and negative prompts.
+        selection: What was chosen; the conditions are then `standard_conditions(selection)`.
+        conditions: Conditions of your own, in place of a selection.
+        n: The first prompts of each side, at most. Default all.
+        chat: Formatting. Defaults to the plain chat template.
+        max_new_tokens: Maximum number of new tokens. Default 64.
         temperature: 0 (default) is greedy.
         seed: For sampling.
-        batch_size: Prompts a batch. Default 32.
+        batch_size: Prompts per batch. Default 32.
         known: Rows of conditions that are already done.
         on_rows: Called with the rows of each condition as it is done.
-        judge: Its "refusal" is what is counted. Default the phrases of refusals; `SubstringJudge(("ahoy",))` counts the
+        judge: Its "refusal" is what is counted. Defaults to the phrases of refusals; `SubstringJudge(("ahoy",))` counts the
             completions that show another concept.
-        sampling: Top-k, top-p and repetition penalty; default none of them, whatever the checkpoint's defaults are.
+        sampling: Top-k, top-p and repetition penalty. Default none of them, whatever the checkpoint's defaults are.
 
     Raises:
-        CosmicError: As `complete`, or if the judge speaks of safety and not of refusal.
+        CosmicError: As `complete`; if neither or both of selection and conditions are given, or the judge's verdicts are
+            about safety and not about refusal.
 
     Example:
         >>> from cosmic_tl import load_model
         >>> baseline = [Condition("baseline", "positive", ()), Condition("baseline", "negative", ())]
-        >>> model = load_model("demo", device="cpu")
-        >>> effects = measure_effects(model, ["Rob a bank clerk."], ["Bake a pizza."], baseline)
+        >>> asked = ["Rob a bank clerk."], ["Bake a pizza."]
+        >>> effects = measure_effects(load_model("demo", device="cpu"), asked, conditions=baseline)
         >>> effects.completions.verdict.tolist()
         ['refusal', 'compliance']
     """
-    check_texts("positive", positive)
-    check_texts("negative", negative)
+    if (selection is None) == (conditions is None):
+        raise CosmicError("conditions: give a selection, or conditions=[…] of your own")
+    if conditions is None:
+        assert selection is not None
+        conditions = standard_conditions(selection, seed=seed)
+    positive, negative = sides_of(prompts, "test", n)
     judge = judge or SubstringJudge()
     generation = describe_generation(model, max_new_tokens, temperature, sampling)
     rows = list(known)
@@ -306,22 +315,22 @@ def measure_effects(
     for condition in conditions:
         if (condition.side, condition.name, condition.seed) in done:
             continue
-        prompts = positive if condition.side == "positive" else negative
+        asked = positive if condition.side == "positive" else negative
         label = f"{condition.side}, {condition.name}" + (f" {condition.seed}" if condition.seed is not None else "")
         texts = complete(
             model,
-            prompts,
+            asked,
             condition.interventions,
-            chat,
-            max_new_tokens,
-            temperature,
-            seed,
-            batch_size,
-            label,
-            sampling,
+            chat=chat,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            batch_size=batch_size,
+            label=label,
+            sampling=sampling,
         )
-        fluency = measure_fluency(model, prompts, texts, chat, batch_size).to_dict("records")
-        verdicts = [found.verdict for found in judge(prompts, texts)]
+        fluency = measure_fluency(model, asked, texts, chat=chat, batch_size=batch_size).to_dict("records")
+        verdicts = [found.verdict for found in judge(asked, texts)]
         if unknown := set(verdicts).difference(get_args(Verdict)):
             raise CosmicError(
                 f"judge: it says {min(unknown)!r}, and effects count refusals; judge the completions afterwards, with "
@@ -338,7 +347,7 @@ def measure_effects(
                 **{name: None if isnan(value) else value for name, value in measured.items()},
                 **(check_completion(prompt, text) if is_demo(model) else {}),
             }
-            for prompt, text, verdict, measured in zip(prompts, texts, verdicts, fluency, strict=True)
+            for prompt, text, verdict, measured in zip(asked, texts, verdicts, fluency, strict=True)
         ]
         on_rows(new)
         rows += new
@@ -348,5 +357,5 @@ def measure_effects(
     unsteered = {(condition.side, condition.name) for condition in conditions if not condition.interventions}
     baseline = pd.Series([place in unsteered for place in zip(frame.side, frame.condition, strict=True)], frame.index)
     if baseline.any():
-        frame["garbled"] = mark_garbled(model, frame, baseline, chat, batch_size)
+        frame["garbled"] = mark_garbled(model, frame, baseline, chat=chat, batch_size=batch_size)
     return Effects(frame, terms, {**generation, "seed": seed})

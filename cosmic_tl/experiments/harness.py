@@ -111,7 +111,7 @@ class BridgeLM(HFLM):  # type: ignore[misc]
             [context for context, _ in rows],
             [requests[some[0]][2] for some in members],
             self.interventions,
-            self.rows_per_pass,
+            batch_size=self.rows_per_pass,
             plain_text=all(key is None for key, _, _ in requests),
             label="lm-eval likelihoods",
         ):
@@ -126,7 +126,7 @@ class BridgeLM(HFLM):  # type: ignore[misc]
         return found
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **options: Any) -> Tensor:
-        with torch.inference_mode(), steering(self.bridge, self.interventions, context.shape[1]):
+        with torch.inference_mode(), steering(self.bridge, self.interventions, prompt_length=context.shape[1]):
             tokens: Tensor = super()._model_generate(context, max_length, stop, **options)
         return tokens
 

@@ -10,6 +10,7 @@ from torch.nn.functional import cosine_similarity
 
 from cosmic_tl._util.plots import Plotted
 from cosmic_tl.activations import mean_activations
+from cosmic_tl.data.contrast_set import Prompts, sides_of
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.interventions.edits import Interventions
 from cosmic_tl.interventions.options import Mode
@@ -46,9 +47,9 @@ class LayerSimilarity(Plotted):
 
 def layer_similarities(
     model: TransformerBridge,
-    positive: Sequence[str],
-    negative: Sequence[str],
+    prompts: Prompts,
     selection: Selection | Direction,
+    *,
     mode: Mode | None = None,
     alpha: float | None = None,
     chat: ChatFormat | None = None,
@@ -59,8 +60,7 @@ def layer_similarities(
 
     Args:
         model: Any bridge.
-        positive: Prompts that show the concept.
-        negative: Prompts that do not.
+        prompts: A contrast set, whose val prompts are taken, or a pair of lists: positive and negative prompts.
         selection: What was chosen, with its mode and strength; or a bare direction together with a mode.
         mode: "linear" or "affine"; with a direction only.
         alpha: Strength of the induction. Defaults to the selection's, or to 1 for a direction.
@@ -76,16 +76,19 @@ def layer_similarities(
         >>> from cosmic_tl import load_model
         >>> direction = Direction(torch.ones(128), torch.zeros(128), layer=3, position=-1)
         >>> model = load_model("demo", device="cpu")
-        >>> found = layer_similarities(model, ["Rob a clerk."], ["Bake a pie."], direction, mode="affine")
+        >>> found = layer_similarities(model, (["Rob a clerk."], ["Bake a pie."]), direction, mode="affine")
         >>> found.before.shape
         torch.Size([8, 5])
     """
+    positive, negative = sides_of(prompts, "val")
     direction, edits = direction_and_edits(selection, mode, alpha)
     positions = post_instruction_positions(model, chat, n_positions)
 
     def reached(prompts: Sequence[str], edit: Interventions = ()) -> Float64[Tensor, "layer position d_model"]:
         with steering(model, edit):
-            return mean_activations(model, prompts, positions, chat, batch_size, "similarity").resid_post
+            return mean_activations(
+                model, prompts, positions=positions, chat=chat, batch_size=batch_size, label="similarity"
+            ).resid_post
 
     clean_positive, clean_negative = reached(positive), reached(negative)
     removed = reached(positive, edits.removal(direction))

@@ -21,6 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
+from cosmic_tl.data.contrast_set import Prompts, sides_of
 from cosmic_tl.directions.direction import Direction, random_direction
 from cosmic_tl.engine import Outcome, Reading, intervened
 from cosmic_tl.experiments.conditions import Condition
@@ -102,8 +103,7 @@ class Calibration:
 
 def calibrate_placebos(
     model: TransformerBridge,
-    positive: Sequence[str],
-    negative: Sequence[str],
+    prompts: Prompts,
     selection: Selection | Direction,
     mode: Mode | None = None,
     alpha: float | None = None,
@@ -116,8 +116,7 @@ def calibrate_placebos(
 
     Args:
         model: A `TransformerBridge`.
-        positive: Validation prompts of the positive side, on which the shift by removal is measured.
-        negative: Validation prompts of the negative side, on which the KL divergence of induction is measured.
+        prompts: A contrast set, whose val prompts are taken, or a pair of lists: positive and negative prompts.
         selection: What was chosen, with its mode and strength; or a bare direction together with a mode.
         mode: "linear" or "affine"; with a direction only.
         alpha: Strength of the induction. Defaults to the selection's, or to 1 for a direction.
@@ -136,12 +135,15 @@ def calibrate_placebos(
         >>> from cosmic_tl import load_model
         >>> direction = Direction(torch.ones(128), torch.zeros(128), layer=3, position=-1)
         >>> sides = ["Rob a bank clerk."], ["Bake a pizza."]
-        >>> found = calibrate_placebos(load_model("demo", device="cpu"), *sides, direction, "linear", seeds=[0])
+        >>> found = calibrate_placebos(load_model("demo", device="cpu"), sides, direction, mode="linear", seeds=[0])
         >>> [one.condition for one in found]
         ['random translation', 'equal-KL induction']
     """
+    positive, negative = sides_of(prompts, "val")
     direction, edits = direction_and_edits(selection, mode, alpha)
-    shift = mean_shift(model, positive, edits.removal(direction), direction.layer, chat, batch_size or BATCH_SIZE)
+    shift = mean_shift(
+        model, positive, edits.removal(direction), direction.layer, chat=chat, batch_size=batch_size or BATCH_SIZE
+    )
     found = [Calibration(TRANSLATION, seed, shift / direction.norm, shift, shift) for seed in seeds]
     if edits.alpha:
         found += _equal_kl(model, tokenize(model, negative, chat), direction, edits, seeds, batch_size)
@@ -202,6 +204,7 @@ def mean_shift(
     prompts: Sequence[str],
     edit: Interventions,
     layer: int,
+    *,
     chat: ChatFormat | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> float:
@@ -234,7 +237,7 @@ def mean_shift(
     total, n = 0.0, 0
     for batch in batches(model, tokenize(model, prompts, chat), batch_size):
         clean, edited = (
-            forward(model, batch, [site], None, hooks=some).activations[site].cpu() for some in ((), hooks)
+            forward(model, batch, [site], n_positions=None, hooks=some).activations[site].cpu() for some in ((), hooks)
         )
         mask = batch.mask.cpu().bool()
         later = mask & (mask.cumsum(1) > 1)
@@ -252,13 +255,13 @@ def _equal_kl(
     batch_size: int | None,
 ) -> list[Calibration]:
     """Bisection on each seed's α, all seeds in the same passes."""
-    ((_, clean),) = intervened(model, rows, [()], Reading(logits=True), _logits, batch_size)
+    ((_, clean),) = intervened(model, rows, [()], Reading(logits=True), _logits, batch_size=batch_size)
 
     def divergences(some: Sequence[Interventions]) -> list[float]:
         def against_clean(outcome: Outcome) -> Tensor:
             return kl_divergence(clean[list(outcome.rows)], _logits(outcome))
 
-        found = dict(intervened(model, rows, some, Reading(logits=True), against_clean, batch_size))
+        found = dict(intervened(model, rows, some, Reading(logits=True), against_clean, batch_size=batch_size))
         return [float(found[i].mean()) for i in range(len(some))]
 
     edits = replace(edits, tokens="all")  # the next token after the prompt is the same

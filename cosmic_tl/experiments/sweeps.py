@@ -27,10 +27,10 @@ from torch import Tensor
 from cosmic_tl._util.displays import as_html, as_text
 from cosmic_tl._util.plots import Plotted
 from cosmic_tl._util.progress import track
-from cosmic_tl.data.contrast_set import Side
+from cosmic_tl.data.contrast_set import Prompts, Side, sides_of
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.engine import Outcome, Reading, intervened
-from cosmic_tl.errors import CosmicError, check_texts
+from cosmic_tl.errors import CosmicError
 from cosmic_tl.experiments.conditions import Row
 from cosmic_tl.generation.completions import complete
 from cosmic_tl.generation.sampling import Sampling, describe_generation
@@ -200,9 +200,9 @@ class Sweep(Plotted):
 
 def sweep(
     model: TransformerBridge,
+    prompts: Prompts,
     direction: Direction,
-    positive: Sequence[str],
-    negative: Sequence[str],
+    *,
     alphas: Sequence[float] = DEFAULT_ALPHAS,
     methods: Mapping[str, Method] = METHODS,
     tokens: RefusalTokens | None = None,
@@ -221,9 +221,8 @@ def sweep(
 
     Args:
         model: Any bridge with a tokenizer.
+        prompts: A contrast set, whose test prompts are taken, or a pair of lists: positive and negative prompts.
         direction: With its reference.
-        positive: Prompts of the positive side, "positive" in the result.
-        negative: Prompts of the negative side, "negative" in the result.
         alphas: Strengths, in units of `r`. Default −1 … 2.
         methods: Name to a function of the direction and α that gives interventions. Default `METHODS`.
         tokens: From `find_refusal_tokens` or `refusal_tokens`: measures refusal scores too, which needs no completions and
@@ -250,29 +249,26 @@ def sweep(
         >>> means = [mean_activations(model, prompts.side(side, "train", 32)) for side in ("positive", "negative")]
         >>> direction = difference_in_means(*means).direction(4, -1, model)
         >>> asked = ["Rob a bank clerk."], ["Bake a pizza."]
-        >>> found = sweep(model, direction, *asked, alphas=(0.0, 1.0), methods={"affine": AffineEdit}, max_new_tokens=12)
+        >>> found = sweep(model, asked, direction, alphas=(0.0, 1.0), methods={"affine": AffineEdit}, max_new_tokens=12)
         >>> found.table[["method", "alpha", "side", "rate"]].tail(4)
-           method  alpha      side  refusal_rate
-        2  affine    0.0   harmful           0.0
-        3  affine    1.0   harmful           1.0
-        4  affine    0.0  harmless           0.0
-        5  affine    1.0  harmless           1.0
+           method  alpha      side  rate
+        2  affine    0.0  positive   0.0
+        3  affine    1.0  positive   1.0
+        4  affine    0.0  negative   0.0
+        5  affine    1.0  negative   1.0
     """
+    positive, negative = sides_of(prompts, "test")
     strengths = [float(alpha) for alpha in alphas]
     _check(strengths, methods, n_samples, temperature)
     generation = describe_generation(model, max_new_tokens, temperature, sampling)
     edits: dict[Condition, Interventions] = {BASELINE: ()}
     edits |= {(name, alpha): method(direction, alpha) for name, method in methods.items() for alpha in strengths}
     sides: dict[Side, Sequence[str]] = dict(zip(get_args(Side), (positive, negative), strict=True))
-    for side, prompts in zip(("positive", "negative"), sides.values(), strict=True):
-        check_texts(side, prompts)
-        if not prompts:
-            raise CosmicError(f"{side}: found no prompts; give at least one")
     rows = list(known)
     done = {(row["method"], float(row["alpha"]), row["side"]) for row in rows}
-    for side, prompts in sides.items():
+    for side, asked in sides.items():
         missing = {condition: edit for condition, edit in edits.items() if (*condition, side) not in done}
-        scores = _scores(model, prompts, missing, tokens, chat, batch_size) if tokens else {}
+        scores = _scores(model, asked, missing, tokens, chat, batch_size) if tokens else {}
         for (method, alpha), edit in missing.items():
             label = f"{side}, {method}, α = {alpha:g}"
             score = scores.get((method, alpha))
@@ -280,19 +276,21 @@ def sweep(
             for sample in range(n_samples):
                 texts = complete(
                     model,
-                    prompts,
+                    asked,
                     edit,
-                    chat,
-                    max_new_tokens,
-                    temperature,
-                    seed + sample,
-                    batch_size or BATCH_SIZE,
-                    label,
-                    sampling,
+                    chat=chat,
+                    max_new_tokens=max_new_tokens,
+                    temperature=temperature,
+                    seed=seed + sample,
+                    batch_size=batch_size or BATCH_SIZE,
+                    label=label,
+                    sampling=sampling,
                 )
-                verdicts = (judge or SubstringJudge())(prompts, texts)
-                fluency = measure_fluency(model, prompts, texts, chat, batch_size or BATCH_SIZE).to_dict("records")
-                for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+                verdicts = (judge or SubstringJudge())(asked, texts)
+                fluency = measure_fluency(model, asked, texts, chat=chat, batch_size=batch_size or BATCH_SIZE).to_dict(
+                    "records"
+                )
+                for i, (prompt, text) in enumerate(zip(asked, texts, strict=True)):
                     row: dict[str, Any] = {
                         "method": method,
                         "alpha": alpha,
@@ -307,7 +305,9 @@ def sweep(
             on_rows(new)
             rows += new
     frame = pd.DataFrame(rows)
-    frame["garbled"] = mark_garbled(model, frame, frame.method == BASELINE[0], chat, batch_size or BATCH_SIZE)
+    frame["garbled"] = mark_garbled(
+        model, frame, frame.method == BASELINE[0], chat=chat, batch_size=batch_size or BATCH_SIZE
+    )
     return Sweep(frame, {**generation, "seed": seed})
 
 
@@ -328,7 +328,9 @@ def _scores(
     conditions, found = list(edits), {}
     with track(len(edits), "refusal scores") as advance:
         rows = tokenize(model, prompts, chat)
-        for i, values in intervened(model, rows, list(edits.values()), Reading(logits=True), score, batch_size):
+        for i, values in intervened(
+            model, rows, list(edits.values()), Reading(logits=True), score, batch_size=batch_size
+        ):
             found[conditions[i]] = values
             advance(1)
     return found

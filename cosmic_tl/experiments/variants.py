@@ -46,6 +46,7 @@ def compare_variants(
     model: TransformerBridge,
     prompts: ContrastSet,
     variants: Mapping[str, CosmicOptions] | None = None,
+    *,
     chat: ChatFormat | None = None,
     batch_size: int | None = None,
 ) -> pd.DataFrame:
@@ -88,8 +89,8 @@ def compare_variants(
                 mean_activations(
                     model,
                     prompts.side(side, "train", options.n_train),
-                    positions,
-                    chat,
+                    positions=positions,
+                    chat=chat,
                     batch_size=batch_size or BATCH_SIZE,
                 )
                 for side in ("positive", "negative")
@@ -97,7 +98,7 @@ def compare_variants(
             known[key] = positive, negative
         row: dict[str, object] = {"variant": name, "mode": options.mode, "target": options.target}
         try:
-            found = select_cosmic(model, prompts, options, chat, batch_size, means=known[key])
+            found = select_cosmic(model, prompts, options, chat=chat, batch_size=batch_size, means=known[key])
         except NoCandidateError as error:
             if first is None:
                 raise

@@ -187,6 +187,7 @@ def two_rounds(
     model: TransformerBridge,
     prompts: ContrastSet,
     options: CosmicOptions | None = None,
+    *,
     chat: ChatFormat | None = None,
     alphas: Sequence[float] = (1.0, 2.0, 3.0),
     steer: Steer = "amplification",
@@ -234,11 +235,11 @@ def two_rounds(
         raise CosmicError(f"alphas: expected at least one finite number, found {list(alphas)}")
     (sampling or Sampling()).check(temperature)
     options = options or CosmicOptions(exclude_first_half=True)
-    first = select_cosmic(model, prompts, options, chat, batch_size)
+    first = select_cosmic(model, prompts, options, chat=chat, batch_size=batch_size)
     make = between or (lambda direction: _edit(steer, direction, 1.0 if steer == "amplification" else 0.0))
     kept = as_sequence(make(first.direction))
     with steering(model, kept):
-        second = select_cosmic(model, prompts, options, chat, batch_size)
+        second = select_cosmic(model, prompts, options, chat=chat, batch_size=batch_size)
     settings: list[tuple[str, float, tuple[Intervention, ...]]] = [("none", 0.0, ())]
     for which, selection, under in (("first", first, ()), ("second", second, ()), ("both", second, kept)):
         settings += [(which, alpha, (*under, _edit(steer, selection.direction, alpha))) for alpha in alphas]
@@ -247,14 +248,13 @@ def two_rounds(
     asked = [[prompt for _, _, some in side for prompt in some] for side in sides]
     effects = measure_effects(
         model,
-        asked[0],
-        asked[1],
-        conditions,
-        chat,
-        max_new_tokens,
-        temperature,
-        seed,
-        batch_size or BATCH_SIZE,
+        (asked[0], asked[1]),
+        conditions=conditions,
+        chat=chat,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        batch_size=batch_size or BATCH_SIZE,
         sampling=sampling,
     )
     completions = _labelled(effects.completions, dict(zip(SIDES, sides, strict=True)))

@@ -24,6 +24,7 @@ def save_checkpoint(
     model: TransformerBridge,
     folder: str | Path,
     edit: WeightEdit | None = None,
+    *,
     max_shard_size: int | str = "5GB",
     overwrite: bool = False,
 ) -> Path:

@@ -31,7 +31,7 @@ MOST_SHAPES = 10_000
 """Cells of a heatmap from which on it stays a picture."""
 
 
-def restyle(figure: go.Figure, width: Width | None = None, theme: Theme = "light", title: bool = True) -> go.Figure:
+def restyle(figure: go.Figure, *, width: Width | None = None, theme: Theme = "light", title: bool = True) -> go.Figure:
     """A copy of a figure for another width, in another theme, or without its title.
 
     Args:
@@ -47,7 +47,7 @@ def restyle(figure: go.Figure, width: Width | None = None, theme: Theme = "light
     Example:
         >>> from cosmic_tl.figures.style import finish
         >>> figure = finish(go.Figure(go.Scatter(y=[1, 2])), "A title")
-        >>> restyle(figure, "column", title=False).layout.width
+        >>> restyle(figure, width="column", title=False).layout.width
         317
     """
     if width not in (None, "column", "page"):
@@ -69,6 +69,7 @@ def restyle(figure: go.Figure, width: Width | None = None, theme: Theme = "light
 def save_figure(
     figure: go.Figure,
     path: str | Path,
+    *,
     width: Width | None = None,
     theme: Theme = "light",
     title: bool = True,
@@ -102,11 +103,12 @@ def save_figure(
         ...     "<title>A title</title>" in save_figure(figure, f"{folder}/a.html").read_text()
         True
     """
-    return save_figures({path: figure}, width, theme, title, scale)[0]
+    return save_figures({path: figure}, width=width, theme=theme, title=title, scale=scale)[0]
 
 
 def save_figures(
     figures: Mapping[str, go.Figure] | Mapping[Path, go.Figure] | Mapping[str | Path, go.Figure],
+    *,
     width: Width | None = None,
     theme: Theme = "light",
     title: bool = True,
@@ -144,7 +146,7 @@ def save_figures(
             raise CosmicError(f"path: found {path.name!r}; let it end in {', '.join(STATIC)} or .html")
         if not path.parent.is_dir():
             raise CosmicError(f"path: no folder {str(path.parent)!r}; make it first")
-        styled = restyle(figure, width, theme, title)
+        styled = restyle(figure, width=width, theme=theme, title=title)
         if path.suffix.lower() == ".html":
             pages[path] = offline_page([styled], figure.layout.title.text or "Figure").encode()
         else:

@@ -106,7 +106,7 @@ def plot_pca(pca: ClassPca, layer: int | None = None, edit: str = NO_EDIT, side_
     Example:
         >>> from cosmic_tl import load_model, pca_of_classes
         >>> model = load_model("demo", device="cpu")
-        >>> figure = plot_pca(pca_of_classes(model, ["Rob a clerk.", "Poison a dog."], ["Bake a pie.", "Paint a fence."]))
+        >>> figure = plot_pca(pca_of_classes(model, (["Rob a clerk.", "Poison a dog."], ["Bake a pie.", "Paint a fence."])))
         >>> len(figure.layout.sliders[0].steps), [trace.name for trace in figure.data]
         (8, ['positive', 'negative', 'positive mean, no edit', 'negative mean, no edit'])
     """

@@ -81,7 +81,7 @@ def plot_head_contributions(contributions: pd.DataFrame, n: int = 8) -> go.Figur
         >>> plot_head_contributions(pd.DataFrame(columns)).data[0].x
         ('4.1',)
     """
-    heads = top_heads(contributions, n)
+    heads = top_heads(contributions, n=n)
     table = contributions.set_index(["group", "layer", "head"])
     figure = go.Figure()
     for group in dict.fromkeys(contributions.group):

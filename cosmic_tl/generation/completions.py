@@ -21,6 +21,7 @@ def complete(
     model: TransformerBridge,
     prompts: Sequence[str],
     interventions: Interventions = (),
+    *,
     chat: ChatFormat | None = None,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
@@ -72,7 +73,12 @@ def _generate(
     model: TransformerBridge, batch: TokenBatch, interventions: Interventions, config: GenerationConfig
 ) -> list[str]:
     prompt_length = batch.ids.shape[1]
-    with torch.inference_mode(), FastLinear(), steering(model, interventions, prompt_length), only(model, config):
+    with (
+        torch.inference_mode(),
+        FastLinear(),
+        steering(model, interventions, prompt_length=prompt_length),
+        only(model, config),
+    ):
         tokens = model.original_model.generate(batch.ids, attention_mask=batch.mask, generation_config=config)
     tokenizer: Any = model.tokenizer
     # Thinking tags are special to some tokenizers, and are kept.

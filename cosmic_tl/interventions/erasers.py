@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from cosmic_tl._util.progress import track
-from cosmic_tl.data.contrast_set import Side
+from cosmic_tl.data.contrast_set import Prompts, Side, sides_of
 from cosmic_tl.errors import CosmicError, check_texts, one_of
 from cosmic_tl.interventions.affine_map import AffineMap
 from cosmic_tl.interventions.edits import Interventions, MapEdit
@@ -77,8 +77,8 @@ class Eraser:
 
 def fit_eraser(
     model: TransformerBridge,
-    positive: Sequence[str],
-    negative: Sequence[str],
+    prompts: Prompts,
+    *,
     layers: Sequence[int],
     positions: Sequence[int] = (-1,),
     method: ErasureMethod = "leace",
@@ -94,8 +94,7 @@ def fit_eraser(
 
     Args:
         model: Any bridge.
-        positive: Prompts that show the concept.
-        negative: Prompts that do not.
+        prompts: A contrast set, whose train prompts are taken, or a pair of lists: positive and negative prompts.
         layers: Where: `hook_resid_pre` of these blocks.
         positions: Token positions, counted from the end; each of a prompt's is a sample of its own. Default the last.
         method: "leace" (default) or "orth".
@@ -116,11 +115,12 @@ def fit_eraser(
         >>> from cosmic_tl import load_model, load_prompts
         >>> model, prompts = load_model("demo", device="cpu"), load_prompts("demo")
         >>> sides = [prompts.side(side, "train", 20) for side in ("positive", "negative")]
-        >>> eraser = fit_eraser(model, *sides, layers=[4])[4]
+        >>> eraser = fit_eraser(model, sides, layers=[4])[4]
         >>> erased = [eraser.map()(mean) for mean in (eraser.reference, eraser.reference + eraser.vector)]
         >>> torch.allclose(*erased)
         True
     """
+    positive, negative = sides_of(prompts, "train")
     one_of("method", method, get_args(ErasureMethod))
     package = _package()
     # One concept of two classes has one singular value, which no tolerance should cut, and its map never increases the
@@ -136,8 +136,8 @@ def fit_eraser(
 
 def fit_scrubber(
     model: TransformerBridge,
-    positive: Sequence[str],
-    negative: Sequence[str],
+    prompts: Prompts,
+    *,
     layers: Sequence[int] | None = None,
     positions: Sequence[int] = (-1,),
     method: ErasureMethod = "leace",
@@ -152,8 +152,7 @@ def fit_scrubber(
 
     Args:
         model: Any bridge.
-        positive: Prompts that show the concept.
-        negative: Prompts that do not.
+        prompts: A contrast set, whose train prompts are taken, or a pair of lists: positive and negative prompts.
         layers: Where, in any order. Default all but the first, where a template's tokens are all alike.
         positions: As in `fit_eraser`; use the scope of tokens that the edits will have (every token's edit is the same map).
         method: "leace" (default) or "orth".
@@ -171,7 +170,7 @@ def fit_scrubber(
         >>> from cosmic_tl import MapEdit, complete, load_model, load_prompts
         >>> model, prompts = load_model("demo", device="cpu"), load_prompts("demo")
         >>> sides = [prompts.side(side, "train", 20) for side in ("positive", "negative")]
-        >>> scrubber = fit_scrubber(model, *sides, layers=[3, 4])
+        >>> scrubber = fit_scrubber(model, sides, layers=[3, 4])
         >>> edits = [MapEdit(eraser.map(), layer) for layer, eraser in scrubber.items()]
         >>> len(complete(model, ["Bake a pie."], edits, max_new_tokens=4))
         1
@@ -180,7 +179,17 @@ def fit_scrubber(
     found: dict[int, Eraser] = {}
     for layer in wanted:
         below = [MapEdit(eraser.map(), at) for at, eraser in found.items()]
-        found |= fit_eraser(model, positive, negative, [layer], positions, method, chat, batch_size, shrinkage, below)
+        found |= fit_eraser(
+            model,
+            prompts,
+            layers=[layer],
+            positions=positions,
+            method=method,
+            chat=chat,
+            batch_size=batch_size,
+            shrinkage=shrinkage,
+            interventions=below,
+        )
     return found
 
 
@@ -202,8 +211,8 @@ def _eraser(fitter: Any, layer: int, method: ErasureMethod, origin: tuple[str, s
 
 def fit_quadratic_editor(
     model: TransformerBridge,
-    positive: Sequence[str],
-    negative: Sequence[str],
+    prompts: Prompts,
+    *,
     layers: Sequence[int],
     source: Side = "positive",
     positions: Sequence[int] = (-1,),
@@ -219,8 +228,7 @@ def fit_quadratic_editor(
 
     Args:
         model: Any bridge.
-        positive: Prompts that show the concept.
-        negative: Prompts that do not.
+        prompts: A contrast set, whose train prompts are taken, or a pair of lists: positive and negative prompts.
         layers: Where: `hook_resid_pre` of these blocks.
         source: Which side is edited to look like the other. Default "positive".
         positions: As in `fit_eraser`.
@@ -241,9 +249,10 @@ def fit_quadratic_editor(
         >>> from cosmic_tl import load_model, load_prompts
         >>> model, prompts = load_model("demo", device="cpu"), load_prompts("demo")
         >>> sides = [prompts.side(side, "train", 20) for side in ("positive", "negative")]
-        >>> fit_quadratic_editor(model, *sides, layers=[4])[4].left.shape
+        >>> fit_quadratic_editor(model, sides, layers=[4])[4].left.shape
         torch.Size([128, 128])
     """
+    positive, negative = sides_of(prompts, "train")
     one_of("source", source, get_args(Side))
     package, width = _package(), int(model.cfg.d_model)
     fitters = {layer: package.QuadraticFitter(width, 2, shrinkage=shrinkage, dtype=torch.float64) for layer in layers}
@@ -295,7 +304,7 @@ def _samples(
     sites: list[tuple[int, Site]] = [(layer, "hook_resid_pre") for layer in layers]
     with track(len(rows), "covariances") as advance:
         for batch in batches(model, rows, batch_size):
-            found = read(model, batch, sites, -min(positions), hooks)
+            found = read(model, batch, sites, n_positions=-min(positions), hooks=hooks)
             labels = torch.tensor([row < len(positive) for row in batch.rows]).repeat_interleave(len(positions))
             yield labels, {at: x[:, list(positions)].flatten(0, 1).cpu().double() for (at, _), x in found.items()}
             advance(len(batch.rows))

@@ -97,7 +97,7 @@ class Edits:
 
 
 def affine_edits(
-    candidates: Candidates, position: int = -1, alpha: float = 1.0, tokens: Scope = "all", part: Part = "stream"
+    candidates: Candidates, *, position: int = -1, alpha: float = 1.0, tokens: Scope = "all", part: Part = "stream"
 ) -> tuple[AffineEdit, ...]:
     """ACE at all layers, each with its own direction and reference (Marshall et al. 2025, section 3).
 

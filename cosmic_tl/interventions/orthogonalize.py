@@ -89,6 +89,7 @@ class WeightEdit:
 def orthogonalize_weights(
     model: TransformerBridge,
     direction: Direction,
+    *,
     strength: float = 1.0,
     layers: Sequence[int] | None = None,
     norm_preserving: bool = False,
@@ -251,14 +252,14 @@ def _rehearse(model: TransformerBridge, chosen: Sequence[Contribution], directio
     """
     batch = next(batches(model, [_PROBE], 1))
     sites = {(one.layer, site) for one in chosen for site in ("hook_resid_pre", one.site)}
-    clean = forward(model, batch, sites, None).activations
+    clean = forward(model, batch, sites, n_positions=None).activations
     unit = direction.vector.double() / direction.vector.double().norm()
     rescaling = 0.0
     for one in chosen:
         site = (one.layer, one.site)
         resume = None if one.site == "hook_resid_pre" else Resume(one.layer, clean[one.layer, "hook_resid_pre"])
         with _removed(one, direction):
-            found = forward(model, batch, [site], None, resume=resume).activations[site]
+            found = forward(model, batch, [site], n_positions=None, resume=resume).activations[site]
         before, after = (x[0].cpu().double() for x in (clean[site], found))
         expected = before - (before @ unit)[:, None] * unit
         scale = (after * expected).sum(1) / expected.square().sum(1).clamp_min(1e-300)

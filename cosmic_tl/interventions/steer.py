@@ -150,7 +150,7 @@ def intervention_hooks(
 
 @contextmanager
 def steering(
-    model: TransformerBridge, interventions: Interventions, prompt_length: int | None = None
+    model: TransformerBridge, interventions: Interventions, *, prompt_length: int | None = None
 ) -> Iterator[TransformerBridge]:
     """Intervene in whatever the model does inside the context: forward passes, caching, generation with its cache.
 

@@ -38,6 +38,7 @@ def _rows(
 def answer_means(
     model: TransformerBridge,
     pairs: Sequence[AnswerPair],
+    *,
     chat: ChatFormat | None = None,
     interventions: Interventions = (),
     batch_size: int = BATCH_SIZE,
@@ -66,7 +67,8 @@ def answer_means(
     rows = _rows(model, pairs, chat)
     with steering(model, interventions):
         matching, not_matching = (
-            mean_of_rows(model, [row[side] for row in rows], 1, batch_size, "answers") for side in (0, 1)
+            mean_of_rows(model, [row[side] for row in rows], n_positions=1, batch_size=batch_size, label="answers")
+            for side in (0, 1)
         )
     return matching, not_matching
 
@@ -75,6 +77,7 @@ def answer_log_odds(
     model: TransformerBridge,
     pairs: Sequence[AnswerPair],
     interventions: Interventions = (),
+    *,
     chat: ChatFormat | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> pd.DataFrame:
@@ -119,7 +122,9 @@ def answer_log_odds(
     log_p = torch.zeros(len(pairs), 2, dtype=torch.float64)
     # The last token is only predicted, whichever it is.
     prompts, tokens = [prompt for prompt, _ in fed], [(*head, 0) for _, head in fed]
-    for row, logits in continuation_logits(model, prompts, tokens, interventions, batch_size, label="log-odds"):
+    for row, logits in continuation_logits(
+        model, prompts, tokens, interventions, batch_size=batch_size, label="log-odds"
+    ):
         scores = logits.log_softmax(-1)
         for number, side, length in answers[fed[row]]:
             targets = torch.tensor(tails[number][side], device=scores.device)

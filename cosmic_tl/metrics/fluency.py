@@ -64,6 +64,7 @@ def measure_fluency(
     model: TransformerBridge,
     prompts: Sequence[str],
     completions: Sequence[str],
+    *,
     chat: ChatFormat | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> pd.DataFrame:
@@ -94,7 +95,9 @@ def measure_fluency(
     )
     kept = [i for i, tail in enumerate(tails) if tail]
     found: list[list[float]] = [[] for _ in tails]
-    scored = continuation_token_nats(model, [heads[i] for i in kept], [tails[i] for i in kept], (), batch_size)
+    scored = continuation_token_nats(
+        model, [heads[i] for i in kept], [tails[i] for i in kept], (), batch_size=batch_size
+    )
     for i, nats in zip(kept, scored, strict=True):
         found[i] = nats
     return pd.DataFrame(
@@ -151,6 +154,7 @@ def mark_garbled(
     model: TransformerBridge,
     completions: pd.DataFrame,
     baseline: "pd.Series[bool]",
+    *,
     chat: ChatFormat | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> "pd.Series[bool]":
@@ -182,7 +186,9 @@ def mark_garbled(
     refusals = own[(own.side == "positive") & (own.verdict == "refusal") & ~found[baseline]].completion.tolist()
     if refusals and (induced & found).any():
         asked = completions[induced].prompt.drop_duplicates().tolist()
-        forced = measure_fluency(model, asked, list(islice(cycle(refusals), len(asked))), chat, batch_size)
+        forced = measure_fluency(
+            model, asked, list(islice(cycle(refusals), len(asked))), chat=chat, batch_size=batch_size
+        )
         wider = FluencyRange(max(plain.late_nats, fluency_range(forced).late_nats), plain.repetition)
         found = found.where(~induced, wider.garbled(completions))
     return found

@@ -26,6 +26,7 @@ def continuation_logits(
     prompts: Sequence[Sequence[int]],
     continuations: Sequence[Sequence[int]],
     interventions: Interventions = (),
+    *,
     batch_size: int = 8,
     plain_text: bool = False,
     label: str = "likelihoods",
@@ -78,7 +79,7 @@ def continuation_logits(
             real = pad_sequence([torch.ones_like(one) for one in tails], batch_first=True).to(batch.mask)
             ids, mask = torch.cat([batch.ids, tail], dim=1), torch.cat([batch.mask, real], dim=1)
             prompt_length = None if plain_text else batch.ids.shape[1]
-            with torch.inference_mode(), FastLinear(), steering(model, interventions, prompt_length):
+            with torch.inference_mode(), FastLinear(), steering(model, interventions, prompt_length=prompt_length):
                 logits = last_logits(model, TokenBatch(ids, mask, batch.rows), tail.shape[1] + 1)
             for row, scores in zip(rows, logits, strict=True):
                 yield row, scores[: len(continuations[row])].float()
@@ -90,6 +91,7 @@ def continuation_nats(
     prompts: Sequence[Sequence[int]],
     continuations: Sequence[Sequence[int]],
     interventions: Interventions = (),
+    *,
     batch_size: int = 8,
     plain_text: bool = False,
     label: str = "cross-entropy",
@@ -116,7 +118,9 @@ def continuation_nats(
         >>> own < 1 < 10 < garbled
         True
     """
-    found = continuation_token_nats(model, prompts, continuations, interventions, batch_size, plain_text, label)
+    found = continuation_token_nats(
+        model, prompts, continuations, interventions, batch_size=batch_size, plain_text=plain_text, label=label
+    )
     return [sum(nats) for nats in found]
 
 
@@ -125,6 +129,7 @@ def continuation_token_nats(
     prompts: Sequence[Sequence[int]],
     continuations: Sequence[Sequence[int]],
     interventions: Interventions = (),
+    *,
     batch_size: int = 8,
     plain_text: bool = False,
     label: str = "cross-entropy",
@@ -150,7 +155,9 @@ def continuation_token_nats(
         [2, 1]
     """
     found: list[list[float]] = [[] for _ in prompts]
-    for row, logits in continuation_logits(model, prompts, continuations, interventions, batch_size, plain_text, label):
+    for row, logits in continuation_logits(
+        model, prompts, continuations, interventions, batch_size=batch_size, plain_text=plain_text, label=label
+    ):
         target = torch.tensor(continuations[row], device=logits.device)
         found[row] = cross_entropy(logits, target, reduction="none").tolist()
     return found
@@ -192,6 +199,7 @@ def completion_cross_entropy(
     model: TransformerBridge,
     prompts: Sequence[str],
     completions: Sequence[str],
+    *,
     chat: ChatFormat | None = None,
     batch_size: int = BATCH_SIZE,
     interventions: Interventions = (),
@@ -220,7 +228,9 @@ def completion_cross_entropy(
     """
     heads, tails = tokenize_pairs(model, prompts, completions, chat)
     kept = [i for i, tail in enumerate(tails) if tail]
-    nats = continuation_nats(model, [heads[i] for i in kept], [tails[i] for i in kept], interventions, batch_size)
+    nats = continuation_nats(
+        model, [heads[i] for i in kept], [tails[i] for i in kept], interventions, batch_size=batch_size
+    )
     found = [nan] * len(prompts)
     for i, total in zip(kept, nats, strict=True):
         found[i] = total / len(tails[i])

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from cosmic_tl._util.plots import Plotted
 from cosmic_tl.activations import cache_activations
+from cosmic_tl.data.contrast_set import Prompts, sides_of
 from cosmic_tl.engine import Outcome, Reading, intervened
-from cosmic_tl.errors import CosmicError, check_texts
+from cosmic_tl.errors import CosmicError
 from cosmic_tl.interventions.edits import Interventions
 from cosmic_tl.model.batching import BATCH_SIZE
 from cosmic_tl.model.chat import ChatFormat, tokenize
@@ -77,9 +78,9 @@ class ClassPca(Plotted):
 
 def pca_of_classes(
     model: TransformerBridge,
-    positive: Sequence[str],
-    negative: Sequence[str],
+    prompts: Prompts,
     edits: Mapping[float, Interventions] | Mapping[str, Interventions] | None = None,
+    *,
     chat: ChatFormat | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> ClassPca:
@@ -91,8 +92,7 @@ def pca_of_classes(
 
     Args:
         model: Any bridge.
-        positive: Prompts that show the concept.
-        negative: Prompts that do not.
+        prompts: A contrast set, whose test prompts are taken, or a pair of lists: positive and negative prompts.
         edits: Interventions by their α or another name, such as `{0.0: AffineEdit(d, 0.0), 1.0: AffineEdit(d, 1.0)}`. Made
             on both classes, on all tokens. Default none.
         chat: Formatting; default plain.
@@ -104,18 +104,17 @@ def pca_of_classes(
     Example:
         >>> from cosmic_tl import load_model
         >>> harmful, harmless = ["Rob a clerk.", "Poison a dog."], ["Bake a pie.", "Paint a fence."]
-        >>> pca_of_classes(load_model("demo", device="cpu"), harmful, harmless)
+        >>> pca_of_classes(load_model("demo", device="cpu"), (harmful, harmless))
         ClassPca(8 layers, 2 positive and 2 negative prompts, edits none)
     """
-    for side, some in zip(SIDES, (positive, negative), strict=True):
-        check_texts(side, some)
-        if not some:
-            raise CosmicError(f"{side}: found no prompts; give at least one")
-    prompts = [*positive, *negative]
-    if len(prompts) < 3:
-        raise CosmicError(f"prompts: found {len(prompts)}, and a plane takes three; give more")
+    positive, negative = sides_of(prompts, "test")
+    asked = [*positive, *negative]
+    if len(asked) < 3:
+        raise CosmicError(f"prompts: found {len(asked)}, and a plane takes three; give more")
     last = post_instruction_positions(model, chat, 1)
-    clean = cache_activations(model, prompts, "hook_resid_post", last, chat, batch_size)[:, :, 0].double()
+    clean = cache_activations(model, asked, site="hook_resid_post", positions=last, chat=chat, batch_size=batch_size)[
+        :, :, 0
+    ].double()
     centre = clean.mean(0)
     components, explained = _fit(clean - centre, len(positive))
 
@@ -128,10 +127,10 @@ def pca_of_classes(
     named = {key if isinstance(key, str) else f"α = {key:g}": edit for key, edit in (edits or {}).items()}
     if NO_EDIT in named:
         raise CosmicError(f"edits: {NO_EDIT!r} stands for no edit; use another name")
-    rows, reading = tokenize(model, prompts, chat), Reading(tuple(range(len(centre))))
-    edited = dict(intervened(model, rows, list(named.values()), reading, reduce, batch_size))
+    rows, reading = tokenize(model, asked, chat), Reading(tuple(range(len(centre))))
+    edited = dict(intervened(model, rows, list(named.values()), reading, reduce, batch_size=batch_size))
     found = {NO_EDIT: place(clean)} | {name: edited[i] for i, name in enumerate(named)}
-    tables = [_points(name, at, prompts, len(positive)) for name, at in found.items()]
+    tables = [_points(name, at, asked, len(positive)) for name, at in found.items()]
     return ClassPca(pd.concat(tables, ignore_index=True), explained)
 
 

@@ -66,6 +66,7 @@ def project(
     model: TransformerBridge,
     prompt: str,
     direction: Direction,
+    *,
     chat: ChatFormat | None = None,
     interventions: Interventions = (),
     measure: Measure = "projection",
@@ -95,7 +96,7 @@ def project(
     rows = tokenize(model, [prompt], chat)
     sites: list[tuple[int, Site]] = [(layer, "hook_resid_post") for layer in range(int(model.cfg.n_layers))]
     hooks = intervention_hooks(model, interventions)
-    found = read(model, next(batches(model, rows, 1)), sites, len(rows[0]), hooks)
+    found = read(model, next(batches(model, rows, 1)), sites, n_positions=len(rows[0]), hooks=hooks)
     stream = torch.stack([found[site][0].cpu() for site in sites]).double()
     unit = direction.unit.double()
     values = stream @ unit if measure == "projection" else cosine_similarity(stream, unit, dim=-1)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from cosmic_tl.data.contrast_set import Prompts, sides_of
 from cosmic_tl.errors import CosmicError, check_texts
 from cosmic_tl.interventions.edits import Interventions
 from cosmic_tl.interventions.steer import intervention_hooks
@@ -71,6 +72,7 @@ def refusal_scores(
     model: TransformerBridge,
     prompts: Sequence[str],
     tokens: RefusalTokens,
+    *,
     interventions: Interventions = (),
     chat: ChatFormat | None = None,
     batch_size: int = BATCH_SIZE,
@@ -127,8 +129,8 @@ def refusal_tokens(model: TransformerBridge, texts: Sequence[str]) -> RefusalTok
 
 def find_refusal_tokens(
     model: TransformerBridge,
-    positive: Sequence[str],
-    negative: Sequence[str],
+    prompts: Prompts,
+    *,
     chat: ChatFormat | None = None,
     min_share: float = 0.05,
     min_lift: float = 4.0,
@@ -138,8 +140,7 @@ def find_refusal_tokens(
 
     Args:
         model: Any bridge with a tokenizer.
-        positive: Instructions that show the concept.
-        negative: Instructions that do not.
+        prompts: A contrast set, whose train prompts are taken, or a pair of lists: positive and negative prompts.
         chat: Formatting; default plain.
         min_share: Share of positive prompts that a token has to begin. Default 0.05.
         min_lift: How many times as frequent as on negative prompts. Default 4.
@@ -151,9 +152,10 @@ def find_refusal_tokens(
     Example:
         >>> from cosmic_tl import load_model
         >>> model = load_model("demo", device="cpu")
-        >>> print(find_refusal_tokens(model, ["Rob a bank clerk."], ["Bake a pizza."]))
+        >>> print(find_refusal_tokens(model, (["Rob a bank clerk."], ["Bake a pizza."])))
         'I' (first token of 100% of positive, 0% of negative)
     """
+    positive, negative = sides_of(prompts, "train")
     firsts = []
     for side in (positive, negative):
         found = [logits.argmax(-1).tolist() for _, logits in _next_logits(model, side, (), chat, batch_size)]
@@ -211,6 +213,7 @@ def filter_by_score(
     positive: Sequence[str],
     negative: Sequence[str],
     tokens: RefusalTokens,
+    *,
     chat: ChatFormat | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> tuple[list[str], list[str]]:
@@ -227,7 +230,7 @@ def filter_by_score(
     """
     kept = []
     for sign, side, name in ((1, positive, "positive"), (-1, negative, "negative")):
-        scores = refusal_scores(model, side, tokens, (), chat, batch_size)
+        scores = refusal_scores(model, side, tokens, interventions=(), chat=chat, batch_size=batch_size)
         some = [text for text, score in zip(side, scores.tolist(), strict=True) if sign * score > 0]
         if not some:
             raise CosmicError(
@@ -247,6 +250,7 @@ def keep_own(
     train: Sides,
     val: Sides,
     tokens: RefusalTokens,
+    *,
     chat: ChatFormat | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> tuple[Sides, Sides, tuple[str, ...]]:
@@ -262,7 +266,7 @@ def keep_own(
         >>> keep_own(model, train, val, refusal_tokens(model, ["I can't"]))[2]
         ('1 of 5 prompts left out by refusal score; 1 + 1 training and 1 + 1 validation prompts remain.',)
     """
-    kept = [filter_by_score(model, some[0], some[1], tokens, chat, batch_size) for some in (train, val)]
+    kept = [filter_by_score(model, some[0], some[1], tokens, chat=chat, batch_size=batch_size) for some in (train, val)]
     before, after = (sum(len(side) for sides in splits for side in sides) for splits in ((train, val), kept))
     if before == after:
         return kept[0], kept[1], ()

@@ -107,7 +107,8 @@ def masks_padding(model: TransformerBridge) -> bool:
         ids[0, -n:], mask[0, :-n] = short.ids[0], 0
         site: tuple[int, Site] = (int(model.cfg.n_layers) - 1, "hook_resid_post")
         padded, alone = (
-            read(model, batch, [site], n)[site][0].float() for batch in (TokenBatch(ids, mask, (0, 1)), short)
+            read(model, batch, [site], n_positions=n)[site][0].float()
+            for batch in (TokenBatch(ids, mask, (0, 1)), short)
         )
         tolerance = 1e-4 if model.cfg.dtype in (torch.float32, torch.float64) else 5e-2
         return bool((padded - alone).norm() <= tolerance * alone.norm())

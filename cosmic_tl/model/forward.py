@@ -66,6 +66,7 @@ def forward(
     model: TransformerBridge,
     batch: TokenBatch,
     reads: Iterable[tuple[int, Site]] = (),
+    *,
     n_positions: int | None = 1,
     logits: bool = False,
     hooks: Sequence[Hook] = (),
@@ -96,7 +97,7 @@ def forward(
         >>> from cosmic_tl.model.chat import tokenize
         >>> model = load_model("demo", device="cpu")
         >>> batch = next(batches(model, tokenize(model, ["hi", "hello"]), 2))
-        >>> stream = forward(model, batch, [(3, "hook_resid_pre")], None).activations[3, "hook_resid_pre"]
+        >>> stream = forward(model, batch, [(3, "hook_resid_pre")], n_positions=None).activations[3, "hook_resid_pre"]
         >>> rest = forward(model, batch, logits=True, resume=Resume(3, stream))
         >>> torch.allclose(rest.logits, forward(model, batch, logits=True).logits, atol=1e-5)
         True
@@ -259,6 +260,7 @@ def read(
     model: TransformerBridge,
     batch: TokenBatch,
     sites: Iterable[tuple[int, Site]],
+    *,
     n_positions: int = 1,
     hooks: Sequence[Hook] = (),
 ) -> dict[tuple[int, Site], Float[Tensor, "batch position d_model"]]:
@@ -287,4 +289,4 @@ def read(
         raise CosmicError(
             f"positions: {n_positions} asked for, and a prompt has only {shortest} tokens; ask for fewer positions"
         )
-    return forward(model, batch, sites, n_positions, hooks=hooks).activations
+    return forward(model, batch, sites, n_positions=n_positions, hooks=hooks).activations

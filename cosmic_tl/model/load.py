@@ -54,6 +54,7 @@ def demo_path(name: str = DEMO) -> Path:
 
 def load_model(
     name_or_path: str | Path = DEMO,
+    *,
     device: str | torch.device | None = None,
     dtype: torch.dtype | str = torch.float32,
     **boot_options: Any,

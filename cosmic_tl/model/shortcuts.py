@@ -136,14 +136,23 @@ def _with_shortcuts(
     stream = below = None
     if n_prefix:
         prefix = next(batches(model, [rows[0][:n_prefix]], 1))
-        lower = forward(model, prefix, [enters], None, keep_keys_values=True)
+        lower = forward(model, prefix, [enters], n_positions=None, keep_keys_values=True)
         start = Resume(middle, lower.activations[enters])
         upper = forward(model, prefix, [last], resume=start, keep_keys_values=True)
         below = lower.keys_values
         past = (below or ()) + (upper.keys_values or ())
     if middle:
-        stream = forward(model, batch, [enters], None, resume=Resume(past=below)).activations[enters]
-    return forward(model, batch, [last], 1, True, (), Resume(middle, stream, past), allowed.last_token)
+        stream = forward(model, batch, [enters], n_positions=None, resume=Resume(past=below)).activations[enters]
+    return forward(
+        model,
+        batch,
+        [last],
+        n_positions=1,
+        logits=True,
+        hooks=(),
+        resume=Resume(middle, stream, past),
+        last_token_only=allowed.last_token,
+    )
 
 
 def _agree(found: Reached, expected: Reached, key: tuple[int, Site]) -> bool:

@@ -219,8 +219,8 @@ def write_report(
         >>> selection = select_cosmic(model, prompts, options)
         >>> asked = prompts.side("positive", "test", 2), prompts.side("negative", "test", 2)
         >>> conditions = standard_conditions(selection)
-        >>> effects = measure_effects(model, *asked, conditions, max_new_tokens=4)
-        >>> similarity = layer_similarities(model, *asked, selection)
+        >>> effects = measure_effects(model, asked, conditions=conditions, max_new_tokens=4)
+        >>> similarity = layer_similarities(model, asked, selection)
         >>> summary = dict(model="demo", prompts="demo", seconds=1.0, notes=[], warnings=[])
         >>> write_report(selection, effects, similarity, summary, {}).startswith("<!doctype html>")
         True

@@ -107,12 +107,11 @@ def _means(
     positions = post_instruction_positions(model, settings.chat, options.n_positions)
     positive, negative = class_means(
         model,
-        prompts.side("positive", "train", options.n_train),
-        prompts.side("negative", "train", options.n_train),
-        positions,
-        settings.chat,
-        settings.seeds,
-        settings.batch_size or BATCH_SIZE,
+        (prompts.side("positive", "train", options.n_train), prompts.side("negative", "train", options.n_train)),
+        positions=positions,
+        chat=settings.chat,
+        seeds=settings.seeds,
+        batch_size=settings.batch_size or BATCH_SIZE,
     )
     tensors = {}
     for side, means in zip(sides, (positive, negative), strict=True):
@@ -137,8 +136,7 @@ def _calibrations(
     n = min(CALIBRATION, settings.selection.n_val)
     found = calibrate_placebos(
         model,
-        prompts.side("positive", "val", n),
-        prompts.side("negative", "val", n),
+        (prompts.side("positive", "val", n), prompts.side("negative", "val", n)),
         selection,
         chat=settings.chat,
         seeds=settings.seeds,
@@ -207,6 +205,7 @@ def run(
     prompts: ContrastSet,
     out: str | Path,
     settings: RunSettings | None = None,
+    *,
     command: str = "",
     overwrite: bool = False,
 ) -> Run:
@@ -255,12 +254,21 @@ def run(
     log = _ScoreLog(resume / RESUME_FILES[1])
     if isinstance(options, RefusalTokenOptions):
         selection = select_by_refusal_tokens(
-            model, prompts, options, chat, settings.batch_size, log, seeds=settings.seeds
+            model, prompts, options, chat=chat, batch_size=settings.batch_size, scores=log, seeds=settings.seeds
         )
     else:
         # Which prompts are left out is decided by the selection, which then takes the means itself.
         means = None if options.filter_prompts else _means(model, prompts, settings, resume / RESUME_FILES[0])
-        selection = select_cosmic(model, prompts, options, chat, settings.batch_size, log, means, settings.seeds)
+        selection = select_cosmic(
+            model,
+            prompts,
+            options,
+            chat=chat,
+            batch_size=settings.batch_size,
+            scores=log,
+            means=means,
+            seeds=settings.seeds,
+        )
     calibrations = _calibrations(model, prompts, settings, selection, resume / RESUME_FILES[3])
     notes += calibration_notes(calibrations)
     conditions = [
@@ -269,27 +277,24 @@ def run(
     ]
     effects = measure_effects(
         model,
-        test_positive,
-        test_negative,
-        sorted(conditions, key=lambda one: one.side),
-        chat,
-        settings.max_new_tokens,
-        settings.temperature,
-        settings.seed,
-        settings.batch_size or BATCH_SIZE,
-        # A condition is one line, so that a stop in mid-write leaves none of it.
-        [row for line in read_lines(resume / RESUME_FILES[2]) for row in line["rows"]],
-        lambda rows: append_lines(resume / RESUME_FILES[2], [{"rows": rows}]),
-        judge,
-        settings.sampling,
+        (test_positive, test_negative),
+        conditions=sorted(conditions, key=lambda one: one.side),
+        chat=chat,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        seed=settings.seed,
+        batch_size=settings.batch_size or BATCH_SIZE,
+        known=[row for line in read_lines(resume / RESUME_FILES[2]) for row in line["rows"]],
+        on_rows=lambda rows: append_lines(resume / RESUME_FILES[2], [{"rows": rows}]),
+        judge=judge,
+        sampling=settings.sampling,
     )
     if prompts.categories:
         named = effects.completions.prompt.map(prompts.categories)
         effects = replace(effects, completions=effects.completions.assign(category=named.where(named.notna(), None)))
     similarity = layer_similarities(
         model,
-        prompts.side("positive", "val", options.n_val),
-        prompts.side("negative", "val", options.n_val),
+        (prompts.side("positive", "val", options.n_val), prompts.side("negative", "val", options.n_val)),
         selection,
         chat=chat,
         n_positions=options.n_positions,

@@ -153,6 +153,7 @@ def plan_selection(
     model: TransformerBridge,
     prompts: ContrastSet,
     options: CosmicOptions | None = None,
+    *,
     chat: ChatFormat | None = None,
 ) -> Plan:
     """The passes that `select_cosmic` would make, without making them.
@@ -193,6 +194,7 @@ def select_cosmic(
     model: TransformerBridge,
     prompts: ContrastSet,
     options: CosmicOptions | None = None,
+    *,
     chat: ChatFormat | None = None,
     batch_size: int | None = None,
     scores: Scores | None = None,
@@ -237,10 +239,10 @@ def select_cosmic(
     if options.filter_prompts or means is None:
         train = prompts.sides("train", options.n_train)
     if options.filter_prompts:
-        tokens = tokens or find_refusal_tokens(model, train[0], train[1], chat, batch_size=size)
-        train, val, left_out = keep_own(model, train, val, tokens, chat, size)
+        tokens = tokens or find_refusal_tokens(model, (train[0], train[1]), chat=chat, batch_size=size)
+        train, val, left_out = keep_own(model, train, val, tokens, chat=chat, batch_size=size)
     if means is None:
-        means = class_means(model, train[0], train[1], positions, chat, seeds, size)
+        means = class_means(model, (train[0], train[1]), positions=positions, chat=chat, seeds=seeds, batch_size=size)
     candidates = difference_in_means(*means)
     similarity = layer_similarity(*means)
     layers = options.evaluation_layers or evaluation_layers(

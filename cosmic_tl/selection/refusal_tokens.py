@@ -116,6 +116,7 @@ def select_by_refusal_tokens(
     model: TransformerBridge,
     prompts: ContrastSet,
     options: RefusalTokenOptions | None = None,
+    *,
     chat: ChatFormat | None = None,
     batch_size: int | None = None,
     scores: Scores | None = None,
@@ -157,14 +158,14 @@ def select_by_refusal_tokens(
     if options.tokens is not None:
         tokens = refusal_tokens(model, options.tokens)
     else:
-        tokens = find_refusal_tokens(model, train[0], train[1], chat, batch_size=size)
+        tokens = find_refusal_tokens(model, (train[0], train[1]), chat=chat, batch_size=size)
     left_out: tuple[str, ...] = ()
     if options.filter_prompts:
-        train, val, left_out = keep_own(model, train, val, tokens, chat, size)
+        train, val, left_out = keep_own(model, train, val, tokens, chat=chat, batch_size=size)
     positions = post_instruction_positions(model, chat, options.n_positions)
     check_places(int(model.cfg.n_layers), len(positions), options)
     if means is None:
-        means = class_means(model, train[0], train[1], positions, chat, seeds, size)
+        means = class_means(model, (train[0], train[1]), positions=positions, chat=chat, seeds=seeds, batch_size=size)
     candidates = difference_in_means(*means)
     scores = {} if scores is None else scores
     rows = [tokenize(model, side, chat) for side in val]

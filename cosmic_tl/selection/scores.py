@@ -125,7 +125,7 @@ class Scorer(ABC):
             return self.reduce(outcome)
 
         reading = Reading(self.reading.layers, logits=True)
-        ((_, clean),) = intervened(self.model, rows, [()], reading, both, self.batch_size)
+        ((_, clean),) = intervened(self.model, rows, [()], reading, both, batch_size=self.batch_size)
         return clean, torch.stack([logits[row] for row in range(len(logits))])
 
     def compute(self, measure: str, cells: Iterable[Cell]) -> None:
@@ -148,7 +148,9 @@ class Scorer(ABC):
             reading, reduce = Reading(logits=True), self._divergence
         if len(known) < len(edits):
             with track(len(edits) - len(known), measure) as advance:
-                for i, reached in intervened(self.model, rows, edits, reading, reduce, self.batch_size, known):
+                for i, reached in intervened(
+                    self.model, rows, edits, reading, reduce, batch_size=self.batch_size, known=known
+                ):
                     if i not in known:
                         found = (
                             summarized(reached) if measure == divergence else {measure: self.value(measure, reached)}

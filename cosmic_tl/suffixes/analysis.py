@@ -4,7 +4,6 @@ Whether the direction still arrives at the last token (figure 5), which heads wr
 (figure 6); each beside the same prompts with a random suffix of the same length.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -13,6 +12,7 @@ from torch.nn.functional import cosine_similarity
 from cosmic_tl._util.displays import as_html, as_text
 from cosmic_tl._util.plots import Plotted
 from cosmic_tl.activations import cache_activations
+from cosmic_tl.data.contrast_set import Prompts, sides_of
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.generation.completions import complete
@@ -30,6 +30,7 @@ def suffix_cosines(
     model: TransformerBridge,
     groups: Groups,
     direction: Direction,
+    *,
     chat: ChatFormat | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> pd.DataFrame:
@@ -60,7 +61,9 @@ def suffix_cosines(
     last = post_instruction_positions(model, chat, 1)
     tables = []
     for group, prompts in groups.items():
-        stream = cache_activations(model, prompts, "hook_resid_pre", last, chat, batch_size)[:, :, 0].double()
+        stream = cache_activations(
+            model, prompts, site="hook_resid_pre", positions=last, chat=chat, batch_size=batch_size
+        )[:, :, 0].double()
         cosines = cosine_similarity(stream, direction.unit.double(), dim=-1)
         tables.append(summary_by_group(group, cosines, {"layer": range(cosines.shape[1])}))
     return pd.concat(tables, ignore_index=True)
@@ -88,10 +91,10 @@ class SuffixAnalysis(Plotted):
 
 def analyse_suffix(
     model: TransformerBridge,
+    prompts: Prompts,
     suffix: str,
     direction: Direction,
-    harmful: Sequence[str],
-    harmless: Sequence[str],
+    *,
     chat: ChatFormat | None = None,
     n_heads: int = 8,
     max_new_tokens: int = 64,
@@ -104,10 +107,9 @@ def analyse_suffix(
 
     Args:
         model: Any bridge with a tokenizer and attention patterns.
+        prompts: A contrast set, whose test prompts are taken, or a pair of lists: positive and negative prompts.
         suffix: The adversarial suffix's text.
         direction: The refusal direction.
-        harmful: Harmful instructions.
-        harmless: Harmless instructions.
         chat: Formatting; default plain.
         n_heads: How many of the strongest heads to follow. Default 8.
         max_new_tokens: Most tokens of an answer. Default 64.
@@ -121,29 +123,32 @@ def analyse_suffix(
         >>> import torch
         >>> from cosmic_tl import Direction, load_model
         >>> direction = Direction(torch.ones(128), torch.zeros(128), layer=3, position=-1)
-        >>> analyse_suffix(load_model("demo", device="cpu"), " x", direction, ["Rob a bank clerk."], ["Bake a pie."])
+        >>> analyse_suffix(load_model("demo", device="cpu"), (["Rob a bank clerk."], ["Bake a pie."]), " x", direction)
         Traceback (most recent call last):
         cosmic_tl.errors.CosmicError: suffix: it works on none of the 1 harmful prompts; search longer, or on more prompts
     """
-    everything = suffix_groups(model, harmful, harmless, suffix, chat, seed)
+    harmful, harmless = sides_of(prompts, "test")
+    everything = suffix_groups(model, harmful, harmless, suffix, chat=chat, seed=seed)
     verdicts, rates = {}, []
-    for group, prompts in everything.items():
-        answers = complete(model, prompts, (), chat, max_new_tokens, batch_size=batch_size, label=group)
+    for group, asked in everything.items():
+        answers = complete(
+            model, asked, (), chat=chat, max_new_tokens=max_new_tokens, batch_size=batch_size, label=group
+        )
         verdicts[group] = [judge_refusal(answer) for answer in answers]
-        found = rate(verdicts[group].count("refusal"), len(prompts))
+        found = rate(verdicts[group].count("refusal"), len(asked))
         rates.append({"group": group, "n": found.n, "refusal_rate": found.value, "low": found.low, "high": found.high})
     pairs = zip(verdicts[HARMFUL], verdicts[ADVERSARIAL], strict=True)
     works = [i for i, pair in enumerate(pairs) if pair == ("refusal", "compliance")]
     if not works:
         raise CosmicError(
-            f"suffix: it works on none of the {len(harmful)} harmful prompts; search longer, or on more prompts"
+            f"suffix: it works on none of the {len(harmful)} harmful asked; search longer, or on more asked"
         )
     groups = {group: [everything[group][i] for i in works] for group in (HARMFUL, RANDOM, ADVERSARIAL)}
     groups[HARMLESS] = everything[HARMLESS]
-    contributions = head_contributions(model, groups, direction, chat, batch_size)
+    contributions = head_contributions(model, groups, direction, chat=chat, batch_size=batch_size)
     return SuffixAnalysis(
         pd.DataFrame(rates),
-        suffix_cosines(model, groups, direction, chat, batch_size),
+        suffix_cosines(model, groups, direction, chat=chat, batch_size=batch_size),
         contributions,
-        head_attention(model, groups, top_heads(contributions, n_heads), chat, batch_size),
+        head_attention(model, groups, top_heads(contributions, n=n_heads), chat=chat, batch_size=batch_size),
     )

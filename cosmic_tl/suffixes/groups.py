@@ -30,6 +30,7 @@ def suffix_groups(
     harmful: Sequence[str],
     harmless: Sequence[str],
     suffix: str,
+    *,
     chat: ChatFormat | None = None,
     seed: int = 0,
 ) -> dict[str, list[str]]:
@@ -57,7 +58,7 @@ def suffix_groups(
     frame = frames(model, harmful[:1], chat)[0]
     row = tokenize(model, [harmful[0] + suffix], chat)[0]
     n_tokens = max(1, len(row) - len(frame.before) - len(frame.after))
-    placebo = random_suffixes(model, harmful, n_tokens, chat, seed)
+    placebo = random_suffixes(model, harmful, n_tokens=n_tokens, chat=chat, seed=seed)
     return {
         HARMFUL: list(harmful),
         RANDOM: [prompt + text for prompt, text in zip(harmful, placebo, strict=True)],

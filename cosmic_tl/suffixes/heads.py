@@ -27,6 +27,7 @@ def contributions_along(
     model: TransformerBridge,
     prompts: Sequence[str],
     direction: Direction,
+    *,
     chat: ChatFormat | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> tuple[Float64[Tensor, "prompt layer head"], Float64[Tensor, "prompt layer"]]:
@@ -81,6 +82,7 @@ def head_contributions(
     model: TransformerBridge,
     groups: Groups,
     direction: Direction,
+    *,
     chat: ChatFormat | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> pd.DataFrame:
@@ -108,7 +110,7 @@ def head_contributions(
     """
     tables = []
     for group, prompts in groups.items():
-        found, _ = contributions_along(model, prompts, direction, chat, batch_size)
+        found, _ = contributions_along(model, prompts, direction, chat=chat, batch_size=batch_size)
         _, n_layers, n_heads = found.shape
         where = {
             "layer": [layer for layer in range(n_layers) for _ in range(n_heads)],
@@ -118,7 +120,7 @@ def head_contributions(
     return pd.concat(tables, ignore_index=True)
 
 
-def top_heads(contributions: pd.DataFrame, n: int = 8, group: str = RANDOM) -> list[Head]:
+def top_heads(contributions: pd.DataFrame, *, n: int = 8, group: str = RANDOM) -> list[Head]:
     """The heads that write the most along `r̂`, strongest first.
 
     Args:
@@ -145,6 +147,7 @@ def head_attention(
     model: TransformerBridge,
     groups: Groups,
     heads: Sequence[Head],
+    *,
     chat: ChatFormat | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> pd.DataFrame:

@@ -36,6 +36,7 @@ def compliant_targets(
     model: TransformerBridge,
     prompts: Sequence[str],
     interventions: Interventions,
+    *,
     chat: ChatFormat | None = None,
     n_tokens: int = 16,
     batch_size: int = BATCH_SIZE,
@@ -61,7 +62,7 @@ def compliant_targets(
     if n_tokens < 1:
         raise CosmicError(f"n_tokens: must be at least 1, found {n_tokens}")
     tokenizer: Any = model.tokenizer
-    answers = complete(model, prompts, interventions, chat, batch_size=batch_size, label="targets")
+    answers = complete(model, prompts, interventions, chat=chat, batch_size=batch_size, label="targets")
     for prompt, answer in zip(prompts, answers, strict=True):
         if judge_refusal(answer) != "compliance":
             raise CosmicError(
@@ -76,6 +77,7 @@ def find_suffix(
     model: TransformerBridge,
     prompts: Sequence[str],
     targets: Sequence[str],
+    *,
     options: SuffixOptions | None = None,
     chat: ChatFormat | None = None,
     start: str | None = None,
@@ -101,7 +103,7 @@ def find_suffix(
         >>> from cosmic_tl import load_model
         >>> options = SuffixOptions(n_tokens=4, steps=2, n_candidates=8)
         >>> model = load_model("demo", device="cpu")
-        >>> suffix = find_suffix(model, ["Rob a bank clerk."], ["Of course."], options)
+        >>> suffix = find_suffix(model, ["Rob a bank clerk."], ["Of course."], options=options)
         >>> len(suffix.ids), len(suffix.losses) <= 2
         (4, True)
     """
@@ -124,7 +126,9 @@ def find_suffix(
 
     def check(ids: Tokens, text: str) -> _Checked:
         asked = [prompt + text for prompt in prompts]
-        answers = complete(model, asked, (), chat, options.max_new_tokens, batch_size=options.batch_size)
+        answers = complete(
+            model, asked, (), chat=chat, max_new_tokens=options.max_new_tokens, batch_size=options.batch_size
+        )
         return _Checked(ids, text, tuple(answers), tuple(judge_refusal(answer) for answer in answers))
 
     losses: list[float] = []

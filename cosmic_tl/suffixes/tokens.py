@@ -175,6 +175,7 @@ def draw_suffixes(
 def random_suffixes(
     model: TransformerBridge,
     prompts: Sequence[str],
+    *,
     n_tokens: int,
     chat: ChatFormat | None = None,
     seed: int = 0,
@@ -196,7 +197,7 @@ def random_suffixes(
     Example:
         >>> from cosmic_tl import load_model
         >>> model = load_model("demo", device="cpu")
-        >>> random_suffixes(model, ["hi", "hello"], 3) == random_suffixes(model, ["hi", "hello"], 3)
+        >>> random_suffixes(model, ["hi", "hello"], n_tokens=3) == random_suffixes(model, ["hi", "hello"], n_tokens=3)
         True
     """
     if n_tokens < 1:

@@ -121,8 +121,8 @@ def test_variants_and_two_rounds(command, tmp_path):
     assert code == 0, error
     table = pd.read_csv(tmp_path / "t.csv")
     found = table[(table.split == "test") & (table.direction == "first") & (table.alpha == 1)]
-    rates = found.set_index("set").refusal_rate
-    assert "best: " in text and rates["harmful"] >= 0.8 and rates["harmless"] <= 0.15
+    rates = found.set_index("set").rate
+    assert "best: " in text and rates["positive"] >= 0.8 and rates["negative"] <= 0.15
 
 
 def test_a_concept_of_ones_own_is_swept_by_its_name(command, tmp_path):
@@ -145,9 +145,9 @@ def test_a_sweep_has_what_was_asked_for(command, finished):
     assert command("sweep", out, "--alphas", "0,2", *small)[0] == 0
     table = pd.read_csv(out / "sweep.csv")
     assert sorted(table.alpha.unique()) == [0, 2]
-    assert (table[table.alpha == 0].refusal_rate == 1).all() and (table.refusal_rate < 1).any()
+    assert (table[table.alpha == 0].rate == 1).all() and (table.rate < 1).any()
     assert command("sweep", out, "--alphas", "0", *small, "--dtype", "bfloat16")[0] == 0
-    assert (pd.read_csv(out / "sweep.csv").refusal_rate < 1).any()
+    assert (pd.read_csv(out / "sweep.csv").rate < 1).any()
     assert json.loads((out / "derived.json").read_text())["sweep"]["dtype"] == "torch.bfloat16"
 
 
@@ -197,8 +197,8 @@ def test_a_run_can_be_judged_costed_swept_and_exported(command, tmp_path):
     assert "random removal" in text
     code, text, error = command("sweep", out, "--alphas", "0,1", "--n-test", "4", "--max-new-tokens", "12")
     assert code == 0, error
-    rates = pd.read_csv(out / "sweep.csv").set_index(["method", "alpha", "kind"]).refusal_rate
-    assert rates["affine", 0.0, "harmful"] < 0.5 < rates["affine", 1.0, "harmless"]
+    rates = pd.read_csv(out / "sweep.csv").set_index(["method", "alpha", "side"]).rate
+    assert rates["affine", 0.0, "positive"] < 0.5 < rates["affine", 1.0, "negative"]
     assert "<title>Refusal against the strength of steering</title>" in (out / "sweep.html").read_text()
     code, _, error = command("sweep", out, "--alphas", "a")
     assert code == 2 and "alphas: expected numbers like" in error
@@ -214,7 +214,7 @@ def test_a_run_can_be_judged_costed_swept_and_exported(command, tmp_path):
     small = ["--n-prompts", "2", "--n-tokens", "8", "--steps", "20", "--n-candidates", "48", "--n-test", "6"]
     code, text, error = command("suffix", out, *small)
     assert code == 0, error
-    rates = pd.read_csv(out / "suffix-rates.csv").set_index("group").refusal_rate
+    rates = pd.read_csv(out / "suffix-rates.csv").set_index("group").rate
     assert rates["harmful + adversarial suffix"] < rates["harmful + random suffix"]
     assert (out / "suffix.json").exists()
     assert (out / "suffix.html").read_text().count('class="plotly-graph-div"') == 3
@@ -386,7 +386,7 @@ print(sorted({{"torch", "transformer_lens", "transformers", "datasets", "plotly"
 
 def test_prompts_in_the_order_of_their_source(tmp_path, command):
     (tmp_path / "splits").mkdir()
-    for side in ("harmful", "harmless"):
+    for side in ("positive", "negative"):
         for split in ("train", "val", "test"):
             rows = [{"instruction": f"{side} {split} {i}", "category": None} for i in range(4)]
             (tmp_path / "splits" / f"{side}_{split}.json").write_text(json.dumps(rows))

@@ -105,16 +105,16 @@ def test_filters_filter(page, filters, result):
     expect(rows(page)).to_have_count(2 * N_TEST)
     assert rows(page).nth(50).evaluate("row => row === document.activeElement")
 
-    filters.get_by_label("Prompts").select_option("harmless")
+    filters.get_by_label("Prompts").select_option("negative")
     expect(rows(page)).to_have_count(N_TEST)
     filters.get_by_label("Verdict").select_option("refusal")
-    induced = frame[(frame.kind == "harmless") & (frame.condition == "induction")]
+    induced = frame[(frame.side == "negative") & (frame.condition == "induction")]
     refused = int((induced.verdict == "refusal").sum())
     assert refused > 0
     expect(rows(page)).to_have_count(refused)
 
     filters.get_by_label("Condition").select_option("baseline")
-    answering = frame[(frame.kind == "harmless") & (frame.condition == "baseline") & (frame.verdict == "refusal")]
+    answering = frame[(frame.side == "negative") & (frame.condition == "baseline") & (frame.verdict == "refusal")]
     expect(rows(page)).to_have_count(len(answering))
     filters.get_by_label("Verdict").select_option("any")
     expect(rows(page)).to_have_count(N_TEST)
@@ -147,14 +147,14 @@ def test_the_keyboard_reaches_everything(page, filters):
     for _ in range(4):
         page.keyboard.press("Shift+Tab")
     page.keyboard.press("ArrowDown")
-    expect(filters.get_by_label("Prompts")).to_have_value("harmful")
+    expect(filters.get_by_label("Prompts")).to_have_value("positive")
     expect(rows(page)).to_have_count(N_TEST)
 
 
 def test_hostile_output_stays_text(browser, result, tmp_path):
     frame = result.effects.completions.copy()
     frame.loc[frame.condition == "removal", "completion"] = HOSTILE
-    frame.loc[frame.kind == "harmless", "prompt"] = HOSTILE
+    frame.loc[frame.side == "negative", "prompt"] = HOSTILE
     frame["category"] = HOSTILE
     effects = replace(result.effects, completions=frame)
     summary = {**result.summary, "model": HOSTILE, "prompts": HOSTILE, "notes": [HOSTILE]}
@@ -166,7 +166,7 @@ def test_hostile_output_stays_text(browser, result, tmp_path):
             "</script><script>window.hacked = 1</script><!--<img"
         )
         expect(page.locator("#completions dd").nth(1)).to_contain_text("&amp;")
-        page.get_by_role("combobox", name="Prompts", exact=True).select_option("harmless")
+        page.get_by_role("combobox", name="Prompts", exact=True).select_option("negative")
         expect(page.locator("#completions .prompt").first).to_contain_text("<img src=x onerror='window.hacked = 1'>")
         expect(page.get_by_label("Category").locator("option")).to_have_count(2)
         assert page.locator("img, main a, main script:not([type='application/json'])").count() == 0
@@ -202,7 +202,7 @@ def test_figures_say_what_is_in_them(page, result):
     chosen = result.selection.direction
     expect(page.locator("svg[role=img][aria-label]")).to_have_count(5)
     expect(page.get_by_role("img", name=f"Layer {chosen.layer}, position {chosen.position} is framed")).to_be_visible()
-    removed = result.effects.rate("harmful", "removal").value
+    removed = result.effects.rate("positive", "removal").value
     expect(page.get_by_role("img", name=f"harmful prompts, removal: {removed:.0%}")).to_be_visible()
     expect(page.get_by_role("figure", name="Refusal rate").get_by_role("heading", level=3)).to_be_visible()
 

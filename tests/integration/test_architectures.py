@@ -55,8 +55,8 @@ def test_ablation_leaves_nothing_along_the_direction(pair, direction):
     batch = next(batches(bridge, tokenize(bridge, TEXTS), 3))
     sites = [(layer, "hook_resid_post") for layer in range(3)]
     with steering(bridge, Ablation(direction)):
-        found = read(bridge, batch, sites, 5)
-    clean = read(bridge, batch, sites, 5)
+        found = read(bridge, batch, sites, n_positions=5)
+    clean = read(bridge, batch, sites, n_positions=5)
     for site in sites:
         size = clean[site].norm(dim=-1).max()
         assert (found[site] @ direction.unit).abs().max() < 1e-5 * size

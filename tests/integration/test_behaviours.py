@@ -169,7 +169,7 @@ def test_a_sweep_is_its_parts_and_beats_chance(demo):
     behaviour = BehaviourSet(
         "yes", {"train": tuple(agreeing("train", 60)), "test": tuple(agreeing("test", 30, seed=1))}
     )
-    table = sweep_behaviour(demo, behaviour, [0.0, 1.0], [5, 4], batch_size=60)
+    table = sweep_behaviour(demo, behaviour, alphas=[0.0, 1.0], layers=[5, 4], batch_size=60)
     assert table.direction.tolist() == ["none", *["found", "found", "random", "random"] * 2]
     assert table.layer.isna().tolist() == [True, *[False] * 8] and (table.n == 30).all()
     direction = difference_in_means(*answer_means(demo, behaviour.split("train"))).direction(5, -1, demo)
@@ -185,9 +185,9 @@ def test_a_sweep_is_its_parts_and_beats_chance(demo):
 def test_bad_sweeps_are_named(demo):
     behaviour = BehaviourSet("yes", {"train": tuple(agreeing("train", 4)), "test": tuple(agreeing("test", 2))})
     with pytest.raises(CosmicError, match="alphas: none given"):
-        sweep_behaviour(demo, behaviour, [])
+        sweep_behaviour(demo, behaviour, alphas=[])
     with pytest.raises(CosmicError, match=r"layers: found 8, and the answers give directions at 0, 1, "):
-        sweep_behaviour(demo, behaviour, [1.0], [8])
+        sweep_behaviour(demo, behaviour, alphas=[1.0], layers=[8])
 
 
 def test_refusal_from_answer_pairs_rises_with_alpha(demo, prompts):

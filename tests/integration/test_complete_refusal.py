@@ -15,14 +15,14 @@ N = 32
 @pytest.fixture(scope="module", params=["affine", "linear"])
 def found(request, demo, prompts):
     options = CosmicOptions(mode=request.param, n_train=80, n_val=32)
-    return select_cosmic(demo, prompts, options, ORDER)
+    return select_cosmic(demo, prompts, options, chat=ORDER)
 
 
 @pytest.fixture(scope="module")
 def refused(demo, prompts):
     def rate(side, edits=(), chat=None):
         asked = prompts.side(side, "test", N)
-        return refusal_rate(complete(demo, asked, edits, chat, max_new_tokens=24, batch_size=N)).value
+        return refusal_rate(complete(demo, asked, edits, chat=chat, max_new_tokens=24, batch_size=N)).value
 
     return rate
 

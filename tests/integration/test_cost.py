@@ -36,7 +36,7 @@ def noise(alpha, layer=3, tokens="all", width=128):
 def plain_nats(model, head, tail, edit, prompt_length=None):
     """One row without padding."""
     ids = torch.tensor([[*head, *tail]], device=model.cfg.device)
-    with torch.inference_mode(), steering(model, edit, prompt_length):
+    with torch.inference_mode(), steering(model, edit, prompt_length=prompt_length):
         logits = model(ids)[0].double()
     return float(cross_entropy(logits[len(head) - 1 : -1], ids[0, len(head) :], reduction="sum"))
 

@@ -31,7 +31,7 @@ def stream(demo, sides):
 def erasers(demo, sides):
     """By method, with and without shrinkage, and layer."""
     return {
-        (method, shrinkage): fit_eraser(demo, *sides, LAYERS, method=method, shrinkage=shrinkage)
+        (method, shrinkage): fit_eraser(demo, sides, layers=LAYERS, method=method, shrinkage=shrinkage)
         for method in ("leace", "orth")
         for shrinkage in (True, False)
     }
@@ -125,7 +125,7 @@ def test_the_orthogonal_eraser_is_affine_concept_editing(demo, erasers, sides):
 
 
 def test_several_positions_are_samples_of_their_own(demo, sides, stream):
-    eraser = fit_eraser(demo, *sides, [4], positions=[-3, -1])[4]
+    eraser = fit_eraser(demo, sides, layers=[4], positions=[-3, -1])[4]
     x = torch.cat([some[:, 4, [-3, -1]].flatten(0, 1) for some in stream])
     z = torch.cat([torch.ones(2 * len(stream[0])), torch.zeros(2 * len(stream[1]))])
     positive, negative = class_means(eraser.map()(x), z)
@@ -134,7 +134,7 @@ def test_several_positions_are_samples_of_their_own(demo, sides, stream):
 
 
 def test_batches_change_nothing(demo, sides):
-    one, other = (fit_eraser(demo, *(side[:60] for side in sides), [4], batch_size=size)[4] for size in (120, 7))
+    one, other = (fit_eraser(demo, (side[:60] for side in sides), layers=[4], batch_size=size)[4] for size in (120, 7))
     for name in ("left", "right", "mean", "vector", "reference"):
         assert relative(getattr(one, name), getattr(other, name)) < 1e-4  # the activations are float32
 
@@ -150,10 +150,10 @@ def test_an_eraser_steers(demo, erasers, prompts):
 
 def test_scrubbing_takes_out_what_later_layers_compute_anew(demo, sides):
     few = [side[:100] for side in sides]
-    scrubber = fit_scrubber(demo, *few)
+    scrubber = fit_scrubber(demo, few)
     assert list(scrubber) == list(range(1, 8))
     apart = {}
-    for name, erasers in (("scrubbed", scrubber), ("erased", fit_eraser(demo, *few, list(scrubber)))):
+    for name, erasers in (("scrubbed", scrubber), ("erased", fit_eraser(demo, few, layers=list(scrubber)))):
         edits = [MapEdit(eraser.map(), layer) for layer, eraser in erasers.items()]
         means = [mean_activations(demo, side, interventions=edits).resid_pre[1:, -1] for side in few]
         apart[name] = (means[0] - means[1]).norm(dim=-1) / means[1].norm(dim=-1)
@@ -162,7 +162,7 @@ def test_scrubbing_takes_out_what_later_layers_compute_anew(demo, sides):
 
 
 def test_scrubbing_to_the_negative_class_removes_refusal(demo, sides, prompts):
-    scrubber = fit_scrubber(demo, *(side[:100] for side in sides), layers=[4, 2, 3], method="orth")
+    scrubber = fit_scrubber(demo, (side[:100] for side in sides), layers=[4, 2, 3], method="orth")
     assert list(scrubber) == [2, 3, 4]
     edits = [MapEdit(eraser.map(0.0), layer) for layer, eraser in scrubber.items()]
     harmful = prompts.side("positive", "test", 25)
@@ -172,7 +172,7 @@ def test_scrubbing_to_the_negative_class_removes_refusal(demo, sides, prompts):
 @pytest.mark.parametrize("source", ["positive", "negative"])
 def test_the_quadratic_editor_gives_the_targets_mean_and_covariance(demo, sides, stream, source):
     start, end = (some[:, 4, -1] for some in (stream if source == "positive" else reversed(stream)))
-    edit = fit_quadratic_editor(demo, *sides, [4], source=source, shrinkage=False)[4]
+    edit = fit_quadratic_editor(demo, sides, layers=[4], source=source, shrinkage=False)[4]
     found = edit(start)
     assert relative(found.mean(0), end.mean(0)) < 1e-6
     assert relative(covariance(found), covariance(end)) < 1e-4
@@ -187,8 +187,8 @@ def test_shrinkage_lets_few_samples_do(demo, sides, stream):
     few = [side[:60] for side in sides]
     message = r"60 samples a side leave the covariance at layer 4 singular.*shrinkage=True"
     with pytest.raises(CosmicError, match=message):
-        fit_quadratic_editor(demo, *few, [4], shrinkage=False)
-    edit = fit_quadratic_editor(demo, *few, [4])[4]
+        fit_quadratic_editor(demo, few, layers=[4], shrinkage=False)
+    edit = fit_quadratic_editor(demo, few, layers=[4])[4]
     # The map takes one shrunk estimate to the other.
     samples = [some[:60, 4, -1] for some in stream]
     source, target = (optimal_linear_shrinkage(torch.cov(x.T, correction=0), 60) for x in samples)
@@ -200,20 +200,22 @@ def test_shrinkage_lets_few_samples_do(demo, sides, stream):
 
 def test_the_quadratic_editor_steers(demo, sides, prompts):
     harmful, harmless = (prompts.side(side, "test", 25) for side in ("positive", "negative"))
-    comply, refuse = (fit_quadratic_editor(demo, *sides, [2], source=side)[2] for side in ("positive", "negative"))
+    comply, refuse = (
+        fit_quadratic_editor(demo, sides, layers=[2], source=side)[2] for side in ("positive", "negative")
+    )
     assert refusal_rate(complete(demo, harmful, MapEdit(comply, 2), max_new_tokens=16)).value < 0.1
     assert refusal_rate(complete(demo, harmless, MapEdit(refuse, 2), max_new_tokens=16)).value > 0.9
 
 
 def test_bad_input_is_named(demo, sides, monkeypatch):
     with pytest.raises(CosmicError, match="1 positive and 0 negative"):
-        fit_eraser(demo, ["a"], [], [4])
+        fit_eraser(demo, (["a"], []), layers=[4])
     with pytest.raises(CosmicError, match="counted from the end"):
-        fit_eraser(demo, ["a"], ["b"], [4], positions=[0])
+        fit_eraser(demo, (["a"], ["b"]), layers=[4], positions=[0])
     with pytest.raises(CosmicError, match="at layer 4 the two sides' activations cannot be made equal"):
-        fit_eraser(demo, sides[0][:5], sides[0][:5], [4])
+        fit_eraser(demo, (sides[0][:5], sides[0][:5]), layers=[4])
     with pytest.raises(CosmicError, match="layers 0 to 7"):
-        fit_eraser(demo, ["a"], ["b"], [8])
+        fit_eraser(demo, (["a"], ["b"]), layers=[8])
     monkeypatch.setitem(sys.modules, "concept_erasure", None)
     with pytest.raises(CosmicError, match=r"pip install 'cosmic_tl\[erasure\]'"):
-        fit_eraser(demo, ["a"], ["b"], [4])
+        fit_eraser(demo, (["a"], ["b"]), layers=[4])

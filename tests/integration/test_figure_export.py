@@ -32,15 +32,15 @@ def folder(figure, chromium, tmp_path_factory):
     folder = tmp_path_factory.mktemp("figures")
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("BROWSER_PATH", chromium)
-        save_figure(figure, folder / "column.pdf", "column", title=False)
-        save_figure(figure, folder / "page.pdf", "page", title=False)
-        save_figure(figure, folder / "dark.svg", "page", theme="dark")
+        save_figure(figure, folder / "column.pdf", width="column", title=False)
+        save_figure(figure, folder / "page.pdf", width="page", title=False)
+        save_figure(figure, folder / "dark.svg", width="page", theme="dark")
         other = go.Figure(go.Scatter(y=[1, 2]))
         again = {"dark-again.svg": figure, "other.svg": other, "dark-once-more.svg": figure}
-        save_figures({folder / name: one for name, one in again.items()}, "page", theme="dark")
-        save_figures({folder / "other.pdf": other, folder / "column-again.pdf": figure}, "column", title=False)
-        save_figure(figure, folder / "column.PNG", "column")
-        save_figure(figure, folder / "page.png", "page", scale=1)
+        save_figures({folder / name: one for name, one in again.items()}, width="page", theme="dark")
+        save_figures({folder / "other.pdf": other, folder / "column-again.pdf": figure}, width="column", title=False)
+        save_figure(figure, folder / "column.PNG", width="column")
+        save_figure(figure, folder / "page.png", width="page", scale=1)
     return folder
 
 
@@ -56,7 +56,7 @@ def test_pdf_has_the_papers_width_and_its_fonts(figure, folder, width):
     assert pdf.startswith(b"%PDF") and pdf.rstrip().endswith(b"%%EOF")
     boxes = re.findall(rb"/MediaBox ?\[0 0 ([\d.]+) ([\d.]+)\]", pdf)
     assert len(boxes) == 1  # one page
-    height = restyle(figure, width, title=False).layout.height
+    height = restyle(figure, width=width, title=False).layout.height
     assert list(map(float, boxes[0])) == pytest.approx([POINTS[width], height * 0.75], abs=1)
     content = unpacked(pdf)
     fonts = re.findall(rb"/Type ?/FontDescriptor.*?>>", content, flags=re.DOTALL)
@@ -100,7 +100,7 @@ def test_png_has_the_asked_for_pixels(figure, folder, name, pixels):
     png = (folder / name).read_bytes()
     assert png.startswith(b"\x89PNG")
     wide, high = struct.unpack(">II", png[16:24])
-    layout = restyle(figure, name.partition(".")[0]).layout
+    layout = restyle(figure, width=name.partition(".")[0]).layout
     assert wide == pytest.approx(pixels, abs=1) and high == pytest.approx(pixels * layout.height / layout.width, abs=2)
 
 

@@ -88,7 +88,7 @@ def test_measurements(demo, direction, prompts):
 
     def everything():
         means = mean_activations(demo, harmful)
-        plane = pca_of_classes(demo, harmful, harmless, {"one": AffineEdit(direction)})
+        plane = pca_of_classes(demo, (harmful, harmless), {"one": AffineEdit(direction)})
         odds = answer_log_odds(demo, pairs, AffineEdit(direction, 0.0))
         heads, bias = contributions_along(demo, harmful, direction)
         told = BridgeLM(demo, (), 4, ChatFormat())._loglikelihood_tokens([(None, [5, 6, 7], [8, 9])])

@@ -19,7 +19,7 @@ REFUSAL = "I'm sorry, but I cannot help you with this request."
 def baseline(demo, prompts):
     sides = [prompts.side(side, "test", 24) for side in ("positive", "negative")]
     return measure_effects(
-        demo, *sides, [Condition("baseline", "harmful", ()), Condition("baseline", "harmless", ())]
+        demo, sides, conditions=[Condition("baseline", "positive", ()), Condition("baseline", "negative", ())]
     ).completions
 
 
@@ -27,9 +27,9 @@ def baseline(demo, prompts):
 def marked(demo, baseline):
     """Which of some answers to a harmless prompt are garbled."""
 
-    def mark(texts, prompt=ASKED, kind="harmless"):
+    def mark(texts, prompt=ASKED, side="negative"):
         asked = [prompt] * len(texts)
-        rows = measure_fluency(demo, asked, texts).assign(kind=kind, condition="x", prompt=prompt, completion=texts)
+        rows = measure_fluency(demo, asked, texts).assign(side=side, condition="x", prompt=prompt, completion=texts)
         rows["verdict"] = [found.verdict for found in SubstringJudge()(asked, texts)]
         frame = pd.concat([baseline.drop(columns="garbled"), rows], ignore_index=True)
         return mark_garbled(demo, frame, frame.condition == "baseline").tolist()[-len(texts) :]
@@ -38,7 +38,7 @@ def marked(demo, baseline):
 
 
 def test_a_loop_and_word_salad_are_garbled_and_a_refusal_and_an_answer_are_not(demo, baseline, marked):
-    answer = baseline[baseline.kind == "harmless"].completion.iloc[0]
+    answer = baseline[baseline.side == "negative"].completion.iloc[0]
     loop = "I bake a pizza and " * 8
     refused_salad = "I'm sorry, " + SALAD
     assert marked([loop, SALAD, refused_salad, REFUSAL, answer]) == [True, True, True, False, False]
@@ -82,28 +82,28 @@ def test_effects_and_sweeps_count_what_is_garbled(demo, prompts):
     noise = Direction(torch.randn(128, generator=generator), torch.zeros(128), layer=3, position=-1)
     sides = [prompts.side(side, "test", 8) for side in ("positive", "negative")]
     conditions = [
-        Condition("baseline", "harmful", ()),
-        Condition("noise", "harmful", (Addition(noise, 6.0),)),
-        Condition("baseline", "harmless", ()),
+        Condition("baseline", "positive", ()),
+        Condition("noise", "positive", (Addition(noise, 6.0),)),
+        Condition("baseline", "negative", ()),
     ]
-    found = measure_effects(demo, *sides, conditions, max_new_tokens=24)
+    found = measure_effects(demo, sides, conditions=conditions, max_new_tokens=24)
     assert found.completions.garbled.dtype == bool
-    assert found.garbled("harmful", "noise").value > 0.5 > found.garbled("harmful", "baseline").value
-    table = found.table.set_index(["kind", "condition"]).garbled
-    assert table["harmful", "noise"] == found.garbled("harmful", "noise").value
-    assert "garbled" not in measure_effects(demo, *sides, conditions[1:2], max_new_tokens=2).completions
+    assert found.garbled("positive", "noise").value > 0.5 > found.garbled("positive", "baseline").value
+    table = found.table.set_index(["side", "condition"]).garbled
+    assert table["positive", "noise"] == found.garbled("positive", "noise").value
+    assert "garbled" not in measure_effects(demo, sides, conditions=conditions[1:2], max_new_tokens=2).completions
 
-    swept = sweep(demo, noise, *sides, (6.0,), {"addition": Addition}, max_new_tokens=24)
-    by = swept.table.set_index(["method", "kind"]).garbled
-    assert by["addition", "harmful"] > 0.5 and by["none", "harmful"] == 0
+    swept = sweep(demo, sides, noise, alphas=(6.0,), methods={"addition": Addition}, max_new_tokens=24)
+    by = swept.table.set_index(["method", "side"]).garbled
+    assert by["addition", "positive"] > 0.5 and by["none", "positive"] == 0
 
 
 def test_an_unknown_condition_is_named_with_those_there_are():
-    rows = [{"kind": "harmful", "condition": name, "verdict": "refusal"} for name in ("baseline", "removal")]
+    rows = [{"side": "positive", "condition": name, "verdict": "refusal"} for name in ("baseline", "removal")]
     effects = Effects(pd.DataFrame(rows))
     with pytest.raises(CosmicError, match="condition: no 'remove' on 'harmful' prompts; there are harmful, baseline; "):
-        effects.rate("harmful", "remove")
+        effects.rate("positive", "remove")
     with pytest.raises(CosmicError, match="no 'removal' on 'harmless'"):
-        effects.rate("harmless", "removal")
+        effects.rate("negative", "removal")
     with pytest.raises(CosmicError, match="garbled: no condition without interventions"):
-        effects.garbled("harmful", "removal")
+        effects.garbled("positive", "removal")

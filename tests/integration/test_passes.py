@@ -65,7 +65,11 @@ def plainly(bridge, rows, edit, layers, n_positions, logits):
     for row in rows:
         (batch,) = batches(bridge, [row], 1)
         with steering(bridge, edit):
-            got = read(bridge, batch, [(layer, "hook_resid_post") for layer in layers], n_positions) if layers else {}
+            got = (
+                read(bridge, batch, [(layer, "hook_resid_post") for layer in layers], n_positions=n_positions)
+                if layers
+                else {}
+            )
             parts = [got[layer, "hook_resid_post"].flatten(1) for layer in layers]
             found.append(torch.cat([*parts, next_token_logits(bridge, batch)] if logits else parts, dim=1)[0].float())
     return torch.stack(found)
@@ -177,9 +181,9 @@ def test_means_run_what_all_prompts_begin_with_once(pair):
     bridge, _ = pair
     rows = tokenize(bridge, TEXTS, CHAT)
     shared_prefix(bridge, rows, 2)  # tries the model once
-    n_tokens, found = tokens_run(bridge, lambda: mean_of_rows(bridge, rows, 2))
+    n_tokens, found = tokens_run(bridge, lambda: mean_of_rows(bridge, rows, n_positions=2))
     sites = [(layer, site) for layer in range(3) for site in ("hook_resid_pre", "hook_resid_post")]
-    alone = [read(bridge, next(batches(bridge, [row], 1)), sites, 2) for row in rows]
+    alone = [read(bridge, next(batches(bridge, [row], 1)), sites, n_positions=2) for row in rows]
     for name, means in (("hook_resid_pre", found.resid_pre), ("hook_resid_post", found.resid_post)):
         expected = torch.stack(
             [torch.stack([some[layer, name][0] for some in alone]).double().mean(0) for layer in range(3)]

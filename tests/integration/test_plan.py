@@ -51,7 +51,9 @@ def test_a_selection_makes_what_its_plan_says(demo, prompts):
 def test_long_shared_prefixes_are_run_once(demo, prompts):
     options = CosmicOptions(n_val=50)
     short = plan_selection(demo, prompts, options)
-    long = plan_selection(demo, prompts, options, ChatFormat(system="You are a helpful person. Answer what is asked."))
+    long = plan_selection(
+        demo, prompts, options, chat=ChatFormat(system="You are a helpful person. Answer what is asked.")
+    )
     assert long.n_prefix > short.n_prefix + 10
     assert long.macs < 1.3 * short.macs
     assert long.released_macs > 1.5 * short.released_macs

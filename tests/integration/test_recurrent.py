@@ -149,7 +149,9 @@ def test_interventions_equal_a_hand_made_edit(pair, direction):
         with steering(bridge, intervention), torch.inference_mode():
             found = bridge(ids)
             batch = TokenBatch(ids, torch.ones_like(ids), (0,))
-            before = read(bridge, batch, [(layer, "hook_resid_pre") for layer in range(N_LAYERS)], ids.shape[1])
+            before = read(
+                bridge, batch, [(layer, "hook_resid_pre") for layer in range(N_LAYERS)], n_positions=ids.shape[1]
+            )
         assert close(found, expected)
         assert float((clean - expected).abs().max()) > 1e-2
         for layer in range(N_LAYERS):

@@ -76,8 +76,8 @@ def test_top_k_top_p_and_a_penalty_act_when_asked_for(opinionated):
 
 
 def test_results_say_how_they_were_generated(opinionated, direction):
-    conditions = [Condition("baseline", "harmful", ()), Condition("baseline", "harmless", ())]
-    effects = measure_effects(opinionated, TEXTS[:1], TEXTS[1:2], conditions, max_new_tokens=4)
+    conditions = [Condition("baseline", "positive", ()), Condition("baseline", "negative", ())]
+    effects = measure_effects(opinionated, (TEXTS[:1], TEXTS[1:2]), conditions=conditions, max_new_tokens=4)
     assert effects.generation["repetition_penalty"] == 1.0 and effects.generation["eos_token_id"] == [2, 5]
     assert effects.generation["unused"] == {k: v for k, v in OWN.items() if k != "do_sample"} | {
         "no_repeat_ngram_size": 2
@@ -85,11 +85,10 @@ def test_results_say_how_they_were_generated(opinionated, direction):
     assert "repetition penalty 1.5" in generation_sentence(effects.generation)
     found = sweep(
         opinionated,
+        (TEXTS[:1], TEXTS[1:2]),
         direction,
-        TEXTS[:1],
-        TEXTS[1:2],
-        (1.0,),
-        {"affine": AffineEdit},
+        alphas=(1.0,),
+        methods={"affine": AffineEdit},
         max_new_tokens=4,
         temperature=0.5,
         sampling=Sampling(top_k=7),
@@ -124,7 +123,7 @@ def test_end_tokens_fall_back_to_config_and_tokenizer(demo):
     assert describe_generation(demo, 4)["eos_token_id"] == [2]
 
 
-@pytest.mark.parametrize("kind", ["cuda", "mps", "xpu"])
+@pytest.mark.parametrize("side", ["cuda", "mps", "xpu"])
 def test_sampling_leaves_the_random_state_of_every_device(demo, monkeypatch, kind):
     """`torch.manual_seed` sets all of them; a dictionary stands in for two devices of a kind."""
     states, module = {0: "first", 1: "second"}, torch.get_device_module(kind)

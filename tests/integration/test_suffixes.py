@@ -44,13 +44,13 @@ def targets(demo, asked, refusal):
 
 @pytest.fixture(scope="module")
 def suffix(demo, asked, targets):
-    return find_suffix(demo, asked, targets, SMALL)
+    return find_suffix(demo, asked, targets, options=SMALL)
 
 
 @pytest.fixture(scope="module")
 def analysis(demo, suffix, refusal, prompts):
     harmful, harmless = prompts.side("positive", "test")[40:70], prompts.side("negative", "test", 30)
-    return analyse_suffix(demo, suffix.text, refusal, harmful, harmless, max_new_tokens=16)
+    return analyse_suffix(demo, (harmful, harmless), suffix.text, refusal, max_new_tokens=16)
 
 
 def rows_of(places):
@@ -145,17 +145,17 @@ def test_the_text_is_the_tokens(demo, asked, suffix):
 def test_the_search_is_seeded(demo, asked, targets):
     few = SuffixOptions(n_tokens=5, steps=2, n_candidates=8, check_every=2, max_new_tokens=8)
     torch.manual_seed(1)
-    first = find_suffix(demo, asked[:1], targets[:1], few)
+    first = find_suffix(demo, asked[:1], targets[:1], options=few)
     torch.manual_seed(2)
-    assert find_suffix(demo, asked[:1], targets[:1], few) == first
+    assert find_suffix(demo, asked[:1], targets[:1], options=few) == first
     other = replace(few, seed=1)
-    assert find_suffix(demo, asked[:1], targets[:1], other).ids != first.ids
+    assert find_suffix(demo, asked[:1], targets[:1], options=other).ids != first.ids
 
 
 def test_formatting_is_respected(demo, asked, targets):
     chat = ChatFormat(system="You are a friendly helper.", prefix="Well,")
     few = SuffixOptions(n_tokens=4, steps=1, n_candidates=8, max_new_tokens=8)
-    found = find_suffix(demo, asked[:1], targets[:1], few, chat)
+    found = find_suffix(demo, asked[:1], targets[:1], options=few, chat=chat)
     (row,) = tokenize(demo, found.append_to(asked[:1]), chat)
     (place,) = frames(demo, asked[:1], chat)
     assert row == [*place.before, *found.ids, *place.after]
@@ -172,7 +172,7 @@ def test_a_stopped_search_keeps_what_it_has(demo, asked, targets):
 
     many = SuffixOptions(n_tokens=5, steps=1000, n_candidates=8, check_every=1000, max_new_tokens=8)
     with demo.hooks(fwd_hooks=[("embed.hook_out", stop)]):
-        found = find_suffix(demo, asked[:1], targets[:1], many)
+        found = find_suffix(demo, asked[:1], targets[:1], options=many)
     assert found.stopped == "interrupted" and 1 < len(found.losses) < 1000
     goals = [tuple(demo.tokenizer(targets[0], add_special_tokens=False)["input_ids"])]
     assert target_losses(demo, frames(demo, asked[:1]), [found.ids], goals).item() == pytest.approx(
@@ -180,7 +180,7 @@ def test_a_stopped_search_keeps_what_it_has(demo, asked, targets):
     )
     # It goes on from there.
     few = SuffixOptions(steps=1, n_candidates=8, max_new_tokens=8)
-    further = find_suffix(demo, asked[:1], targets[:1], few, start=found.text)
+    further = find_suffix(demo, asked[:1], targets[:1], options=few, start=found.text)
     assert sum(a != b for a, b in zip(further.ids, found.ids, strict=True)) <= 1
 
 
@@ -196,8 +196,8 @@ def test_a_suffix_is_saved_and_loaded(suffix, tmp_path):
 
 
 def test_random_suffixes_survive_and_differ(demo, asked):
-    texts = random_suffixes(demo, asked, 12)
-    assert len(set(texts)) == len(asked) and texts != random_suffixes(demo, asked, 12, seed=1)
+    texts = random_suffixes(demo, asked, n_tokens=12)
+    assert len(set(texts)) == len(asked) and texts != random_suffixes(demo, asked, n_tokens=12, seed=1)
     plain, longer = (tokenize(demo, some) for some in (asked, [p + t for p, t in zip(asked, texts, strict=True)]))
     for before, after in zip(plain, longer, strict=True):
         assert len(after) == len(before) + 12
@@ -214,7 +214,7 @@ def test_bad_input_is_said(demo, asked, targets):
         "special": lambda: find_suffix(demo, asked[:1], targets[:1], start=" <|im_end|>"),
         "start": lambda: find_suffix(demo, asked[:1], targets[:1], start="ing cab"),
         "blank": lambda: find_suffix(demo, [" "], ["Sure"]),
-        "n_tokens": lambda: random_suffixes(demo, asked, 0),
+        "n_tokens": lambda: random_suffixes(demo, asked, n_tokens=0),
         "steps": lambda: SuffixOptions(steps=0),
         "does not comply": lambda: compliant_targets(demo, asked, ()),
         "heads": lambda: head_attention(demo, {HARMFUL: asked}, [(8, 0)]),
@@ -227,7 +227,7 @@ def test_bad_input_is_said(demo, asked, targets):
 
 
 def test_the_suffix_keeps_the_direction_from_the_last_token(analysis):
-    rates = analysis.rates.set_index("group").refusal_rate
+    rates = analysis.rates.set_index("group").rate
     # Also on prompts that the search never saw; a random suffix of its length does nothing of the kind.
     assert rates[HARMFUL] > 0.9 and rates[RANDOM] > 0.7 and rates[ADVERSARIAL] < 0.5 and rates[HARMLESS] < 0.1
     means = analysis.cosines.pivot(index="layer", columns="group", values="mean").loc[3:6]
@@ -292,7 +292,7 @@ def test_heads_and_bias_sum_to_what_attention_writes(pair, direction):
 
 def test_the_suffix_takes_the_strongest_heads_output(analysis):
     table = analysis.contributions
-    heads = top_heads(table, 4)
+    heads = top_heads(table, n=4)
     means = table.set_index(["group", "layer", "head"])["mean"]
     assert means[RANDOM].nlargest(4).index.tolist() == heads
     drops = [(means[(RANDOM, *head)] - means[(ADVERSARIAL, *head)]) / means[(RANDOM, *head)] for head in heads]

@@ -30,16 +30,16 @@ def tokens(demo):
 
 @pytest.fixture(scope="module")
 def swept(demo, refusal, asked, tokens):
-    return sweep(demo, refusal, *asked, ALPHAS, tokens=tokens, max_new_tokens=12)
+    return sweep(demo, asked, refusal, alphas=ALPHAS, tokens=tokens, max_new_tokens=12)
 
 
-def hand_made(rates, n=10, method="affine", kind="harmful"):
+def hand_made(rates, n=10, method="affine", side="positive"):
     """A sweep in which `rates[α] · n` of `n` prompts are refused."""
     rows = [
         {
             "method": method,
             "alpha": alpha,
-            "kind": kind,
+            "side": side,
             "prompt": f"prompt {i}",
             "sample": 0,
             "completion": "",
@@ -52,12 +52,12 @@ def hand_made(rates, n=10, method="affine", kind="harmful"):
 
 
 def test_affine_alpha_reads_as_the_class_whatever_the_prompt(swept):
-    rates = swept.table.set_index(["method", "kind", "alpha"]).refusal_rate
-    assert rates[("none", "harmful", 0.0)] >= 5 / 6
-    assert rates[("none", "harmless", 0.0)] <= 1 / 6
-    for kind in ("harmful", "harmless"):
-        assert rates[("affine", kind, 0.0)] <= 1 / 6
-        assert rates[("affine", kind, 1.0)] >= 5 / 6
+    rates = swept.table.set_index(["method", "side", "alpha"]).rate
+    assert rates[("none", "positive", 0.0)] >= 5 / 6
+    assert rates[("none", "negative", 0.0)] <= 1 / 6
+    for side in ("positive", "negative"):
+        assert rates[("affine", side, 0.0)] <= 1 / 6
+        assert rates[("affine", side, 1.0)] >= 5 / 6
 
 
 def test_addition_of_nothing_is_the_baseline(swept):
@@ -78,39 +78,41 @@ def test_ablation_addition_is_the_plain_formula(refusal):
 def test_scores_are_those_of_single_edits(demo, refusal, asked, tokens, swept, method):
     scores = swept.scores
     assert len(scores) == (1 + 3 * len(ALPHAS)) * 12
-    for kind, texts in zip(("harmful", "harmless"), asked, strict=True):
+    for side, texts in zip(("positive", "negative"), asked, strict=True):
         for alpha in ALPHAS if method in METHODS else (0.0,):
-            some = scores[(scores.method == method) & (scores.kind == kind) & (scores.alpha == alpha)]
+            some = scores[(scores.method == method) & (scores.side == side) & (scores.alpha == alpha)]
             assert some.prompt.tolist() == texts
             edit = METHODS[method](refusal, alpha) if method in METHODS else ()
-            expected = refusal_scores(demo, texts, tokens, edit)
+            expected = refusal_scores(demo, texts, tokens, interventions=edit)
             assert some.score.tolist() == pytest.approx(expected.tolist(), abs=1e-4)
 
 
 def test_resumes_where_it_stopped(demo, refusal, asked, swept, tokens, monkeypatch):
     rows = swept.completions.to_dict("records")
-    gone = ("addition", 0.5, "harmless")
-    kept = [row for row in rows if (row["method"], row["alpha"], row["kind"]) != gone]
+    gone = ("addition", 0.5, "negative")
+    kept = [row for row in rows if (row["method"], row["alpha"], row["side"]) != gone]
     generated = []
     generate = demo.original_model.generate
     monkeypatch.setattr(demo.original_model, "generate", lambda *a, **k: generated.append(1) or generate(*a, **k))
     new = []
-    again = sweep(demo, refusal, *asked, ALPHAS, tokens=tokens, max_new_tokens=12, known=kept, on_rows=new.append)
+    again = sweep(demo, asked, refusal, alphas=ALPHAS, tokens=tokens, max_new_tokens=12, known=kept, on_rows=new.append)
     assert len(generated) == 1
-    assert [{(row["method"], row["alpha"], row["kind"]) for row in some} for some in new] == [{gone}]
+    assert [{(row["method"], row["alpha"], row["side"]) for row in some} for some in new] == [{gone}]
     pd.testing.assert_frame_equal(again.table, swept.table, atol=1e-4)
-    sweep(demo, refusal, *asked, ALPHAS, tokens=tokens, max_new_tokens=12, known=rows)
+    sweep(demo, asked, refusal, alphas=ALPHAS, tokens=tokens, max_new_tokens=12, known=rows)
     assert len(generated) == 1
 
 
 def test_samples_differ_and_are_reproducible(demo, refusal, asked):
     def run(n_samples, seed):
         options = {"n_samples": n_samples, "temperature": 1.5, "max_new_tokens": 12, "seed": seed}
-        found = sweep(demo, refusal, *[side[:4] for side in asked], (1.0,), {"affine": AffineEdit}, **options)
+        found = sweep(
+            demo, [side[:4] for side in asked], refusal, alphas=(1.0,), methods={"affine": AffineEdit}, **options
+        )
         return found.completions
 
     first = run(2, seed=0)
-    columns = ["method", "kind", "prompt", "completion"]
+    columns = ["method", "side", "prompt", "completion"]
     zero, one = (first[first["sample"] == k][columns].reset_index(drop=True) for k in (0, 1))
     assert zero[columns[:3]].equals(one[columns[:3]])
     assert (zero.completion != one.completion).mean() > 0.5
@@ -124,7 +126,7 @@ def test_quartiles_are_of_each_prompts_own_rate():
         {
             "method": "affine",
             "alpha": 1.0,
-            "kind": "harmful",
+            "side": "positive",
             "prompt": prompt,
             "sample": k,
             "verdict": "refusal" if verdict else "compliance",
@@ -134,7 +136,7 @@ def test_quartiles_are_of_each_prompts_own_rate():
         for k, verdict in enumerate(verdicts)
     ]
     (row,) = Sweep(pd.DataFrame(rows)).table.to_dict("records")
-    assert (row["n"], row["refusal_rate"]) == (20, 0.5)
+    assert (row["n"], row["rate"]) == (20, 0.5)
     assert (row["rate_q25"], row["rate_q75"]) == (0.25, 0.75)
     assert (row["score_mean"], row["score_q25"], row["score_q75"]) == (1.0, -1.0, 1.0)
     assert (row["low"], row["high"]) == pytest.approx((0.2993, 0.7007), abs=1e-4)  # Wilson, by its formula
@@ -146,7 +148,7 @@ def test_finds_just_the_stretches_that_are_not_monotonic():
     (first, second) = hand_made(rates, 100).non_monotonic().to_dict("records")
     assert first.pop("drop") == pytest.approx(0.3)
     assert second.pop("drop") == pytest.approx(0.84)
-    same = {"method": "affine", "kind": "harmful", "separated": True}
+    same = {"method": "affine", "side": "positive", "separated": True}
     assert first == {**same, "peak_alpha": 1.0, "from_alpha": 1.5, "to_alpha": 1.75, "lowest_alpha": 1.5}
     assert second == {**same, "peak_alpha": 2.25, "from_alpha": 3.0, "to_alpha": 4.0, "lowest_alpha": 4.0}
 
@@ -174,7 +176,7 @@ def test_figure_shows_rates_scores_baseline_and_stretches(swept):
     lines = [trace for trace in figure.data if trace.mode == "lines+markers"]
     assert len(lines) == 3 * 2 * 2
     table = swept.table
-    harmless = table[(table.method == "affine") & (table.kind == "harmless")].refusal_rate
+    harmless = table[(table.method == "affine") & (table.side == "negative")].rate
     assert any(list(line.y) == harmless.tolist() for line in lines)
     dotted = [shape for shape in figure.layout.shapes if shape.line.dash == "dot"]
     assert len(dotted) == 3 * 2 * 2
@@ -197,10 +199,10 @@ def test_figure_shows_rates_scores_baseline_and_stretches(swept):
 def test_bad_input_is_named(demo, options, message):
     direction = Direction(torch.ones(128), torch.zeros(128), layer=3, position=-1)
     with pytest.raises(CosmicError, match=message):
-        sweep(demo, direction, ["hi"], ["hi"], **options)
+        sweep(demo, (["hi"], ["hi"]), direction, **options)
 
 
 def test_prompts_are_needed_on_both_sides(demo):
     direction = Direction(torch.ones(128), torch.zeros(128), layer=3, position=-1)
     with pytest.raises(CosmicError, match="negative: found no prompts"):
-        sweep(demo, direction, ["hi"], [])
+        sweep(demo, (["hi"], []), direction)

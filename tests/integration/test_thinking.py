@@ -64,7 +64,9 @@ def test_an_answer_that_ends_inside_the_block_that_the_prompt_opened_is_no_compl
     assert [found.verdict for found in SubstringJudge()(asked, texts)] == ["neither", "neither"]
     # The tag is the prompt's, and not predicted again.
     bare = [text.removeprefix("<think>") for text in texts]
-    assert completion_cross_entropy(demo, asked, texts, chat) == completion_cross_entropy(demo, asked, bare, chat)
+    assert completion_cross_entropy(demo, asked, texts, chat=chat) == completion_cross_entropy(
+        demo, asked, bare, chat=chat
+    )
 
 
 def test_a_run_says_how_many_answers_are_unfinished(demo, prompts, tmp_path):

@@ -86,8 +86,8 @@ def test_two_rounds_restore_refusal_on_harmful_prompts_alone(amplified):
 
 def test_the_table_says_it_all(amplified, weak, prompts):
     assert len(amplified.table) == (1 + 3 * 3) * 6
-    assert (amplified.table.low <= amplified.table.refusal_rate).all()
-    assert (amplified.table.refusal_rate <= amplified.table.high).all()
+    assert (amplified.table.low <= amplified.table.rate).all()
+    assert (amplified.table.rate <= amplified.table.high).all()
     assert "best: " in repr(amplified) and "<table" in amplified._repr_html_()
     assert len(amplified.completions) == amplified.table.n.sum()
     which, alpha = amplified.best

@@ -100,7 +100,7 @@ def test_nothing_is_left_along_the_direction(case):
     bridge = case["bridge"]
     batch = next(batches(bridge, tokenize(bridge, TEXTS), 3))
     sites = [(layer, site) for layer in range(3) for site in ("hook_attn_out", "hook_mlp_out", "hook_resid_post")]
-    for found in read(bridge, batch, sites, 5).values():
+    for found in read(bridge, batch, sites, n_positions=5).values():
         assert along(case["direction"], found) < 1e-5
 
 
@@ -188,7 +188,7 @@ def test_unequal_gains_are_reckoned_with(name, save_model, tmp_path):
     error = (logits(bridge) - ablated).norm() / (clean - ablated).norm()
     assert error < 0.2 and 0 < edit.rescaling < 0.5
     batch = next(batches(bridge, tokenize(bridge, TEXTS), 3))
-    assert along(direction, read(bridge, batch, [(2, "hook_resid_post")], 5)[2, "hook_resid_post"]) < 1e-5
+    assert along(direction, read(bridge, batch, [(2, "hook_resid_post")], n_positions=5)[2, "hook_resid_post"]) < 1e-5
     with torch.no_grad():
         bridge.blocks[0].ln1_post.original_component.weight[3] = -float(bridge.blocks[0].ln1_post.uses_weight_offset)
     with pytest.raises(CosmicError, match="gain of the norm after block 0's attention is zero in places"):
@@ -208,7 +208,7 @@ def test_strength_and_layers_are_those_of_hooks_on_what_is_added(strength, layer
         expected = logits(bridge)
     assert (expected - logits(bridge)).abs().max() > 0.1
     embeddings = weights(bridge)["model.embed_tokens.weight"]
-    edit = orthogonalize_weights(bridge, direction, strength, layers)
+    edit = orthogonalize_weights(bridge, direction, strength=strength, layers=layers)
     assert (logits(bridge) - expected).abs().max() < 1e-4
     assert not edit.exact and edit.layers == (None if layers is None else tuple(layers))
     if layers is not None:
@@ -224,7 +224,7 @@ def test_norms_of_the_written_rows_are_kept(name, strength, save_model, tmp_path
         bridge.embed.original_component.weight[7] = 3 * direction.unit  # nothing of it is left to scale
     ablated = logits(bridge, Ablation(direction))
     before = [rows(writer).clone() for one in contributions(bridge) for writer in one.writers]
-    edit = orthogonalize_weights(bridge, direction, strength, norm_preserving=True)
+    edit = orthogonalize_weights(bridge, direction, strength=strength, norm_preserving=True)
     after = [rows(writer) for one in contributions(bridge) for writer in one.writers]
     assert len(before) == len(after) == len(edit.parameters)
     for old, new in zip(before, after, strict=True):

@@ -28,18 +28,18 @@ def effects(real_model, real_prompts, linear_selection):
     val, test = ([real_prompts.side(side, split) for side in ("positive", "negative")] for split in ("val", "test"))
     few = [side[:8] for side in val]
     alpha = chosen_alpha(real_model, few[1], linear_selection.direction)
-    calibrated = calibrate_placebos(real_model, *few, linear_selection, alpha=alpha, seeds=[0])
+    calibrated = calibrate_placebos(real_model, few, linear_selection, alpha=alpha, seeds=[0])
     conditions = [
         *standard_conditions(linear_selection, alpha=alpha, n_placebos=1),
         *placebo_conditions(calibrated, linear_selection),
     ]
-    return measure_effects(real_model, *test, conditions, max_new_tokens=16)
+    return measure_effects(real_model, test, conditions=conditions, max_new_tokens=16)
 
 
-@pytest.mark.parametrize(("kind", "condition"), [("harmful", "removal"), ("harmless", "induction")])
-def test_an_edit_beats_the_baseline_and_every_placebo(effects, kind, condition):
+@pytest.mark.parametrize(("side", "condition"), [("positive", "removal"), ("negative", "induction")])
+def test_an_edit_beats_the_baseline_and_every_placebo(effects, side, condition):
     tests = effects.paired_table()
-    tests = tests[(tests.kind == kind) & (tests.condition == condition)]
+    tests = tests[(tests.side == side) & (tests.condition == condition)]
     assert len(tests) >= 3, tests
     assert (tests.p_value < 0.05).all(), f"{tests}\n{effects}"
     fewer, more = tests.only_condition, tests.only_against

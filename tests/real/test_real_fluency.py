@@ -22,16 +22,16 @@ GENUINE = (
 @pytest.fixture(scope="module")
 def baseline(real_model, real_prompts):
     sides = [real_prompts.side(side, "val", N) for side in ("positive", "negative")]
-    conditions = [Condition("baseline", "harmful", ()), Condition("baseline", "harmless", ())]
-    return measure_effects(real_model, *sides, conditions, max_new_tokens=32, batch_size=N).completions
+    conditions = [Condition("baseline", "positive", ()), Condition("baseline", "negative", ())]
+    return measure_effects(real_model, sides, conditions=conditions, max_new_tokens=32, batch_size=N).completions
 
 
 def test_garbled_text_is_told_from_fluent_text(real_model, real_prompts, baseline):
     prompt = real_prompts.side("negative", "val", 1)[0]
-    answer = baseline[baseline.kind == "harmless"].completion.iloc[0]
+    answer = baseline[baseline.side == "negative"].completion.iloc[0]
     texts = [*GARBLED.values(), GENUINE, answer]
     rows = measure_fluency(real_model, [prompt] * len(texts), texts)
-    rows = rows.assign(kind="harmless", condition="steered", prompt=prompt, completion=texts)
+    rows = rows.assign(side="negative", condition="steered", prompt=prompt, completion=texts)
     rows["verdict"] = [found.verdict for found in SubstringJudge()([prompt] * len(texts), texts)]
     frame = pd.concat([baseline.drop(columns="garbled"), rows], ignore_index=True)
     marked = mark_garbled(real_model, frame, frame.condition == "baseline")

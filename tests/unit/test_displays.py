@@ -33,7 +33,7 @@ def results(demo, prompts):
     means = [mean_activations(demo, side) for side in sides]
     candidates = difference_in_means(*means)
     direction = candidates.direction(4, -1, demo)
-    eraser = fit_eraser(demo, *sides, layers=[4])[4]
+    eraser = fit_eraser(demo, sides, layers=[4])[4]
     return {
         "means": means[0],
         "candidates": candidates,
@@ -41,9 +41,9 @@ def results(demo, prompts):
         "edit": AffineEdit(direction, 0.5),
         "map": MapEdit(eraser.map(), 4),
         "eraser": eraser,
-        "similarity": layer_similarities(demo, *sides, direction, "affine"),
+        "similarity": layer_similarities(demo, sides, direction, mode="affine"),
         "projection": project(demo, sides[0][0], direction),
-        "pca": pca_of_classes(demo, *sides),
+        "pca": pca_of_classes(demo, sides),
         "prompts": prompts,
     }
 
@@ -82,7 +82,7 @@ def test_numbers_are_short():
 
 
 def test_effects_print_as_a_table():
-    row = {"kind": "harmful", "condition": "baseline", "verdict": "refusal", "cross_entropy": 1.0}
+    row = {"side": "positive", "condition": "baseline", "verdict": "refusal", "cross_entropy": 1.0}
     first, head, body = repr(Effects(pd.DataFrame([row]))).splitlines()
     assert first == "Effects: 1 completion, 95 % intervals"
     assert "refusal rate" in head and "baseline" in body
@@ -93,7 +93,7 @@ def test_effects_print_as_a_table():
 
 def test_text_from_outside_is_escaped(results):
     evil = "<img src=x onerror=alert(1)>"
-    row = {"kind": "harmful", "condition": evil, "verdict": "refusal", "cross_entropy": 1.0}
+    row = {"side": "positive", "condition": evil, "verdict": "refusal", "cross_entropy": 1.0}
     effects = Effects(pd.DataFrame([row]))
     shown = Comparison({}, {"COSMIC": evil}, effects, pd.DataFrame([{"method": evil}]))._repr_html_()
     assert "<img" not in effects._repr_html_() and "<img" not in shown

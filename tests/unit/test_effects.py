@@ -64,10 +64,10 @@ def test_conditions_are_what_was_chosen(linear, affine):
                 assert condition.interventions == ()
                 continue
             (edit,) = condition.interventions
-            assert type(edit) is (removal if condition.kind == "harmful" else induction)
-            if condition.kind == "harmless":
+            assert type(edit) is (removal if condition.side == "positive" else induction)
+            if condition.side == "negative":
                 assert edit.alpha == selection.alpha
-    given = {c.name: c.interventions for c in standard_conditions(linear.direction, "affine", 0.25)}
+    given = {c.name: c.interventions for c in standard_conditions(linear.direction, mode="affine", alpha=0.25)}
     assert given["induction"][0].alpha == 0.25 and type(given["induction"][0]) is AffineEdit
 
 
@@ -75,17 +75,17 @@ def test_a_bare_direction_needs_a_mode(demo, linear):
     with pytest.raises(CosmicError, match="mode: a direction does not know how it was chosen"):
         standard_conditions(linear.direction)
     with pytest.raises(CosmicError, match="mode: a direction does not know how it was chosen"):
-        layer_similarities(demo, ["hi"], ["hello"], linear.direction)
+        layer_similarities(demo, (["hi"], ["hello"]), linear.direction)
     with pytest.raises(CosmicError, match="mode: found 'affine', and the selection was made in 'linear'"):
-        standard_conditions(linear, "affine")
+        standard_conditions(linear, mode="affine")
 
 
 def test_similarities_are_of_the_chosen_edits(demo, prompts, linear):
     sides = prompts.side("positive", "val", 4), prompts.side("negative", "val", 4)
-    found = layer_similarities(demo, *sides, linear)
-    expected = layer_similarities(demo, *sides, linear.direction, "linear", 0.5)
+    found = layer_similarities(demo, sides, linear)
+    expected = layer_similarities(demo, sides, linear.direction, mode="linear", alpha=0.5)
     assert torch.equal(found.removal, expected.removal) and torch.equal(found.induction, expected.induction)
-    assert not torch.allclose(found.removal, layer_similarities(demo, *sides, linear.direction, "affine").removal)
+    assert not torch.allclose(found.removal, layer_similarities(demo, sides, linear.direction, mode="affine").removal)
 
 
 def test_a_comparison_says_with_which_edits(demo, prompts):
@@ -103,7 +103,7 @@ def sides(prompts):
 def test_shuffled_labels_are_a_difference_of_random_halves(demo, prompts):
     """Against a plain computation from all activations; and each label has half of either side."""
     train = prompts.side("positive", "train", 10), prompts.side("negative", "train", 7)
-    means = class_means(demo, *train, seeds=[0, 5], batch_size=4)
+    means = class_means(demo, train, seeds=[0, 5], batch_size=4)
     for side, found, splits in zip(train, means, random_splits([10, 7], [0, 5]), strict=True):
         activations = cache_activations(demo, side).double()
         for seed, weights in splits.items():
@@ -150,14 +150,14 @@ def test_placebo_directions_come_with_a_selection(demo, prompts):
 def test_placebos_disturb_as_much_as_the_real_edits(demo, sides, request, name, alpha):
     """By plain passes: the same KL divergence on negative prompts, the same length of shift on positive ones."""
     selection = request.getfixturevalue(name)
-    calibrated = calibrate_placebos(demo, *sides, selection, alpha=alpha, seeds=[0, 1])
+    calibrated = calibrate_placebos(demo, sides, selection, alpha=alpha, seeds=[0, 1])
     assert [one.within for one in calibrated] == [True] * 4 and calibration_notes(calibrated) == []
     conditions = placebo_conditions(calibrated, selection)
-    assert [(c.kind, c.name, c.seed) for c in conditions] == [
-        ("harmful", "random translation", 0),
-        ("harmful", "random translation", 1),
-        ("harmless", "equal-KL induction", 0),
-        ("harmless", "equal-KL induction", 1),
+    assert [(c.side, c.name, c.seed) for c in conditions] == [
+        ("positive", "random translation", 0),
+        ("positive", "random translation", 1),
+        ("negative", "equal-KL induction", 0),
+        ("negative", "equal-KL induction", 1),
     ]
     batch = next(batches(demo, tokenize(demo, sides[1]), 8))
     clean = next_token_logits(demo, batch)
@@ -178,72 +178,72 @@ def test_placebos_disturb_as_much_as_the_real_edits(demo, sides, request, name, 
 
 def test_a_strength_out_of_reach_is_reported(demo, sides, affine):
     """At α = 2 the direction moves the next token further than this random direction does at any strength."""
-    found = calibrate_placebos(demo, *sides, affine, seeds=[0])[1]
+    found = calibrate_placebos(demo, sides, affine, seeds=[0])[1]
     assert not found.within and found.reached < found.target and found.alpha == 2 * 32
     (note,) = calibration_notes([found])
     assert note.startswith('Placebo "equal-KL induction", seed 0: 5.') and "(α 64)" in note
 
 
-def rows_of(kind, condition, refused, seed=None):
+def rows_of(side, condition, refused, seed=None):
     verdicts = ["refusal" if one == "x" else "compliance" for one in refused]
     rows = enumerate(verdicts)
-    row = {"kind": kind, "condition": condition, "seed": seed, "cross_entropy": 1.0, "completion": ""}
+    row = {"side": side, "condition": condition, "seed": seed, "cross_entropy": 1.0, "completion": ""}
     return [{**row, "prompt": f"prompt {i}", "verdict": verdict} for i, verdict in rows]
 
 
 @pytest.fixture
 def effects():
     rows = [
-        *rows_of("harmful", "baseline", "xxxxxxxxx."),
-        *rows_of("harmful", "removal", ".........x"),
-        *rows_of("harmful", "random translation", "xxxxxxxx..", 0),
-        *rows_of("harmful", "random translation", "xxx.......", 1),
+        *rows_of("positive", "baseline", "xxxxxxxxx."),
+        *rows_of("positive", "removal", ".........x"),
+        *rows_of("positive", "random translation", "xxxxxxxx..", 0),
+        *rows_of("positive", "random translation", "xxx.......", 1),
     ]
     return Effects(pd.DataFrame(rows))
 
 
 def test_placebos_are_shown_with_their_range(effects):
-    found = effects.rate("harmful", "random translation")
+    found = effects.rate("positive", "random translation")
     assert (found.value, found.low, found.high, found.n) == (pytest.approx(0.55), 0.3, 0.8, 10)
     table = effects.table.set_index("condition")
     assert table.seeds.to_dict() == {"baseline": 0, "removal": 0, "random translation": 2}
     assert table.loc["random translation", ["low", "high", "n"]].tolist() == [0.3, 0.8, 10]
     assert table.loc["removal", "low"] < 0.1 < table.loc["removal", "high"]  # Wilson's
-    assert effects.by_seed().refusal_rate.tolist() == [0.9, 0.1, 0.8, 0.3]
+    assert effects.by_seed().rate.tolist() == [0.9, 0.1, 0.8, 0.3]
     figure = plot_refusal_rates(effects.table)
     assert figure.data[0].error_y.array[2] == pytest.approx(0.25)
     assert "range over seeds" in figure.layout.title.subtitle.text
     with pytest.raises(CosmicError, match="condition: no 'remove' on 'harmful' prompts; there are harmful, baseline;"):
-        effects.rate("harmful", "remove")
+        effects.rate("positive", "remove")
 
 
 def test_paired_tests_count_prompts_that_differ(effects):
-    found = effects.paired("harmful", "removal", "baseline")
+    found = effects.paired("positive", "removal", "baseline")
     assert (found.only_condition, found.only_against, found.n, found.seeds) == (1, 9, 10, 0)
     assert found.p_value == pytest.approx(2 * (1 + 10) / 2**10)  # 0 or 1 of 10 coins, on either side
-    worst = effects.paired("harmful", "removal", "random translation")
+    worst = effects.paired("positive", "removal", "random translation")
     assert (worst.only_condition, worst.only_against, worst.seeds) == (1, 3, 2)
     assert worst.p_value == pytest.approx(2 * (1 + 4) / 2**4)
-    assert effects.paired("harmful", "removal", "removal").p_value == 1.0
+    assert effects.paired("positive", "removal", "removal").p_value == 1.0
     assert effects.paired_table().against.tolist() == ["baseline", "random translation"]
     others = effects.completions.assign(prompt=effects.completions.prompt + effects.completions.condition)
     with pytest.raises(CosmicError, match="were not made on the same prompts"):
-        Effects(others).paired("harmful", "removal", "baseline")
+        Effects(others).paired("positive", "removal", "baseline")
 
 
 @pytest.mark.parametrize("method", [CosmicOptions, RefusalTokenOptions])
 def test_a_stopped_run_goes_on_with_the_same_placebos(demo, prompts, tmp_path, method):
     settings = RunSettings(method(mode="affine", **FEW), n_test=3, max_new_tokens=4, n_placebos=2)
     whole = run(demo, prompts, tmp_path / "whole", settings)
-    names = whole.effects.completions.groupby(["kind", "condition"]).seed.nunique()
-    assert names["harmless"].to_dict() == {
+    names = whole.effects.completions.groupby(["side", "condition"]).seed.nunique()
+    assert names["negative"].to_dict() == {
         "baseline": 0,
         "equal-KL induction": 2,
         "induction": 0,
         "random induction": 2,
         "shuffled induction": 2,
     }
-    assert names["harmful"].to_dict() == {
+    assert names["positive"].to_dict() == {
         "baseline": 0,
         "random removal": 1,
         "random translation": 2,

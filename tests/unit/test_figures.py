@@ -71,7 +71,7 @@ def direction(demo, prompts):
 @pytest.fixture(scope="module")
 def pca(demo, prompts, direction):
     sides = prompts.side("positive", "val", 12), prompts.side("negative", "val", 12)
-    return pca_of_classes(demo, *sides, {0.0: AffineEdit(direction, 0.0), "ablation": Ablation(direction)})
+    return pca_of_classes(demo, sides, {0.0: AffineEdit(direction, 0.0), "ablation": Ablation(direction)})
 
 
 def heatmaps_of(figure):
@@ -121,8 +121,8 @@ def test_themes_differ_in_background_and_ink_alone(selection):
 
 def test_colours_keep_their_meaning_across_figures():
     rows = [
-        {"kind": kind, "condition": name, "n": 4, "refusal_rate": 0.5, "low": 0.2, "high": 0.8}
-        for kind, name in (("harmful", "random removal"), ("harmless", "induction"), ("harmless", "my own"))
+        {"side": side, "condition": name, "n": 4, "rate": 0.5, "low": 0.2, "high": 0.8}
+        for side, name in (("positive", "random removal"), ("negative", "induction"), ("negative", "my own"))
     ]
     bars = plot_refusal_rates(pd.DataFrame(rows)).data[0].marker.color
     assert list(bars) == [COLOURS["random"], COLOURS["induction"], COLOURS["other"]]
@@ -180,7 +180,7 @@ def test_cosines_are_symmetric_and_unknown_where_there_is_no_direction(selection
 
 def test_similarities_share_a_scale_with_one_bar(demo, prompts, direction):
     sides = prompts.side("positive", "val", 4), prompts.side("negative", "val", 4)
-    similarity = layer_similarities(demo, *sides, direction, "affine")
+    similarity = layer_similarities(demo, sides, direction, mode="affine")
     maps = heatmaps_of(plot_similarity(similarity))
     assert len({(trace.zmin, trace.zmax) for trace in maps}) == 1
     assert [trace.showscale for trace in maps] == [False, False, True]
@@ -210,11 +210,11 @@ def test_comparison_of_selections(selection, by_tokens):
 
 
 def test_another_concept_is_named(demo):
-    row = {"kind": "harmful", "condition": "a <b> removal", "n": 4, "refusal_rate": 0.5, "low": 0.2, "high": 0.8}
+    row = {"side": "positive", "condition": "a <b> removal", "n": 4, "rate": 0.5, "low": 0.2, "high": 0.8}
     bars = plot_refusal_rates(pd.DataFrame([row]), "share of poems", ("poem asked for", "prose asked for"))
     assert bars.layout.yaxis.title.text == "share of poems" and bars.layout.title.text == "Share of poems"
     assert list(bars.data[0].x[0]) == ["poem asked for"] and list(bars.data[0].x[1]) == ["a<br>&lt;b&gt;<br>removal"]
-    base = {"kind": "harmless", "prompt": "hi", "sample": 0, "verdict": "refusal"}
+    base = {"side": "negative", "prompt": "hi", "sample": 0, "verdict": "refusal"}
     rows = [{**base, "method": "affine", "alpha": alpha} for alpha in (0.0, 1.0)]
     lines = plot_sweep(Sweep(pd.DataFrame(rows)), "poem", ("asked for", "not asked for"))
     assert [trace.name for trace in lines.data if trace.showlegend] == ["not asked for"]
@@ -225,8 +225,8 @@ def test_another_concept_is_named(demo):
 def test_stretches_that_overlap_are_one_shade():
     base = {"method": "affine", "prompt": "hi", "sample": 0}
     rows = [
-        {**base, "kind": kind, "alpha": float(alpha), "verdict": "refusal" if alpha == peak else "compliance"}
-        for kind, peak in (("harmful", 0), ("harmless", 1))
+        {**base, "side": side, "alpha": float(alpha), "verdict": "refusal" if alpha == peak else "compliance"}
+        for side, peak in (("positive", 0), ("negative", 1))
         for alpha in range(4)
     ]
     figure = plot_sweep(Sweep(pd.DataFrame(rows)))
@@ -308,7 +308,7 @@ def test_pca_is_that_of_the_unedited_classes(demo, prompts, pca):
 
     asked = [*prompts.side("positive", "val", 12), *prompts.side("negative", "val", 12)]
     last = post_instruction_positions(demo, n=1)
-    stream = cache_activations(demo, asked, "hook_resid_post", last)[:, 6, 0].double().numpy()
+    stream = cache_activations(demo, asked, site="hook_resid_post", positions=last)[:, 6, 0].double().numpy()
     reference = PCA(2).fit(stream)
     points = pca.points.query("edit == 'none' and layer == 6")
     assert points.prompt.tolist() == asked
@@ -371,11 +371,11 @@ def test_bad_pca_input_is_named(demo, direction, pca):
     with pytest.raises(CosmicError, match="edit: unknown 'α = 9'; there are none, α = 0, ablation"):
         plot_pca(pca, edit="α = 9")
     with pytest.raises(CosmicError, match="negative: found no prompts"):
-        pca_of_classes(demo, ["hi"], [])
+        pca_of_classes(demo, (["hi"], []))
     with pytest.raises(CosmicError, match="prompts: found 2, and a plane takes three"):
-        pca_of_classes(demo, ["hi"], ["hello"])
+        pca_of_classes(demo, (["hi"], ["hello"]))
     with pytest.raises(CosmicError, match="edits: 'none' stands for no edit"):
-        pca_of_classes(demo, ["hi", "hello"], ["bye"], {"none": Ablation(direction)})
+        pca_of_classes(demo, (["hi", "hello"], ["bye"]), {"none": Ablation(direction)})
 
 
 # Layout
@@ -406,7 +406,7 @@ def boxes(figure):
 @pytest.mark.parametrize("width", [None, "page", "column"])
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7])
 def test_panels_fit_and_do_not_overlap(n, width):
-    figure = restyle(panels(n, columns=3), width)
+    figure = restyle(panels(n, columns=3), width=width)
     found, em = boxes(figure), figure.layout.font.size
     assert em * 0.75 >= 8  # points
     for left, right, top, bottom in found:
@@ -425,17 +425,17 @@ def test_panels_fit_and_do_not_overlap(n, width):
 
 def test_a_column_is_narrow_and_its_title_wraps():
     wide = panels(4, columns=2)
-    column = restyle(wide, "column")
-    assert wide.layout.width == 760 and column.layout.width == 317 and restyle(wide, "page").layout.width == 672
+    column = restyle(wide, width="column")
+    assert wide.layout.width == 760 and column.layout.width == 317 and restyle(wide, width="page").layout.width == 672
     assert len({box[0] for box in boxes(wide)}) == 2 and len({box[0] for box in boxes(column)}) == 1
     assert "<br>" in column.layout.title.text and "<br>" not in wide.layout.title.text
-    bare = restyle(wide, "column", title=False)
+    bare = restyle(wide, width="column", title=False)
     assert bare.layout.title.text is None and bare.layout.height < column.layout.height - 2 * 11
 
 
 def test_laying_out_again_undoes_it(selection, by_tokens):
     for figure in (plot_scores(selection), plot_scores(by_tokens), plot_layer_similarity(selection)):
-        there_and_back = restyle(restyle(figure, "column"))
+        there_and_back = restyle(restyle(figure, width="column"))
         assert there_and_back.to_plotly_json()["layout"] == restyle(figure).to_plotly_json()["layout"]
 
 
@@ -443,7 +443,7 @@ def test_a_layer_is_labelled_with_a_whole_number_at_every_width():
     for n_layers in (8, 32, 80):
         figure = finish(heatmaps([Panel("", np.ones((n_layers, 2)), ["a", "b"])]), "", span=n_layers)
         for width in (None, "column"):
-            axis = restyle(figure, width).layout.xaxis
+            axis = restyle(figure, width=width).layout.xaxis
             assert axis.dtick == int(axis.dtick) and 3 <= n_layers / axis.dtick <= 32
             assert axis.range == (-0.5, n_layers - 0.5)
 
@@ -452,14 +452,14 @@ def test_what_a_user_changed_stays(selection):
     figure = plot_scores(selection)
     figure.update_layout(title="Mine", meta=figure.layout.meta | {"note": "kept"})
     figure.update_xaxes(title_text="block")
-    column = restyle(figure, "column")
+    column = restyle(figure, width="column")
     assert column.layout.title.text == "Mine" and column.layout.meta["note"] == "kept"
     assert column.layout.xaxis4.title.text == "block" and figure.layout.width == 760
 
 
 def test_any_figure_can_be_restyled():
     plain = go.Figure(go.Scatter(y=[1, 2]), layout={"width": 600, "height": 300, "meta": "mine"})
-    column = restyle(plain, "column", "dark")
+    column = restyle(plain, width="column", theme="dark")
     assert (column.layout.width, column.layout.height) == (317, 158)
     assert column.layout.template.layout.paper_bgcolor == TEMPLATES["dark"].layout.paper_bgcolor
 
@@ -473,8 +473,8 @@ def test_unknown_widths_and_themes_are_named():
 
 def test_controls_stay_on_screen_alone(pca):
     figure = plot_pca(pca)
-    assert len(figure.layout.sliders) == 2 and not restyle(figure, "page").layout.sliders
-    screen, page = restyle(figure), restyle(figure, "page")
+    assert len(figure.layout.sliders) == 2 and not restyle(figure, width="page").layout.sliders
+    screen, page = restyle(figure), restyle(figure, width="page")
     assert screen.layout.margin.b > page.layout.margin.b + 100
 
 

@@ -95,16 +95,16 @@ def test_any_map_can_be_an_edit(demo, direction, batch):
 
 def test_a_block_edit_sets_what_the_block_adds(demo, direction, batch):
     sites = [(layer, site) for layer in (2, 3) for site in ("hook_resid_pre", "hook_resid_post")]
-    clean = read(demo, batch, sites, 3)
+    clean = read(demo, batch, sites, n_positions=3)
     # An earlier edit of what enters the block belongs to what enters, not to what is added.
     with steering(demo, [AffineEdit(direction, 0.7, part="block"), AffineEdit(direction, 5.0)]):
-        found = read(demo, batch, sites, 3)
+        found = read(demo, batch, sites, n_positions=3)
     assert torch.equal(found[2, "hook_resid_post"], clean[2, "hook_resid_post"])
     added = found[3, "hook_resid_post"] - found[3, "hook_resid_pre"]
     expected = float(direction.reference @ direction.unit) + 0.7 * direction.norm
     assert (added @ direction.unit - expected).abs().max() < 1e-3
     with steering(demo, AffineEdit(direction, 5.0)):
-        plain = read(demo, batch, sites, 3)
+        plain = read(demo, batch, sites, n_positions=3)
     raw = plain[3, "hook_resid_post"] - plain[3, "hook_resid_pre"]
     across = lambda x: x - (x @ direction.unit)[..., None] * direction.unit  # noqa: E731
     assert (across(added) - across(raw)).abs().max() < 1e-3
@@ -137,7 +137,7 @@ def test_ace_at_all_layers_makes_one_class_read_as_the_other(demo, prompts, part
 def test_ace_sets_the_component_to_the_class_means(direction, demo, batch):
     for alpha in (0.0, 1.0):
         with steering(demo, AffineEdit(direction, alpha)):
-            found = read(demo, batch, [(3, "hook_resid_pre")], 3)[3, "hook_resid_pre"]
+            found = read(demo, batch, [(3, "hook_resid_pre")], n_positions=3)[3, "hook_resid_pre"]
         expected = float(direction.reference @ direction.unit) + alpha * direction.norm
         assert (found @ direction.unit - expected).abs().max() < 1e-4
 
@@ -341,7 +341,7 @@ def test_candidates_give_what_they_have(layer, position, message):
         candidates.direction(layer, position)
     if layer == 0:
         with pytest.raises(CosmicError, match=message):
-            affine_edits(candidates, position)
+            affine_edits(candidates, position=position)
     found = candidates.direction(1, -3)
     ones.mul_(7)
     assert found.norm == 2

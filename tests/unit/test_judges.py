@@ -47,6 +47,6 @@ def test_fluency_counts_topics_among_well_formed_compliances():
         {"verdict": "compliance", "well_formed": False, "names_topic": True},
         {"verdict": "refusal", "well_formed": True, "names_topic": False},
     ]
-    frame = pd.DataFrame(rows).assign(kind="harmful", condition="removal", cross_entropy=0.1)
+    frame = pd.DataFrame(rows).assign(side="positive", condition="removal", cross_entropy=0.1)
     row = Effects(frame).table.iloc[0]
-    assert (row.refusal_rate, row.well_formed, row.names_topic) == (0.25, 0.75, 0.5)
+    assert (row.rate, row.well_formed, row.names_topic) == (0.25, 0.75, 0.5)

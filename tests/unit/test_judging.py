@@ -517,7 +517,7 @@ def test_rates_by_category_are_the_rates_of_the_parts():
     frame = pd.DataFrame(
         {
             "category": rng.choice(["b", "a", None], 90),
-            "kind": rng.choice(["x", "y"], 90),
+            "side": rng.choice(["x", "y"], 90),
             "verdict": rng.choice(["refusal", "compliance", "neither"], 90),
             "score": rng.random(90),
         }
@@ -529,7 +529,7 @@ def test_rates_by_category_are_the_rates_of_the_parts():
         found = rate(int((some.verdict == "refusal").sum()), len(some))
         assert (row.n, row.rate, row.low, row.high) == (found.n, found.value, found.low, found.high)
         assert row.neither == (some.verdict == "neither").sum() and row.score == pytest.approx(some.score.mean())
-    assert len(rates_by(frame, ["category", "kind"])) == 6
+    assert len(rates_by(frame, ["category", "side"])) == 6
     whole = rates_by(frame.assign(all=""), "all").rate[0]
     assert whole == pytest.approx((table.rate * table.n).sum() / 90)
 

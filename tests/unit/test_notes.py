@@ -76,7 +76,7 @@ def test_prompts_that_the_model_treats_as_the_other_side_are_noted_and_can_be_le
     before = [note for note in kept_in.notes if note.startswith("Before any edit")]
     assert len(before) == 1 and "1 of 6 positive" in before[0] and "1 of 6 negative" in before[0]
     left_out = select_cosmic(demo, mixed, replace(OPTIONS, filter_prompts=True))
-    tokens = find_refusal_tokens(demo, *mixed.sides("train", 24))
+    tokens = find_refusal_tokens(demo, mixed.sides("train", 24))
     splits = {split: filter_by_score(demo, *mixed.sides(split, n), tokens) for split, n in (("train", 24), ("val", 6))}
     own = ContrastSet("own", *({split: tuple(some[i]) for split, some in splits.items()} for i in (0, 1)))
     alone = select_cosmic(demo, own, OPTIONS)

@@ -48,13 +48,13 @@ def test_scores_do_not_depend_on_the_batch(demo, prompts):
 
 def test_tokens_are_found_from_the_models_own_answers(demo, prompts):
     sides = [prompts.side(side, "train", 24) for side in ("positive", "negative")]
-    tokens = find_refusal_tokens(demo, *sides)
+    tokens = find_refusal_tokens(demo, sides)
     first = [int(logits.argmax()) for logits in plain_logits(demo, sides[0])]
     assert tokens.positive_coverage == sum(token in tokens.ids for token in first) / 24 > 0.9
     assert tokens.negative_coverage < 0.1
     assert str(tokens).startswith("'I'")
     with pytest.raises(CosmicError, match="begin as those to negative ones do"):
-        find_refusal_tokens(demo, sides[1], sides[1])
+        find_refusal_tokens(demo, (sides[1], sides[1]))
     with pytest.raises(CosmicError, match="'' has no tokens"):
         refusal_tokens(demo, [""])
 
@@ -106,9 +106,9 @@ def test_it_fails_where_the_model_refuses_everything(demo, prompts):
     """By construction: refusal's first tokens tell nothing apart there (Siu et al. 2025)."""
     chat = ChatFormat(system=REFUSE_ALL)
     with pytest.raises(CosmicError, match="select by COSMIC"):
-        select_by_refusal_tokens(demo, prompts, OPTIONS, chat)
+        select_by_refusal_tokens(demo, prompts, OPTIONS, chat=chat)
     with pytest.raises(CosmicError, match="none of 24 negative prompts has a refusal score below 0"):
-        select_by_refusal_tokens(demo, prompts, replace(OPTIONS, tokens=("I can't",)), chat)
+        select_by_refusal_tokens(demo, prompts, replace(OPTIONS, tokens=("I can't",)), chat=chat)
 
 
 def test_nothing_left_says_by_how_much_and_what_would_help(demo, prompts):

@@ -47,8 +47,8 @@ class Page(HTMLParser):
 
 def effects_with(prompt="What?", completion="That.", n=1, **columns):
     row = {"prompt": prompt, "completion": completion, "verdict": "compliance", "cross_entropy": 1.0, **columns}
-    kinds = [(kind, name) for kind, names in CONDITIONS.items() for name in names]
-    return Effects(pd.DataFrame([{"kind": k, "condition": c, **row} for k, c in kinds for _ in range(n)]))
+    kinds = [(side, name) for side, names in CONDITIONS.items() for name in names]
+    return Effects(pd.DataFrame([{"side": k, "condition": c, **row} for k, c in kinds for _ in range(n)]))
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def selections(demo, prompts):
 def report(demo, prompts, selections):
     """Makes a page from a selection and effects."""
     sides = prompts.side("positive", "val", 4), prompts.side("negative", "val", 4)
-    similarities = {name: layer_similarities(demo, *sides, one) for name, one in selections.items()}
+    similarities = {name: layer_similarities(demo, sides, one) for name, one in selections.items()}
 
     def make(effects, method="COSMIC", summary=SUMMARY, settings=None, command=""):
         return Page(write_report(selections[method], effects, similarities[method], summary, settings or {}, command))
@@ -90,7 +90,7 @@ def test_model_output_stays_text(report):
     assert "img" not in page.tags and "onerror" not in dict(page.attributes)
     assert page.tags.count("script") == 9  # five figures, their templates, completions, plotly.js, the page's own
     row = page.data["completion-data"]["rows"][0]
-    assert row == {"side": "harmful", "prompt": EVIL, "category": EVIL, "answers": [[EVIL, "compliance", False]] * 3}
+    assert row == {"side": "positive", "prompt": EVIL, "category": EVIL, "answers": [[EVIL, "compliance", False]] * 3}
     assert page.text.count(EVIL) == 6  # title, heading, contrast set, note, category, command
 
 
@@ -134,7 +134,7 @@ def test_another_concept_is_not_called_refusal(report):
 def test_too_many_completions_are_cut_and_counted(report):
     page = report(effects_with(completion="word " * 2000, n=20))
     rows = page.data["completion-data"]["rows"]
-    assert [row["side"] for row in rows].count("harmful") == len(rows) / 2 > 5
+    assert [row["side"] for row in rows].count("positive") == len(rows) / 2 > 5
     assert f"{40 - len(rows)} more prompts would make the page too large" in page.text
     assert "too large" not in report(effects_with(n=20)).text
 

@@ -29,7 +29,7 @@ from cosmic_tl.runs.job import job as runs
 SETTINGS = RunSettings(
     CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=50.0), n_test=2, max_new_tokens=4, n_placebos=1
 )
-BASELINES = [Condition("baseline", "harmful", ()), Condition("baseline", "harmless", ())]
+BASELINES = [Condition("baseline", "positive", ()), Condition("baseline", "negative", ())]
 
 
 @pytest.fixture(scope="module")
@@ -221,8 +221,8 @@ def test_phrases_belong_to_a_run(demo, prompts, tmp_path):
     with pytest.raises(CosmicError, match=r"other settings \(settings\)"):
         run(demo, prompts, tmp_path / "run", replace(of_course, phrases=("sure",)))
     assert (
-        result.summary["rates"]["harmless"]["baseline"]
-        == with_phrase[(frame.kind == "harmless") & (frame.condition == "baseline")].mean()
+        result.summary["rates"]["negative"]["baseline"]
+        == with_phrase[(frame.side == "negative") & (frame.condition == "baseline")].mean()
     )
 
 
@@ -234,12 +234,14 @@ def test_phrases_must_say_something(phrases):
 
 def test_effects_are_judged_by_any_judge(demo):
     asked = ["Rob a bank clerk."], ["Bake a pizza."]
-    found = measure_effects(demo, *asked, BASELINES, judge=SubstringJudge(("PIZZA",)))
+    found = measure_effects(demo, asked, conditions=BASELINES, judge=SubstringJudge(("PIZZA",)))
     assert found.completions.verdict.tolist() == ["compliance", "refusal"] and found.terms is CONCEPT
     assert "positive" in found._repr_html_() and "refus" not in found._repr_html_()
     undecided = measure_effects(
-        demo, *asked, BASELINES, judge=lambda prompts, texts: [Judgement("neither") for _ in texts]
+        demo, asked, conditions=BASELINES, judge=lambda prompts, texts: [Judgement("neither") for _ in texts]
     )
     assert undecided.completions.verdict.tolist() == ["neither"] * 2 and undecided.terms is REFUSAL
     with pytest.raises(CosmicError, match="judge: it says 'safe', and effects count refusals"):
-        measure_effects(demo, *asked, BASELINES, judge=lambda prompts, texts: [Judgement("safe") for _ in texts])
+        measure_effects(
+            demo, asked, conditions=BASELINES, judge=lambda prompts, texts: [Judgement("safe") for _ in texts]
+        )

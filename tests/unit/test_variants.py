@@ -32,7 +32,7 @@ def test_each_target_is_its_formula(demo, prompts, how, mode):
 
     def seen(texts, edit=()):
         with steering(demo, edit):
-            return cache_activations(demo, texts, "hook_resid_post").double()[:, list(LAYERS), -1]
+            return cache_activations(demo, texts, site="hook_resid_post").double()[:, list(LAYERS), -1]
 
     there, back = formula(seen(positive), seen(negative), how), formula(seen(negative), seen(positive), how)
     assert found.clean_similarity == pytest.approx(float(there + back) / 2, abs=1e-6)
