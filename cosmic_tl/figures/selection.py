@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from html import escape
+from itertools import takewhile
 
 import numpy as np
 import plotly.graph_objects as go
@@ -78,9 +79,10 @@ def plot_score_comparison(selections: Mapping[str, Selection], measure: str = "s
     if len(methods := {selection.method for selection in selections.values()}) > 1 and measure == "score":
         raise CosmicError(f"measure: 'score' differs between {' and '.join(sorted(methods))}; compare 'kl', say")
     panels = [score_panel(selection, measure, escape(name)) for name, selection in selections.items()]
-    title = {"score": "score"} | next(iter(selections.values())).measures
-    if measure == "score" and methods == {"COSMIC"}:
-        title["score"] = f"{title['s_comply']} + {title['s_refuse']}"
+    title = {"score": "score", **next(iter(selections.values())).measures}
+    if title["score"] == "sum":
+        summed = takewhile(lambda name: name != "score", next(iter(selections.values())).measures)
+        title["score"] = " + ".join(title[name] for name in summed)
     figure = heatmaps(panels, shared=True, bar_title=title.get(measure, measure))
     for k, selection in enumerate(selections.values()):
         mark_choice(figure, k, selection)

@@ -77,24 +77,10 @@ def _rates(effects: Effects) -> Picture:
 
 def _scores(selection: Selection) -> Picture:
     chosen = selection.direction
-    if selection.method == "COSMIC":
-        caption = (
-            "Every candidate direction. S_comply: how close positive prompts come to the negative class when the direction is "
-            "removed. S_refuse: how close negative prompts come to the positive class when it is induced. The kept candidate "
-            "with the highest sum is chosen. KL: how much removal moves the next token on negative prompts."
-        )
-    else:
-        caption = (
-            "Every candidate direction. Bypass: the mean refusal score of positive prompts when the direction is removed, "
-            f"{selection.clean['bypass']:+.2f} without intervention; the kept candidate with the lowest is chosen. Induce: that "
-            f"of negative prompts when it is induced, {selection.clean['induce']:+.2f} without intervention. The refusal score "
-            f"is the log-odds that the answer begins with a refusal token, here {selection.tokens}. KL: how much removal moves "
-            "the next token on negative prompts."
-        )
     layers, positions = len(selection.layer_similarity), len(selection.positions)
     return Picture(
         plot_scores(selection, remarks=False),
-        caption,
+        selection.caption,
         f"Heatmaps over {layers} layers and {positions} token positions, one a measure. Layer {chosen.layer}, position "
         f"{chosen.position} is framed; {int((~selection.table.kept).sum())} of {len(selection.table)} candidates are crossed "
         f"out by filters. Chosen: {selection.basis}.",

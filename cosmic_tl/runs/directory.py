@@ -15,6 +15,7 @@ from cosmic_tl.directions.candidates import Candidates
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.experiments.layer_similarity import LayerSimilarity
+from cosmic_tl.interventions.modes import Edits
 from cosmic_tl.metrics.refusal_score import RefusalTokens
 from cosmic_tl.model.positions import Positions
 from cosmic_tl.runs.derived import (
@@ -164,6 +165,7 @@ def write_choice(out: Path, selection: Selection, similarity: LayerSimilarity, i
         "selection": plain,
         "positions": selection.positions.labels,
         "candidates": origin,
+        "edits": asdict(selection.edits),
         "tokens": None if selection.tokens is None else asdict(selection.tokens),
     }
     tensors = {name: getattr(selection.candidates, name).contiguous() for name in ("vectors", "references")}
@@ -214,7 +216,7 @@ def read_choice(
         layer_similarity=tensors["layer_similarity"],
         positions=positions,
         candidates=Candidates(tensors["vectors"], tensors["references"], **settings["candidates"], shuffled=shuffled),
-        plan=None,
+        edits=Edits(**settings["edits"]),
         tokens=None if tokens is None else RefusalTokens(**_with_tuples(tokens)),
         **plain,
     )

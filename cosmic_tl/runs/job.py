@@ -176,7 +176,7 @@ def _summary(
         "direction": {"layer": selection.direction.layer, "position": selection.direction.position},
         "method": selection.method,
         "scores": {name: float(winner[name]) for name in _SCORES if name in selection.table}
-        | ({"clean_similarity": selection.clean_similarity} if selection.evaluation_layers else {}),
+        | {f"clean_{name}": value for name, value in selection.clean.items()},
         "evaluation_layers": list(selection.evaluation_layers),
         "filters": [
             {name: None if value != value else value for name, value in row.items()}

@@ -27,6 +27,14 @@ from cosmic_tl.selection.scores import ScoreKey, Scores, undefined
 
 HALVING_SHARES = (1 / 8, 1 / 4, 1 / 2)
 """Shares of the validation prompts on which successive halving looks at what is left."""
+CLOSE, ROUNDING = 0.01, 0.005
+"""Scores that lie this close are noted: always, and where half precision may be off by as much."""
+LABELS = {"s_comply": "S<sub>comply</sub>", "s_refuse": "S<sub>refuse</sub>", "score": "sum", "kl": "KL (nats)"}
+CAPTION = (
+    "Every candidate direction. S_comply: how close positive prompts come to the negative class when the direction is "
+    "removed. S_refuse: how close negative prompts come to the positive class when it is induced. The kept candidate with the "
+    "highest sum is chosen. KL: how much removal changes the next-token distribution on negative prompts."
+)
 FINALISTS = 4
 """Candidates that halving leaves, at least."""
 
@@ -277,10 +285,11 @@ def select_cosmic(
     # A candidate that is asked for leaves nothing to settle.
     table, filters = table_of() if options.cell else _settle(scorer.compute, plan, scorer.scores, table_of)
     winner = choose(table, filters, options.cell)
-    notes = [*left_out, *notes_about(table, filters, winner, "COSMIC", val[1], model.cfg.dtype)]
+    notes = [*left_out, *notes_about(table, filters, winner, val[1], model.cfg.dtype, CLOSE, ROUNDING)]
     if not options.filter_prompts:
         firsts = [side.argmax(-1).tolist() for side in scorer.clean_logits]
         notes += before_any_edit(scorer.clean_logits, tokens or telling_tokens(model, firsts[0], firsts[1]))
+    zero = f"no intervention {clean:.3f}"
     return Selection(
         candidates.direction(int(winner.layer), int(winner.position), model),
         table,
@@ -289,12 +298,14 @@ def select_cosmic(
         warnings_about(winner),
         tuple(layers),
         similarity,
-        clean,
         positions,
         candidates,
-        options.mode,
-        plan,
-        alpha=options.alpha,
-        induction_layer=options.induction_layer,
-        induction_tokens=options.induction_tokens,
+        method="COSMIC",
+        measures=LABELS,
+        basis=f"S_comply {winner.s_comply:.3f} ({winner.share_comply:.0%} of the way to its target), S_refuse "
+        f"{winner.s_refuse:.3f} ({winner.share_refuse:.0%}), {zero}; KL {winner.kl:.3g}",
+        caption=CAPTION,
+        edits=options.edits,
+        clean={"similarity": clean},
+        plan=plan,
     )

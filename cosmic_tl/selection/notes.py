@@ -15,10 +15,6 @@ WELL_ABOVE = 0.1
 """A filtered candidate whose score exceeds the winner's by more than this is noted."""
 HARDLY = 0.3
 """A winner that covers less than this share of the way to a target is warned about."""
-CLOSE = {"COSMIC": 0.01, "refusal tokens": 0.1}
-"""Candidates whose scores (cosines, log-odds) lie this near to the winner's are counted."""
-ROUNDING = {"COSMIC": 0.005, "refusal tokens": 0.05}
-"""By how much scores in half precision may differ from those in float32."""
 MOST = 0.5
 """A prompt that carries more than this share of a divergence is noted."""
 
@@ -59,9 +55,10 @@ def notes_about(
     table: pd.DataFrame,
     filters: pd.DataFrame,
     winner: "pd.Series[float]",
-    method: str,
     negative: Sequence[str],
     dtype: torch.dtype,
+    close: float,
+    rounding: float,
 ) -> tuple[str, ...]:
     """By what margin a candidate was chosen, and on how many prompts the margin hangs.
 
@@ -69,22 +66,23 @@ def notes_about(
         table: With `kept`, `reason` and the scores.
         filters: From `apply_filters`.
         winner: The chosen row.
-        method: "COSMIC" or "refusal tokens".
         negative: The negative validation prompts, in the order in which `kl_max_prompt` counts them.
         dtype: Of the model.
+        close: Candidates whose scores lie this close to the winner's are counted.
+        rounding: By how much scores in half precision may differ from those in float32.
 
     Example:
         >>> rows = {"layer": [1, 2], "position": [-1, -1], "score": [1.2, 1.9], "kept": [True, False], "kl": 0.0}
         >>> table = pd.DataFrame({**rows, "reason": ["", "late layer"], "kl_max": 0.0, "kl_max_prompt": 0})
         >>> filters = pd.DataFrame({"filter": ["late layer"], "option": ["max_layer_share=1"], "taken": [1]})
-        >>> notes_about(table, filters, table.iloc[0], "COSMIC", ["hi"], torch.float32)
+        >>> notes_about(table, filters, table.iloc[0], ["hi"], torch.float32, 0.01, 0.005)
         ('A filtered candidate (layer 2, position -1) scored 1.900, the chosen one 1.200; taken by late layer: ... admits it.',)
     """
     return (
         *_dropped(winner),
         *_better_but_filtered(table, filters, winner),
         *_one_prompt_decides(table, winner, negative),
-        *_close(table, winner, method, dtype),
+        *_close(table, winner, dtype, close, rounding),
     )
 
 
@@ -129,16 +127,18 @@ def _one_prompt_decides(table: pd.DataFrame, winner: "pd.Series[float]", negativ
     return sentences
 
 
-def _close(table: pd.DataFrame, winner: "pd.Series[float]", method: str, dtype: torch.dtype) -> list[str]:
+def _close(
+    table: pd.DataFrame, winner: "pd.Series[float]", dtype: torch.dtype, close: float, rounding: float
+) -> list[str]:
     others = table[table.kept & table.score.notna() & (table.index != winner.name)]
     behind = winner.score - others.score
     found = []
-    if n := int((behind <= CLOSE[method]).sum()):
-        found.append(f"{_candidates(n)} within {CLOSE[method]:g} of the chosen one's score ({winner.score:.3f}).")
-    if dtype in (torch.bfloat16, torch.float16) and (n := int((behind <= ROUNDING[method]).sum())):
+    if n := int((behind <= close).sum()):
+        found.append(f"{_candidates(n)} within {close:g} of the chosen one's score ({winner.score:.3f}).")
+    if dtype in (torch.bfloat16, torch.float16) and (n := int((behind <= rounding).sum())):
         name = str(dtype).removeprefix("torch.")
         found.append(
-            f"Scores in {name} are off by up to {ROUNDING[method]:g}, and {_candidates(n).lower()} within that: float32 may "
+            f"Scores in {name} are off by up to {rounding:g}, and {_candidates(n).lower()} within that: float32 may "
             "choose another."
         )
     return found

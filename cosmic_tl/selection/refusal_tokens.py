@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from math import nan
 
 import pandas as pd
 from jaxtyping import Float64
@@ -35,6 +34,9 @@ from cosmic_tl.selection.result import Selection
 from cosmic_tl.selection.scores import ScoreKey, Scorer, Scores
 
 MEASURES = ("bypass", "induce", "kl")
+LABELS = {"bypass": "bypass (log-odds)", "induce": "induce (log-odds)", "kl": "KL (nats)"}
+CLOSE, ROUNDING = 0.1, 0.05
+"""Scores that lie this close are noted: always, and where half precision may be off by as much."""
 NEAREST = 8
 """Of so many candidates it is found out what would admit them, if none passes."""
 STRONGER = 2.0
@@ -192,9 +194,10 @@ def select_by_refusal_tokens(
         raise _nothing_left(table_of, scorer, scorer_at, options)
     winner = choose(table, filters, options.cell)
     clean = {"bypass": float(scorer.clean_positive.mean()), "induce": float(scorer.clean_negative.mean())}
-    notes = [*left_out, *notes_about(table, filters, winner, "refusal tokens", val[1], model.cfg.dtype)]
+    notes = [*left_out, *notes_about(table, filters, winner, val[1], model.cfg.dtype, CLOSE, ROUNDING)]
     if not options.filter_prompts:
         notes += before_any_edit(scorer.clean_logits, tokens)
+    removed, induced = f"{clean['bypass']:+.2f}", f"{clean['induce']:+.2f}"
     return Selection(
         candidates.direction(int(winner.layer), int(winner.position), model),
         table,
@@ -203,15 +206,17 @@ def select_by_refusal_tokens(
         warnings_about(winner, clean),
         (),
         layer_similarity(*means),
-        nan,
         positions,
         candidates,
-        options.mode,
-        None,
-        "refusal tokens",
-        tokens,
-        clean,
-        options.alpha,
-        options.induction_layer,
-        options.induction_tokens,
+        method="refusal tokens",
+        measures=LABELS,
+        basis=f"refusal score of positive prompts {removed}, {winner.bypass:+.2f} with the direction removed; of negative ones "
+        f"{induced}, {winner.induce:+.2f} with it induced; KL {winner.kl:.3g}; tokens {tokens}",
+        caption="Every candidate direction. Bypass: the mean refusal score of positive prompts when the direction is removed, "
+        f"{removed} without intervention; the kept candidate with the lowest is chosen. Induce: that of negative prompts when "
+        f"it is induced, {induced} without intervention. The refusal score is the log-odds that the answer begins with a "
+        f"refusal token, here {tokens}. KL: how much removal changes the next-token distribution on negative prompts.",
+        edits=options.edits,
+        clean=clean,
+        tokens=tokens,
     )

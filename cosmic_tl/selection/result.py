@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from jaxtyping import Float64
@@ -15,7 +15,7 @@ from cosmic_tl.directions.direction import Direction
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.interventions.edits import Intervention
 from cosmic_tl.interventions.modes import Edits
-from cosmic_tl.interventions.options import InductionTokens, Mode
+from cosmic_tl.interventions.options import Mode
 from cosmic_tl.model.positions import Positions
 from cosmic_tl.selection.plan import Plan
 
@@ -42,38 +42,51 @@ class Selection(Plotted):
     warnings: tuple[str, ...]
     """Why the result must not be used."""
     evaluation_layers: tuple[int, ...]
+    """Layers whose activations were compared; empty if none were."""
     layer_similarity: Float64[Tensor, " layer"]
     """Cosine between the two classes' mean `y[l, -1]` on training prompts."""
-    clean_similarity: float
-    """Cosine between the classes on validation prompts with no intervention: the zero point of both scores."""
     positions: Positions
     candidates: Candidates
-    mode: Mode
-    plan: Plan | None
-    """The passes that were made and spared (COSMIC)."""
-    method: Literal["COSMIC", "refusal tokens"] = "COSMIC"
-    tokens: "RefusalTokens | None" = None
-    """The refusal tokens, where they were what the choice rests on."""
+    method: str
+    """Name of the procedure that chose."""
+    measures: Mapping[str, str]
+    """Columns of the table that hold scores, and what they are called."""
+    basis: str
+    """What the chosen candidate reaches, in a sentence."""
+    caption: str
+    """How to read the scores, in sentences."""
+    edits: Edits
+    """How this selection removes and induces a direction, its own or a placebo."""
     clean: Mapping[str, float] = field(default_factory=dict)
-    """Mean refusal scores with no intervention, "bypass" and "induce"."""
-    alpha: float = 1.0
-    """Strength of the induction that the candidates were scored by."""
-    induction_layer: int | None = None
-    """Where induction adds the direction; None is the direction's own layer."""
-    induction_tokens: InductionTokens = "all"
-    """Which tokens induction edits."""
+    """The scores' zero points: what they are with no intervention."""
+    tokens: "RefusalTokens | None" = None
+    """The refusal tokens, where the choice rests on them."""
+    plan: Plan | None = None
+    """The passes that were made and skipped, where the procedure plans them."""
 
     @property
-    def edits(self) -> Edits:
-        """How this selection removes and induces a direction, its own or a placebo.
+    def mode(self) -> Mode:
+        """ "linear" or "affine".
 
         Example:
             >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, select_cosmic
             >>> options = CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=10.0)
-            >>> select_cosmic(load_model("demo", device="cpu"), load_prompts("demo"), options).edits
-            Edits(mode='affine', alpha=1.0, layer=None, tokens='all')
+            >>> select_cosmic(load_model("demo", device="cpu"), load_prompts("demo"), options).mode
+            'affine'
         """
-        return Edits(self.mode, self.alpha, self.induction_layer, self.induction_tokens)
+        return self.edits.mode
+
+    @property
+    def alpha(self) -> float:
+        """Strength of the induction that the candidates were scored by.
+
+        Example:
+            >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, select_cosmic
+            >>> options = CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=10.0)
+            >>> select_cosmic(load_model("demo", device="cpu"), load_prompts("demo"), options).alpha
+            1.0
+        """
+        return self.edits.alpha
 
     def removal(self) -> Intervention:
         """The edit that takes the concept out, in the mode that the candidates were scored in.
@@ -101,46 +114,6 @@ class Selection(Plotted):
             (0.5, 2.0)
         """
         return self.edits.induction(self.direction, alpha)
-
-    @property
-    def measures(self) -> dict[str, str]:
-        """Columns of the table that hold scores, and what they are called.
-
-        Example:
-            >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, select_cosmic
-            >>> options = CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=10.0)
-            >>> list(select_cosmic(load_model("demo", device="cpu"), load_prompts("demo"), options).measures)
-            ['s_comply', 's_refuse', 'score', 'kl']
-        """
-        if self.method == "COSMIC":
-            return {
-                "s_comply": "S<sub>comply</sub>",
-                "s_refuse": "S<sub>refuse</sub>",
-                "score": "sum",
-                "kl": "KL (nats)",
-            }
-        return {"bypass": "bypass (log-odds)", "induce": "induce (log-odds)", "kl": "KL (nats)"}
-
-    @property
-    def basis(self) -> str:
-        """What the chosen candidate reaches, in a sentence.
-
-        Example:
-            >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, select_cosmic
-            >>> options = CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=10.0)
-            >>> select_cosmic(load_model("demo", device="cpu"), load_prompts("demo"), options).basis
-            'S_comply ...'
-        """
-        row = self.winner
-        if self.method == "COSMIC":
-            return (
-                f"S_comply {row.s_comply:.3f} ({row.share_comply:.0%} of the way to its target), S_refuse {row.s_refuse:.3f} "
-                f"({row.share_refuse:.0%}), no intervention {self.clean_similarity:.3f}; KL {row.kl:.3g}"
-            )
-        return (
-            f"refusal score of positive prompts {self.clean['bypass']:+.2f}, {row.bypass:+.2f} with the direction removed; of "
-            f"negative ones {self.clean['induce']:+.2f}, {row.induce:+.2f} with it induced; KL {row.kl:.3g}; tokens {self.tokens}"
-        )
 
     @property
     def remarks(self) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ def test_both_sides_are_refused_while_the_direction_is_sought(refused):
 
 def test_a_direction_is_found_all_the_same(found):
     assert found.winner.share_comply > 0.8 and found.winner.share_refuse > 0.8
-    assert found.clean_similarity < 0.9  # what is refused alike is not alike inside
+    assert found.clean["similarity"] < 0.9  # what is refused alike is not alike inside
 
 
 def test_its_removal_restores_compliance_without_the_order(found, refused):

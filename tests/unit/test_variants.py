@@ -35,7 +35,7 @@ def test_each_target_is_its_formula(demo, prompts, how, mode):
             return cache_activations(demo, texts, site="hook_resid_post").double()[:, list(LAYERS), -1]
 
     there, back = formula(seen(positive), seen(negative), how), formula(seen(negative), seen(positive), how)
-    assert found.clean_similarity == pytest.approx(float(there + back) / 2, abs=1e-6)
+    assert found.clean["similarity"] == pytest.approx(float(there + back) / 2, abs=1e-6)
     table = found.table.set_index(["layer", "position"])
     for cell in ((1, -2), (3, -1), (5, -4), (7, -1)):
         direction = found.candidates.direction(*cell)
