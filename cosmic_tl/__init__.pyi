@@ -181,5 +181,8 @@ from .selection.refusal_tokens import (
 from .selection.result import (
     Selection as Selection,
 )
+from .selection.score_directions import (
+    score_directions as score_directions,
+)
 
 __version__: str

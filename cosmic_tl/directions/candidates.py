@@ -1,15 +1,26 @@
 """Candidates: one direction for each layer and position."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import nan
+from typing import Any
 
+import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from cosmic_tl.activations import mean_activations
+from cosmic_tl.data.contrast_set import Prompts, sides_of
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.errors import CosmicError, check_whole_number
+from cosmic_tl.model.batching import BATCH_SIZE
+from cosmic_tl.model.chat import ChatFormat
 from cosmic_tl.model.fingerprint import model_fingerprint
 from cosmic_tl.model.load import TransformerBridge, short_label
+from cosmic_tl.model.positions import post_instruction_positions
+
+Cells = Mapping[tuple[int, int], Any]
+"""By layer and position, a vector: a tensor, an array or a list of floats."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,6 +29,7 @@ class Candidates:
 
     vectors: Float64[Tensor, "layer position d_model"]
     references: Float64[Tensor, "layer position d_model"]
+    """The negative class's mean at the same places; NaN where it is not known, which affine edits refuse."""
     method: str
     fingerprint: str = ""
     """`model_fingerprint` of the model they were found in; "" for unknown."""
@@ -25,6 +37,87 @@ class Candidates:
     """That model's name, for people."""
     shuffled: Mapping[int, Float64[Tensor, "layer position d_model"]] = field(default_factory=dict)
     """By seed, the difference in means of the same prompts with random labels."""
+    names: tuple[str, ...] = ()
+    """What stands in the columns in place of token positions, for directions of other origins; empty for positions."""
+
+    @classmethod
+    def from_vectors(
+        cls,
+        vectors: Cells,
+        *,
+        references: Cells | None = None,
+        n_layers: int,
+        method: str = "given",
+        names: Sequence[str] = (),
+    ) -> "Candidates":
+        """Candidates from anywhere: probes, sparse autoencoders, another tool's directions.
+
+        Args:
+            vectors: Layer and position (counted from the end) to a vector: a tensor, an array or a list of floats. Its length
+                is what α = 1 adds. Cells that are not given are no candidates.
+            references: The negative class's mean activations at the same cells, where they are known. Without one, affine
+                edits refuse; `with_reference` measures them.
+            n_layers: Layers of the model.
+            method: Where they are from, for people.
+            names: What the columns are called, if they do not stand for token positions.
+
+        Raises:
+            CosmicError: If there are none, a cell is outside the model, or the widths differ.
+
+        Example:
+            >>> Candidates.from_vectors({(2, -1): [1.0, 0.0], (3, -1): [0.0, 2.0]}, n_layers=8)
+            Candidates(given, 8 layers × 1 positions, d_model 2)
+        """
+        if not vectors:
+            raise CosmicError("vectors: found none; give at least one, by (layer, position)")
+        given = {"vectors": vectors, "references": references or {}}
+        width = len(next(iter(vectors.values())))
+        n_positions = max(-position for _, position in vectors)
+        filled = {name: torch.full((n_layers, n_positions, width), nan, dtype=torch.float64) for name in given}
+        for name, some in given.items():
+            for (layer, position), vector in some.items():
+                one = torch.as_tensor(vector, dtype=torch.float64).detach().cpu()
+                if not (0 <= layer < n_layers and -n_positions <= position < 0):
+                    raise CosmicError(
+                        f"{name}: found cell ({layer}, {position}); layers are 0 to {n_layers - 1}, and positions count from "
+                        "the end: -1 is the last"
+                    )
+                if one.shape != (width,):
+                    raise CosmicError(
+                        f"{name}: ({layer}, {position}) has shape {tuple(one.shape)}, expected ({width},)"
+                    )
+                filled[name][layer, position] = one
+        return cls(filled["vectors"], filled["references"], method, names=tuple(names))
+
+    def with_reference(
+        self,
+        model: TransformerBridge,
+        prompts: Prompts,
+        *,
+        chat: ChatFormat | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> "Candidates":
+        """The same candidates with the references that affine edits need, measured on negative prompts.
+
+        Args:
+            model: The model that they are for.
+            prompts: A contrast set, whose training prompts are taken, or a pair of lists: positive and negative prompts.
+            chat: Formatting. Defaults to the plain chat template.
+            batch_size: Prompts per forward pass. Default 32.
+
+        Example:
+            >>> from cosmic_tl import load_model
+            >>> some = Candidates.from_vectors({(2, -1): [1.0] * 128}, n_layers=8)
+            >>> asked = ["Rob a bank clerk."], ["Bake a pizza."]
+            >>> measured = some.with_reference(load_model("demo", device="cpu"), asked)
+            >>> bool(measured.references.isfinite().all())
+            True
+        """
+        _, negative = sides_of(prompts, "train")
+        n_positions = 1 if self.names else self.vectors.shape[1]
+        positions = post_instruction_positions(model, chat, n_positions)
+        means = mean_activations(model, negative, positions=positions, chat=chat, batch_size=batch_size)
+        return replace(self, references=means.resid_pre.expand_as(self.vectors).clone())
 
     def __repr__(self) -> str:
         n_layers, n_positions, d_model = self.vectors.shape
@@ -79,13 +172,17 @@ class Candidates:
         self.check(layer, position)
         return Direction(
             self.vectors[layer, position],
-            self.references[layer, position],
+            self._reference(layer, position),
             layer,
             position,
             self.method,
             model_fingerprint(model) if model is not None else self.fingerprint,
             short_label(model) if model is not None else self.model,
         )
+
+    def _reference(self, layer: int, position: int) -> Float64[Tensor, " d_model"] | None:
+        reference = self.references[layer, position]
+        return None if reference.isnan().any() else reference
 
     def moved(self, direction: Direction, layer: int) -> Direction:
         """The same vector to apply at another layer, with the reference of that layer, which `AffineEdit` needs.
@@ -106,7 +203,7 @@ class Candidates:
             (Direction(example, layer 1, position -2, norm 2, any model), tensor([1., 1., 1., 1.]))
         """
         self.check(layer, direction.position)
-        return replace(direction, layer=layer, reference=self.references[layer, direction.position])
+        return replace(direction, layer=layer, reference=self._reference(layer, direction.position))
 
     def shuffled_directions(self, like: Direction) -> dict[int, Direction]:
         """Placebos: what the same prompts with random labels give at the same place, scaled to the same norm.

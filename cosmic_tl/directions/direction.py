@@ -44,8 +44,9 @@ class Direction:
 
     vector: Float[Tensor, " d_model"]
     """`r`, unnormalised: its length is what α = 1 adds. float32, on the CPU."""
-    reference: Float[Tensor, " d_model"]
-    """`nu`, the negative class's mean activation at the same place: ACE's origin. float32, on the CPU."""
+    reference: Float[Tensor, " d_model"] | None
+    """`nu`, the negative class's mean activation at the same place: ACE's origin. float32, on the CPU. None if it is not
+    known; affine edits then refuse."""
     layer: int
     """The block at whose input (`hook_resid_pre`) it was found and is applied, from 0."""
     position: int
@@ -58,12 +59,14 @@ class Direction:
     versions: dict[str, str] = field(default_factory=versions)
 
     def __post_init__(self) -> None:
-        if self.vector.shape != self.reference.shape or self.vector.ndim != 1:
+        given = ("vector", "reference") if self.reference is not None else ("vector",)
+        shapes = [tuple(getattr(self, name).shape) for name in given]
+        if len(set(shapes)) > 1 or len(shapes[0]) != 1:
             raise CosmicError(
-                f"direction: vector has shape {tuple(self.vector.shape)} and reference {tuple(self.reference.shape)}; "
-                "both must be (d_model,)"
+                f"direction: {' and '.join(f'{n} has shape {s}' for n, s in zip(given, shapes, strict=True))}; "
+                "each must be (d_model,)"
             )
-        for name in ("vector", "reference"):
+        for name in given:
             own = getattr(self, name).detach().to("cpu", torch.float32, copy=True).contiguous()
             object.__setattr__(self, name, own)
         check_whole_number("layer", self.layer)
@@ -72,7 +75,7 @@ class Direction:
             raise CosmicError(f"layer: found {self.layer}; layers count from 0")
         if self.position >= 0:
             raise CosmicError(f"position: found {self.position}; positions count from the end, and -1 is the last")
-        if not (self.vector.isfinite().all() and self.reference.isfinite().all()):
+        if not all(getattr(self, name).isfinite().all() for name in given):
             raise CosmicError("direction: it holds NaN or infinite values; find it again on finite activations")
         if not self.vector.any():
             raise CosmicError("direction: its vector is zero, so it points nowhere; use prompts that differ")
@@ -86,6 +89,24 @@ class Direction:
             'blocks.3.hook_resid_pre'
         """
         return f"blocks.{self.layer}.hook_resid_pre"
+
+    def known_reference(self) -> Float[Tensor, " d_model"]:
+        """The reference, which affine edits need.
+
+        Raises:
+            CosmicError: If it is not known.
+
+        Example:
+            >>> Direction(torch.ones(4), None, layer=3, position=-1).known_reference()
+            Traceback (most recent call last):
+            cosmic_tl.errors.CosmicError: reference: this direction has none, and an affine edit needs the negative ...
+        """
+        if self.reference is None:
+            raise CosmicError(
+                "reference: this direction has none, and an affine edit needs the negative class's mean at its place; take it "
+                "from `candidates.with_reference(model, prompts)`, or use Addition and Ablation (mode='linear')"
+            )
+        return self.reference
 
     @property
     def norm(self) -> float:
@@ -161,7 +182,7 @@ class Direction:
             "versions": self.versions,
         }
         part = Path(f"{path}.part")
-        tensors = {"vector": self.vector, "reference": self.reference}
+        tensors = {"vector": self.vector} | ({} if self.reference is None else {"reference": self.reference})
         # One entry, since safetensors writes several in any order: the same direction is the same bytes.
         save_file(tensors, part, metadata={"settings": json.dumps(settings)})
         os.replace(part, path)
@@ -193,7 +214,11 @@ class Direction:
                 hook = settings.pop("hook")
                 if not all(isinstance(settings.get(name, ""), str) for name in ("method", "fingerprint", "model")):
                     raise TypeError("method, fingerprint and model must be texts")
-                direction = cls(file.get_tensor("vector"), file.get_tensor("reference"), **settings)
+                direction = cls(
+                    file.get_tensor("vector"),
+                    file.get_tensor("reference") if "reference" in file.keys() else None,  # noqa: SIM118
+                    **settings,
+                )
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise CosmicError(
                 f"direction: {str(path)!r} is not a saved direction ({first_line(error)}); save it again"

@@ -61,7 +61,7 @@ def ablation_addition(direction: Direction, alpha: float) -> AffineEdit:
         >>> edit.map(torch.tensor([3.0, 1.0, 1.0, 3.0]))
         tensor([ 1.5000, -0.5000, -0.5000,  1.5000])
     """
-    return AffineEdit(replace(direction, reference=torch.zeros_like(direction.reference)), alpha)
+    return AffineEdit(replace(direction, reference=torch.zeros_like(direction.vector)), alpha)
 
 
 METHODS: Mapping[str, Method] = {

@@ -77,7 +77,7 @@ def amplification(direction: Direction, alpha: float, tokens: Scope = "all") -> 
     if not isfinite(alpha):
         raise CosmicError(f"alpha: expected a finite number, found {alpha}; pass a float")
     unit = direction.unit
-    offset = torch.tensor([-alpha * float(direction.reference.double() @ unit.double())], dtype=torch.float64)
+    offset = torch.tensor([-alpha * float(direction.known_reference().double() @ unit.double())], dtype=torch.float64)
     found = AffineMap(unit[None], -alpha * unit[None], offset, direction.fingerprint, direction.model)
     return MapEdit(found, direction.layer, tokens)
 

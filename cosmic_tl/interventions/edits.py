@@ -83,7 +83,8 @@ class AffineEdit:
     `Candidates.moved` takes a direction to another one.
 
     Raises:
-        CosmicError: If layer is not the direction's own, whose reference says nothing about another layer.
+        CosmicError: If layer is not the direction's own, whose reference says nothing about another layer, or the direction
+            has no reference.
     """
 
     direction: Direction
@@ -95,6 +96,7 @@ class AffineEdit:
     """"block" edits what the block adds; direction and reference have to be of that too (`difference_in_means` takes a part)."""
 
     def __post_init__(self) -> None:
+        self.direction.known_reference()
         own = self.direction.layer
         if self.layer not in (None, own):
             raise CosmicError(
@@ -111,7 +113,7 @@ class AffineEdit:
             tensor([1.5000, 1.5000, 1.5000, 1.5000])
         """
         d = self.direction
-        return _rank_one(d, 1.0, float(d.reference.double() @ d.unit.double()) + self.alpha * d.norm)
+        return _rank_one(d, 1.0, float(d.known_reference().double() @ d.unit.double()) + self.alpha * d.norm)
 
 
 @dataclass(frozen=True, eq=False)

@@ -52,7 +52,7 @@ def direction_digest(direction: Direction) -> str:
         >>> direction_digest(one) == direction_digest(other)
         False
     """
-    numbers = [direction.vector.tolist(), direction.reference.tolist()]
+    numbers = [direction.vector.tolist(), None if direction.reference is None else direction.reference.tolist()]
     return digest([*numbers, direction.layer, direction.position, direction.fingerprint])
 
 

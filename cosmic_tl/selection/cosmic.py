@@ -10,6 +10,7 @@ from torch.nn.functional import cosine_similarity
 
 from cosmic_tl.activations import MeanActivations, class_means
 from cosmic_tl.data.contrast_set import ContrastSet
+from cosmic_tl.directions.candidates import Candidates
 from cosmic_tl.directions.difference_in_means import difference_in_means
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.metrics.refusal_score import find_refusal_tokens, keep_own, refusal_tokens, telling_tokens
@@ -18,7 +19,16 @@ from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.model.positions import post_instruction_positions
 from cosmic_tl.selection.cosmic_scores import CosmicScorer
-from cosmic_tl.selection.filters import Filter, apply_filters, check_places, choose, common_filters, score_table, settle
+from cosmic_tl.selection.filters import (
+    Filter,
+    apply_filters,
+    check_places,
+    choose,
+    common_filters,
+    positions_of,
+    score_table,
+    settle,
+)
 from cosmic_tl.selection.notes import before_any_edit, notes_about, warnings_about
 from cosmic_tl.selection.options import PLACEBOS, Cell, CosmicOptions
 from cosmic_tl.selection.plan import MEASURES, Plan, plan_cosmic
@@ -203,6 +213,7 @@ def select_cosmic(
     prompts: ContrastSet,
     options: CosmicOptions | None = None,
     *,
+    candidates: Candidates | None = None,
     chat: ChatFormat | None = None,
     batch_size: int | None = None,
     scores: Scores | None = None,
@@ -215,6 +226,8 @@ def select_cosmic(
         model: Any bridge.
         prompts: The concept's contrast set; train makes the candidates, val scores them.
         options: Thresholds and numbers; default the paper's.
+        candidates: Directions to choose among. Default the difference in means of the training prompts, at every layer and
+            position.
         chat: Formatting; default plain.
         batch_size: Rows (prompts times candidates) a forward pass. Default: by the memory at hand.
         scores: What is already known, by layer, position and measure ("s_comply", "s_refuse", "kl" with its
@@ -238,7 +251,7 @@ def select_cosmic(
     options = options or CosmicOptions()
     n_layers = int(model.cfg.n_layers)
     _check_layers(model, options)
-    positions = post_instruction_positions(model, chat, options.n_positions)
+    positions = positions_of(model, candidates, options, chat)
     check_places(n_layers, len(positions), options)
     size = batch_size or BATCH_SIZE
     val = prompts.sides("val", options.n_val)
@@ -251,7 +264,7 @@ def select_cosmic(
         train, val, left_out = keep_own(model, train, val, tokens, chat=chat, batch_size=size)
     if means is None:
         means = class_means(model, (train[0], train[1]), positions=positions, chat=chat, seeds=seeds, batch_size=size)
-    candidates = difference_in_means(*means)
+    candidates = candidates or difference_in_means(*means)
     similarity = layer_similarity(*means)
     layers = options.evaluation_layers or evaluation_layers(
         similarity, options.evaluation_share, options.exclude_first_half

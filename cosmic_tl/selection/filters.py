@@ -6,7 +6,12 @@ from math import nan
 
 import pandas as pd
 
+from cosmic_tl.directions.candidates import Candidates
 from cosmic_tl.errors import CosmicError
+from cosmic_tl.model.chat import ChatFormat
+from cosmic_tl.model.fingerprint import check_origin
+from cosmic_tl.model.load import TransformerBridge
+from cosmic_tl.model.positions import Positions, post_instruction_positions
 from cosmic_tl.selection.options import Cell, CommonOptions
 from cosmic_tl.selection.scores import KL, ScoreKey, is_known, parts
 
@@ -149,6 +154,43 @@ def settle(
             otherwise()
         else:
             return table, filters
+
+
+def positions_of(
+    model: TransformerBridge, candidates: Candidates | None, options: CommonOptions, chat: ChatFormat | None = None
+) -> Positions:
+    """The positions that candidates stand for, or the names that stand in their place.
+
+    Args:
+        model: The model.
+        candidates: Those that were given, if any.
+        options: With `n_positions`.
+        chat: Formatting. Defaults to the plain chat template.
+
+    Raises:
+        CosmicError: If the candidates are for a model of another size, or have other positions than the prompts.
+
+    Example:
+        >>> import torch
+        >>> from cosmic_tl import CosmicOptions, load_model
+        >>> model = load_model("demo", device="cpu")
+        >>> some = Candidates.from_vectors({(3, -1): torch.ones(128)}, n_layers=8, names=["mine"])
+        >>> positions_of(model, some, CosmicOptions()).labels
+        ('mine',)
+    """
+    if candidates is None:
+        return post_instruction_positions(model, chat, options.n_positions)
+    n_layers, n_positions, width = candidates.vectors.shape
+    if (n_layers, width) != (found := (int(model.cfg.n_layers), int(model.cfg.d_model))):
+        raise CosmicError(
+            f"candidates: they are for {n_layers} layers of width {width}, and the model has {found[0]} of width {found[1]}"
+        )
+    check_origin(model, candidates.fingerprint, candidates.model, "candidates")
+    if not candidates.names:
+        return post_instruction_positions(model, chat, n_positions)
+    if len(candidates.names) != n_positions:
+        raise CosmicError(f"candidates: found {len(candidates.names)} names for {n_positions} columns; name each")
+    return Positions(candidates.names)
 
 
 def check_places(n_layers: int, n_positions: int, options: CommonOptions) -> None:

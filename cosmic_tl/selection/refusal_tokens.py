@@ -16,7 +16,6 @@ from cosmic_tl.metrics.refusal_score import find_refusal_tokens, keep_own, log_o
 from cosmic_tl.model.batching import BATCH_SIZE
 from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.load import TransformerBridge
-from cosmic_tl.model.positions import post_instruction_positions
 from cosmic_tl.selection.cosmic import layer_similarity
 from cosmic_tl.selection.filters import (
     Filter,
@@ -25,6 +24,7 @@ from cosmic_tl.selection.filters import (
     check_places,
     choose,
     common_filters,
+    positions_of,
     score_table,
     settle,
 )
@@ -119,6 +119,7 @@ def select_by_refusal_tokens(
     prompts: ContrastSet,
     options: RefusalTokenOptions | None = None,
     *,
+    candidates: Candidates | None = None,
     chat: ChatFormat | None = None,
     batch_size: int | None = None,
     scores: Scores | None = None,
@@ -134,6 +135,8 @@ def select_by_refusal_tokens(
         model: Any bridge.
         prompts: The concept's contrast set; train makes the candidates, val scores them.
         options: Thresholds and numbers; default the paper's.
+        candidates: Directions to choose among. Default the difference in means of the training prompts, at every layer and
+            position.
         chat: Formatting; default plain.
         batch_size: Rows (prompts times candidates) a forward pass. Default: by the memory at hand.
         scores: What is already known, by layer, position and measure ("bypass", "induce", "kl" with its details
@@ -164,11 +167,11 @@ def select_by_refusal_tokens(
     left_out: tuple[str, ...] = ()
     if options.filter_prompts:
         train, val, left_out = keep_own(model, train, val, tokens, chat=chat, batch_size=size)
-    positions = post_instruction_positions(model, chat, options.n_positions)
+    positions = positions_of(model, candidates, options, chat)
     check_places(int(model.cfg.n_layers), len(positions), options)
     if means is None:
         means = class_means(model, (train[0], train[1]), positions=positions, chat=chat, seeds=seeds, batch_size=size)
-    candidates = difference_in_means(*means)
+    candidates = candidates or difference_in_means(*means)
     scores = {} if scores is None else scores
     rows = [tokenize(model, side, chat) for side in val]
 

@@ -66,7 +66,7 @@ class Selection(Plotted):
 
     @property
     def mode(self) -> Mode:
-        """ "linear" or "affine".
+        """The mode of its edits: "linear" or "affine".
 
         Example:
             >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, select_cosmic
