@@ -86,7 +86,6 @@ class ModelCheck:
         return all(check.result != "FAILED" for check in self.checks)
 
     @property
-    @property
     def table(self) -> pd.DataFrame:
         """One row per check: check, measured, tolerance, result.
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from cosmic_tl._util.displays import as_html, as_text
 from cosmic_tl._util.plots import Plotted
 from cosmic_tl._util.progress import track
-from cosmic_tl.data.contrast_set import Prompts, Side, sides_of
+from cosmic_tl.data.contrast_set import SIDES, Prompts, Side, sides_of
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.engine import Outcome, Reading, intervened
 from cosmic_tl.errors import CosmicError
@@ -137,7 +137,7 @@ class Sweep(Plotted):
                 row["score_q25"], row["score_q75"] = score.quantile(0.25), score.quantile(0.75)
             rows.append(row)
         # Within a method and side `groupby` has sorted by α, and a stable sort keeps that.
-        rows.sort(key=lambda row: (methods.index(row["method"]), row["side"]))
+        rows.sort(key=lambda row: (methods.index(row["method"]), SIDES.index(row["side"])))
         return pd.DataFrame(rows)
 
     def non_monotonic(self, tolerance: float = 0.05) -> pd.DataFrame:

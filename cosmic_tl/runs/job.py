@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from cosmic_tl._util.files import append_lines, read_lines, write_atomically
 from cosmic_tl.activations import MeanActivations, class_means
-from cosmic_tl.data.contrast_set import ContrastSet
+from cosmic_tl.data.contrast_set import SIDES, ContrastSet
 from cosmic_tl.directions.direction import versions
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.experiments.conditions import Row, standard_conditions
@@ -185,7 +185,7 @@ def _summary(
         "rates": rates,
         "intervals": intervals,
         "fluency": fluency,
-        "n": {side: int(table[table.side == side].n.max()) for side in ("positive", "negative")},
+        "n": {side: int(table[table.side == side].n.max()) for side in SIDES},
         "paired": effects.paired_table().to_dict("records"),
         "placebos": [one.as_row() for one in calibrations],
         "shuffled_cosines": {
@@ -278,7 +278,7 @@ def run(
     effects = measure_effects(
         model,
         (test_positive, test_negative),
-        conditions=sorted(conditions, key=lambda one: one.side),
+        conditions=sorted(conditions, key=lambda one: SIDES.index(one.side)),
         chat=chat,
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature,

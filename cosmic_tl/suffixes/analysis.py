@@ -136,12 +136,12 @@ def analyse_suffix(
         )
         verdicts[group] = [judge_refusal(answer) for answer in answers]
         found = rate(verdicts[group].count("refusal"), len(asked))
-        rates.append({"group": group, "n": found.n, "refusal_rate": found.value, "low": found.low, "high": found.high})
+        rates.append({"group": group, "n": found.n, "rate": found.value, "low": found.low, "high": found.high})
     pairs = zip(verdicts[HARMFUL], verdicts[ADVERSARIAL], strict=True)
     works = [i for i, pair in enumerate(pairs) if pair == ("refusal", "compliance")]
     if not works:
         raise CosmicError(
-            f"suffix: it works on none of the {len(harmful)} harmful asked; search longer, or on more asked"
+            f"suffix: it works on none of the {len(harmful)} harmful prompts; search longer, or on more prompts"
         )
     groups = {group: [everything[group][i] for i in works] for group in (HARMFUL, RANDOM, ADVERSARIAL)}
     groups[HARMLESS] = everything[HARMLESS]

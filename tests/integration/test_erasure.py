@@ -8,7 +8,15 @@ import torch
 from concept_erasure import LeaceEraser, optimal_linear_shrinkage
 from sklearn.linear_model import LogisticRegression
 
-from cosmic_tl import AffineEdit, CosmicError, cache_activations, complete, difference_in_means, mean_activations
+from cosmic_tl import (
+    AffineEdit,
+    CosmicError,
+    cache_activations,
+    complete,
+    difference_in_means,
+    mean_activations,
+    steering,
+)
 from cosmic_tl.interventions.edits import MapEdit
 from cosmic_tl.interventions.erasers import fit_eraser, fit_quadratic_editor, fit_scrubber
 from cosmic_tl.judges.substring import refusal_rate
@@ -155,7 +163,8 @@ def test_scrubbing_takes_out_what_later_layers_compute_anew(demo, sides):
     apart = {}
     for name, erasers in (("scrubbed", scrubber), ("erased", fit_eraser(demo, few, layers=list(scrubber)))):
         edits = [MapEdit(eraser.map(), layer) for layer, eraser in erasers.items()]
-        means = [mean_activations(demo, side, interventions=edits).resid_pre[1:, -1] for side in few]
+        with steering(demo, edits):
+            means = [mean_activations(demo, side).resid_pre[1:, -1] for side in few]
         apart[name] = (means[0] - means[1]).norm(dim=-1) / means[1].norm(dim=-1)
     assert apart["scrubbed"].max() < 1e-4  # the activations are float32
     assert apart["erased"][0] < 1e-4 and apart["erased"][1:].min() > 1e-2

@@ -109,17 +109,19 @@ def test_random_directions_amplified_restore_little(amplified, weak, prompts):
 def test_round_two_is_made_in_the_steered_model(amplified, weak, prompts):
     """Means and scores against the plain formulas, the intervention given to every pass."""
     edit, second = amplified.between, amplified.second
-    means = [
-        mean_activations(weak, prompts.side(side, "train", OPTIONS.n_train), interventions=edit).resid_pre
-        for side in ("positive", "negative")
-    ]
+    with steering(weak, edit):
+        means = [
+            mean_activations(weak, prompts.side(side, "train", OPTIONS.n_train)).resid_pre
+            for side in ("positive", "negative")
+        ]
     assert (second.candidates.vectors - (means[0] - means[1])).abs().max() < 1e-5
     assert (second.candidates.vectors - amplified.first.candidates.vectors).abs().max() > 0.1
     layers = list(second.evaluation_layers)
     positive, negative = (prompts.side(side, "val", OPTIONS.n_val) for side in ("positive", "negative"))
 
     def seen(texts, *more):
-        return mean_activations(weak, texts, interventions=(*edit, *more)).resid_post[layers, -1].mean(0)
+        with steering(weak, (*edit, *more)):
+            return mean_activations(weak, texts).resid_post[layers, -1].mean(0)
 
     table = second.table.set_index(["layer", "position"])
     for cell in ((2, -1), (4, -3), (second.direction.layer, second.direction.position)):

@@ -89,8 +89,9 @@ def test_similarities_are_of_the_chosen_edits(demo, prompts, linear):
 
 
 def test_a_comparison_says_with_which_edits(demo, prompts):
-    options = CosmicOptions(alpha=0.5, **FEW), RefusalTokenOptions(mode="linear", **FEW)
-    table = compare_selections(demo, prompts, *options, n_test=2, max_new_tokens=4).table.set_index("method")
+    cosmic, tokens = CosmicOptions(alpha=0.5, **FEW), RefusalTokenOptions(mode="linear", **FEW)
+    found = compare_selections(demo, prompts, cosmic=cosmic, refusal_tokens=tokens, n_test=2, max_new_tokens=4)
+    table = found.table.set_index("method")
     assert table["mode"].to_dict() == {"COSMIC": "affine", "refusal tokens": "linear"}
     assert table.alpha.to_dict() == {"COSMIC": 0.5, "refusal tokens": 1.0}
 
@@ -213,7 +214,9 @@ def test_placebos_are_shown_with_their_range(effects):
     figure = plot_refusal_rates(effects.table)
     assert figure.data[0].error_y.array[2] == pytest.approx(0.25)
     assert "range over seeds" in figure.layout.title.subtitle.text
-    with pytest.raises(CosmicError, match="condition: no 'remove' on 'harmful' prompts; there are harmful, baseline;"):
+    with pytest.raises(
+        CosmicError, match="condition: no 'remove' on 'positive' prompts; there are positive, baseline;"
+    ):
         effects.rate("positive", "remove")
 
 

@@ -466,7 +466,7 @@ def test_any_figure_can_be_restyled():
 
 def test_unknown_widths_and_themes_are_named():
     with pytest.raises(CosmicError, match="width: unknown 'poster'; use 'column', 'page' or None"):
-        unwrap(restyle)(go.Figure(), "poster")
+        unwrap(restyle)(go.Figure(), width="poster")
     with pytest.raises(CosmicError, match="theme: unknown 'blue'; use light or dark"):
         unwrap(restyle)(go.Figure(), theme="blue")
 

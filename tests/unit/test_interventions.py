@@ -117,7 +117,8 @@ def test_ace_at_all_layers_makes_one_class_read_as_the_other(demo, prompts, part
     candidates = difference_in_means(*means, part=part)
     for alpha in (0.0, 1.0):
         edits = affine_edits(candidates, alpha=alpha, part=part)
-        steered = mean_activations(demo, positive, interventions=edits)
+        with steering(demo, edits):
+            steered = mean_activations(demo, positive)
         for edit in edits:
             layer, unit = edit.direction.layer, edit.direction.unit.double()
             values = steered.resid_pre if part == "stream" else steered.resid_post - steered.resid_pre
@@ -251,7 +252,8 @@ def test_ace_at_another_layer_takes_its_reference(demo, prompts, part):
     assert AffineEdit(direction, layer=3).map.offset == AffineEdit(direction).map.offset
     moved = candidates.moved(direction, 5)
     assert moved.layer == 5 and torch.equal(moved.vector, direction.vector)
-    steered = mean_activations(demo, positive, interventions=AffineEdit(moved, 0.0, part=part))
+    with steering(demo, AffineEdit(moved, 0.0, part=part)):
+        steered = mean_activations(demo, positive)
 
     def at(means):
         return float(

@@ -20,11 +20,11 @@ CALLS = {
     "find_refusal_tokens": lambda m: ct.metrics.find_refusal_tokens(m, (TEXT, SETS[1])),
     "completion_cross_entropy": lambda m: ct.metrics.completion_cross_entropy(m, SETS[0], TEXT),
     "measure_effects": lambda m: ct.measure_effects(
-        m, SETS[0], TEXT, ct.experiments.standard_conditions(DIRECTION, mode="affine")
+        m, (SETS[0], TEXT), conditions=ct.experiments.standard_conditions(DIRECTION, mode="affine")
     ),
     "sweep": lambda m: ct.sweep(m, (TEXT, SETS[1]), DIRECTION, alphas=[1.0]),
     "layer_similarities": lambda m: ct.layer_similarities(m, (TEXT, SETS[1]), DIRECTION, mode="affine"),
-    "pca_of_classes": lambda m: ct.pca_of_classes(m, SETS[:1], TEXT),
+    "pca_of_classes": lambda m: ct.pca_of_classes(m, (SETS[0], TEXT)),
     "fit_eraser": lambda m: fit_eraser(m, (TEXT, SETS[1]), layers=[3]),
     "measure_cost, texts": lambda m: measure_cost(m, ct.Ablation(DIRECTION), texts=TEXT),
     "measure_cost, prompts": lambda m: measure_cost(m, ct.Ablation(DIRECTION), prompts=TEXT),
@@ -32,7 +32,7 @@ CALLS = {
     "random_suffixes": lambda m: ct.suffixes.random_suffixes(m, TEXT, n_tokens=2),
     "find_suffix": lambda m: ct.suffixes.find_suffix(m, SETS[0], TEXT),
     "append_to": lambda m: ct.suffixes.Suffix(" x", (5,), (), (), (), (), ()).append_to(TEXT),
-    "rate": lambda m: ct.judges.rate(TEXT),
+    "refusal_rate": lambda m: ct.judges.refusal_rate(TEXT),
     "judge, prompts": lambda m: ct.SubstringJudge()(TEXT, SETS[1]),
     "judge, completions": lambda m: ct.SubstringJudge()(SETS[0], TEXT),
     "model judge": lambda m: ct.judges.ModelJudge(m, ct.judges.LLAMA_GUARD_3)(SETS[0], TEXT),

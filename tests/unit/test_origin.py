@@ -67,7 +67,7 @@ def test_edits_made_without_the_model_are_refused_by_another(demo, other, means)
 
 
 def test_erasers_know_it_too(demo, other):
-    eraser = fit_eraser(demo, PROMPTS.values(), layers=[4], positions=(-1, -2))[4]
+    eraser = fit_eraser(demo, list(PROMPTS.values()), layers=[4], positions=(-1, -2))[4]
     edit = MapEdit(eraser.map(), 4)
     assert complete(demo, ["hi"], edit, max_new_tokens=1)
     with pytest.raises(CosmicError, match="map: it was found in demo"):
