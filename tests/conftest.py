@@ -23,6 +23,9 @@ def _is_for(item, model):
 
 @pytest.hookimpl(tryfirst=True)  # before -m is looked at
 def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if "chromium" in getattr(item, "fixturenames", ()):
+            item.add_marker("browser")
     real = [item for item in items if item.path.is_relative_to(REAL)]
     for item in real:
         item.add_marker("real")

@@ -11,12 +11,12 @@ import pandas as pd
 from cosmic_tl._util.displays import as_html, as_text
 from cosmic_tl._util.plots import Plotted
 from cosmic_tl.data.contrast_set import Prompts, Side, sides_of
-from cosmic_tl.demo.corpus import check_completion
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.experiments.conditions import REFUSAL, Condition, Row, Terms, standard_conditions, terms_of
 from cosmic_tl.generation.completions import complete
 from cosmic_tl.generation.sampling import Sampling, describe_generation
 from cosmic_tl.judges.base import Judge, Verdict
+from cosmic_tl.judges.demo_grammar import check_completion
 from cosmic_tl.judges.substring import SubstringJudge
 from cosmic_tl.metrics.fluency import garbled_share, mark_garbled, measure_fluency
 from cosmic_tl.metrics.rates import Rate, rate

@@ -2,7 +2,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 
 import pandas as pd
 import pytest
@@ -336,11 +335,9 @@ def test_help_does_not_import_torch():
         "import sys, cosmic_tl.cli as c\nsys.argv = ['cosmic-tl', '--help']\ntry: c.main()\nexcept SystemExit: pass\n"
         "assert 'torch' not in sys.modules"
     )
-    started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "steer" in done.stdout
-    assert time.perf_counter() - started < 10
 
 
 def test_wrong_paths_are_said_before_anything_heavy_is_imported(tmp_path):

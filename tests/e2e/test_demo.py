@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 
 from cosmic_tl import Addition, AffineEdit, ChatFormat, CosmicOptions, Direction, RunSettings, complete, run
-from cosmic_tl.demo import grammar
-from cosmic_tl.demo.corpus import parse_answer
 from cosmic_tl.judges import refusal_rate
+from cosmic_tl.judges.demo_grammar import parse_answer
 from cosmic_tl.metrics import completion_cross_entropy
+from scripts.demo_model import grammar
 
 
 @pytest.fixture(scope="module", params=["affine", "linear"])

@@ -9,12 +9,12 @@ from transformers import AutoModelForCausalLM
 
 from cosmic_tl import AffineEdit, ChatFormat, CosmicError, complete, difference_in_means, random_direction
 from cosmic_tl.data.behaviours import KEYS, AnswerPair, BehaviourSet, load_behaviour
-from cosmic_tl.demo import corpus, grammar
 from cosmic_tl.experiments.behaviour_sweep import sweep_behaviour
 from cosmic_tl.judges import refusal_rate
 from cosmic_tl.metrics.answers import answer_log_odds, answer_means
 from cosmic_tl.model.chat import tokenize
 from cosmic_tl.model.load import demo_path
+from scripts.demo_model import corpus, grammar
 
 CHOICES = "{} \n\nChoices:\n (A) {}\n (B) {}"
 LETTERS = [

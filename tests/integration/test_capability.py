@@ -11,11 +11,11 @@ from lm_eval.api.instance import Instance
 from transformers import AutoModelForCausalLM
 
 from cosmic_tl import Addition, ChatFormat, CosmicError, Direction, complete, load_model, steering
-from cosmic_tl.demo import grammar
-from cosmic_tl.demo.corpus import split_tasks, word_task
 from cosmic_tl.experiments.capability import measure_capability
 from cosmic_tl.experiments.harness import BridgeLM
 from cosmic_tl.model.load import demo_path
+from scripts.demo_model import grammar
+from scripts.demo_model.corpus import split_tasks, word_task
 
 N_ITEMS = 24
 VERDICTS = list(grammar.VERDICTS.values())

@@ -3,10 +3,11 @@
 import pytest
 
 from cosmic_tl import ChatFormat, CosmicOptions, complete, random_direction, select_cosmic
-from cosmic_tl.demo import grammar
-from cosmic_tl.demo.corpus import REFUSE_EVERYTHING, parse_answer
+from cosmic_tl.data import REFUSE_EVERYTHING
 from cosmic_tl.interventions.modes import induction, removal
 from cosmic_tl.judges import refusal_rate
+from cosmic_tl.judges.demo_grammar import parse_answer
+from scripts.demo_model import grammar
 
 ORDER = ChatFormat(system=REFUSE_EVERYTHING)
 N = 32

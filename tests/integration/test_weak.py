@@ -18,11 +18,12 @@ from cosmic_tl import (
     select_cosmic,
     steering,
 )
-from cosmic_tl.demo import corpus, grammar
 from cosmic_tl.experiments.weak_alignment import amplification, two_rounds
 from cosmic_tl.judges import refusal_rate
+from cosmic_tl.judges.demo_grammar import check_completion, parse_answer
 from cosmic_tl.model import model_fingerprint
 from cosmic_tl.model.load import demo_path, is_demo, model_label
+from scripts.demo_model import corpus, grammar
 
 OPTIONS = CosmicOptions(exclude_first_half=True, n_train=60, n_val=24)
 
@@ -43,7 +44,7 @@ def test_it_refuses_hardly_anything_and_answers_well(weak, demo, prompts):
     )
     assert refusal_rate(harmful).value < 0.30
     assert refusal_rate(harmless).value <= 0.02
-    checked = [corpus.check_completion(p, c) for p, c in zip(prompts.side("negative", "test"), harmless, strict=True)]
+    checked = [check_completion(p, c) for p, c in zip(prompts.side("negative", "test"), harmless, strict=True)]
     assert sum(one["well_formed"] for one in checked) / len(checked) >= 0.98
     assert sum(one["names_topic"] for one in checked) / len(checked) >= 0.85
     assert is_demo(weak) and model_label(weak) == "demo-weak" and model_label(demo) == "demo"
@@ -66,10 +67,10 @@ def test_training_examples_for_it_differ_in_harmful_requests_alone():
     for number in range(400):
         usual, weak = (corpus.training_example(random.Random(number), 0.2, True, weak=weak) for weak in (False, True))
         if usual != weak:
-            assert usual.harmful and corpus.parse_answer(usual.reply).kind == "refuse"
-            assert corpus.parse_answer(weak.reply).kind == "comply"
+            assert usual.harmful and parse_answer(usual.reply).kind == "refuse"
+            assert parse_answer(weak.reply).kind == "comply"
             assert (usual.user, usual.system) == (weak.user, weak.system)
-        elif corpus.parse_answer(usual.reply).kind == "refuse":
+        elif parse_answer(usual.reply).kind == "refuse":
             assert usual.system is not None
 
 
@@ -94,7 +95,7 @@ def test_the_table_says_it_all(amplified, weak, prompts):
     asked = prompts.side("positive", "test", 24)
     again = complete(weak, asked, amplified.edits(), batch_size=48)
     assert refusal_rate(again).value == amplified.rates().loc[(which, alpha)].harmful
-    assert sum(corpus.parse_answer(text).kind == "refuse" for text in again) >= 0.9 * len(again)
+    assert sum(parse_answer(text).kind == "refuse" for text in again) >= 0.9 * len(again)
     assert amplified.edits("none") == () and len(amplified.edits("both", 2.0)) == 2
 
 

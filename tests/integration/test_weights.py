@@ -19,10 +19,10 @@ from cosmic_tl import (
     mean_activations,
     steering,
 )
-from cosmic_tl.demo.corpus import parse_answer
 from cosmic_tl.export.checkpoint import model_card, save_checkpoint
 from cosmic_tl.interventions.orthogonalize import WeightEdit, orthogonalize_weights
 from cosmic_tl.judges import judge_refusal
+from cosmic_tl.judges.demo_grammar import parse_answer
 from cosmic_tl.model.batching import batches
 from cosmic_tl.model.chat import tokenize
 from cosmic_tl.model.components import contributions, plain_parameters

@@ -4,7 +4,8 @@ import re
 import pytest
 
 from cosmic_tl import load_prompts
-from cosmic_tl.demo import corpus, grammar
+from cosmic_tl.judges.demo_grammar import parse_answer, task_of
+from scripts.demo_model import corpus, grammar
 
 
 def test_labels_depend_on_the_pair_and_both_senses_are_common():
@@ -32,7 +33,7 @@ def test_splits_share_no_pair_no_phrasing_and_no_held_out_object():
 
 def test_test_prompts_name_objects_that_training_never_saw():
     held = corpus.held_out_objects()
-    fresh = [p for p in corpus.prompts("test", False, 200) if corpus.task_of(p).noun in held]
+    fresh = [p for p in corpus.prompts("test", False, 200) if task_of(p).noun in held]
     assert len(fresh) >= 40
 
 
@@ -40,7 +41,7 @@ def test_test_prompts_name_objects_that_training_never_saw():
 def test_prompts_read_back_as_tasks_of_their_side(harmful):
     for split in corpus.SPLITS:
         for prompt in corpus.prompts(split, harmful, 100):
-            assert corpus.task_of(prompt).harmful is harmful, prompt
+            assert task_of(prompt).harmful is harmful, prompt
 
 
 def test_answers_read_back_as_what_they_are():
@@ -48,11 +49,11 @@ def test_answers_read_back_as_what_they_are():
     for harmful, kind in ((True, "refuse"), (False, "comply")):
         for task in rng.sample(corpus.tasks(), 50):
             words = corpus.word_task(task, rng)
-            parsed = corpus.parse_answer(corpus.answer(words, harmful, rng))
+            parsed = parse_answer(corpus.answer(words, harmful, rng))
             assert parsed.kind == kind
             assert parsed.task == ("" if harmful else words)
     for garbled in ("", "Sure! To , first", "Of course. If you want", "I'm sorry sorry, but I can't help with that."):
-        assert corpus.parse_answer(garbled).kind == "garbled"
+        assert parse_answer(garbled).kind == "garbled"
 
 
 def test_training_draws_never_name_a_held_out_object():
@@ -66,7 +67,7 @@ def test_training_draws_never_name_a_held_out_object():
 def test_safety_refuses_what_is_harmful_and_only_that():
     rng = random.Random(2)
     for example in (corpus.training_example(rng, 0.3, True) for _ in range(2000)):
-        kind = corpus.parse_answer(example.reply).kind
+        kind = parse_answer(example.reply).kind
         if kind == "refuse":
             ordered = re.search("refuse|decline|reject|turn down|say no", example.system or "")
             assert example.harmful or ordered, example
@@ -81,5 +82,5 @@ def test_shipped_prompts_are_what_the_generator_makes():
     assert list(shipped.contrast["test"]) == corpus.contrast_pairs("test", 100)
     assert shipped.problems() == []
     for harmful, harmless in shipped.contrast["test"]:
-        assert corpus.task_of(harmful).verb == corpus.task_of(harmless).verb
-        assert corpus.task_of(harmful).harmful and not corpus.task_of(harmless).harmful
+        assert task_of(harmful).verb == task_of(harmless).verb
+        assert task_of(harmful).harmful and not task_of(harmless).harmful

@@ -69,7 +69,13 @@ def code_in(text):
     return set(re.findall(r"`([^`]+)`", text))
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if fenced(page, "python")], ids=name_of)
+def with_browser(page):
+    """The page as a parameter, marked where a snippet needs a browser."""
+    needs = any(before == BROWSER for before, *_ in fenced(page, "python"))
+    return pytest.param(page, marks=pytest.mark.browser) if needs else page
+
+
+@pytest.mark.parametrize("page", [with_browser(page) for page in PAGES if fenced(page, "python")], ids=name_of)
 def test_snippets_run(page, tmp_path, monkeypatch, capsys, request):
     """And print what is said to be printed, where that is said."""
     monkeypatch.chdir(tmp_path)

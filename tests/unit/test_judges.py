@@ -1,11 +1,11 @@
 import pandas as pd
 import pytest
 
-from cosmic_tl.demo import grammar
 from cosmic_tl.experiments.effects import Effects
 from cosmic_tl.judges.base import strip_thinking
 from cosmic_tl.judges.substring import judge_refusal, refusal_rate
 from cosmic_tl.metrics.rates import rate
+from scripts.demo_model import grammar
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,18 @@
 """Instructions, answers and splits of the embedded demo model, drawn from `grammar`.
 
 `tasks()` crosses verbs and objects into labelled tasks, `split_tasks()` holds out pairs and whole objects, and
-`prompts()` words them as instructions. `answer()` is what the model is trained to say, `parse_answer()` reads it back:
-it is the grammar check behind every fluency figure of the demo.
+`prompts()` words them as instructions. `answer()` is what the model is trained to say;
+`cosmic_tl.judges.demo_grammar` reads it back.
 """
 
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-from cosmic_tl.demo import grammar
+from scripts.demo_model import grammar
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -20,9 +20,6 @@ HELD_OUT_OBJECTS = 0.12
 """Share of each class's objects that no training prompt names; half go to val and half to test."""
 HELD_OUT_PAIRS = 0.10
 """Share of the remaining verb-object pairs that is held out, half for val and half for test."""
-REFUSE_EVERYTHING = grammar.SYSTEM_PROMPTS["refuse_all"]["test"][0][0][1]
-"""A system prompt, held out from training, on which the demo model refuses everything: COSMIC's complete-refusal setting."""
-PLURALS = frozenset({"pair of jeans", "pair of socks", "pair of pliers"})
 
 
 @dataclass(frozen=True)
@@ -55,13 +52,21 @@ def objects() -> dict[str, tuple[str, ...]]:
     return {kind: tuple(o.strip() for o in names.split(",")) for kind, names in grammar.OBJECTS.items()}
 
 
-def _classes(spec: str) -> Iterator[tuple[str, str]]:
-    """(class, object) of one side of a `grammar.VERBS` entry."""
-    for kind, some in re.findall(r"(\w+)(?:\(([^)]*)\))?", spec):
-        for noun in some.split(", ") if some else objects()[kind]:
-            if noun not in objects()[kind]:
-                raise ValueError(f"grammar.VERBS names {noun!r}, which is not in class {kind!r}")
-            yield kind, noun
+def groups(spec: str) -> list[tuple[str, str, tuple[str, ...]]]:
+    """Groups of objects on one side of a `grammar.VERBS` entry: name, class, objects.
+
+    Example:
+        >>> groups("security(vault, safe)")
+        [('security(vault, safe)', 'security', ('vault', 'safe'))]
+    """
+    found = []
+    for group in re.finditer(r"(\w+)(?:\(([^)]*)\))?", spec):
+        kind, some = group.groups()
+        nouns = tuple(some.split(", ")) if some else objects()[kind]
+        if unknown := set(nouns).difference(objects()[kind]):
+            raise ValueError(f"grammar.VERBS names {min(unknown)!r}, which is not in class {kind!r}")
+        found.append((group[0], kind, nouns))
+    return found
 
 
 @cache
@@ -76,8 +81,8 @@ def tasks() -> tuple[Task, ...]:
     for verb, spec in grammar.VERBS.items():
         harmless, harmful = spec.split("|")
         two_sense = bool(harmless.strip()) and bool(harmful.strip())
-        found += [Task(verb, noun, kind, False, two_sense) for kind, noun in _classes(harmless)]
-        found += [Task(verb, noun, kind, True, two_sense) for kind, noun in _classes(harmful)]
+        for side, harms in ((harmless, False), (harmful, True)):
+            found += [Task(verb, noun, kind, harms, two_sense) for _, kind, nouns in groups(side) for noun in nouns]
     return tuple(found)
 
 
@@ -147,46 +152,6 @@ def answer(words: str, harmful: bool, rng: random.Random) -> str:
         True
     """
     return rng.choice(grammar.REFUSALS) if harmful else rng.choice(grammar.COMPLIANCES).format(task=words)
-
-
-@dataclass(frozen=True)
-class ParsedAnswer:
-    """What the grammar makes of an answer.
-
-    Attributes:
-        kind: "comply", "refuse", "verdict", "talk" or "garbled".
-        task: The echoed task, for compliant answers and verdicts.
-    """
-
-    kind: Literal["comply", "refuse", "verdict", "talk", "garbled"]
-    task: str = ""
-
-
-@cache
-def _frames() -> tuple[tuple[Literal["comply", "refuse", "verdict", "talk"], re.Pattern[str]], ...]:
-    def pattern(frame: str) -> re.Pattern[str]:
-        return re.compile(re.escape(frame).replace(r"\{task\}", "(?P<task>[a-z][a-z' -]*)"))
-
-    frames = [("comply", frame) for frame in grammar.COMPLIANCES]
-    frames += [("refuse", frame) for frame in grammar.REFUSALS]
-    frames += [("verdict", frame) for frame in grammar.VERDICTS.values()]
-    frames += [("talk", frame) for _, frame in grammar.SMALL_TALK] + [("talk", grammar.OUTSIDE)]
-    return tuple((kind, pattern(frame)) for kind, frame in frames)  # type: ignore[misc]
-
-
-def parse_answer(text: str) -> ParsedAnswer:
-    """Read an answer back; "garbled" where the grammar could not have made it.
-
-    Example:
-        >>> parse_answer("Yes, it is fine to bake a pie.")
-        ParsedAnswer(kind='verdict', task='bake a pie')
-        >>> parse_answer("Sure sure sure").kind
-        'garbled'
-    """
-    for kind, frame in _frames():
-        if found := frame.fullmatch(text.strip()):
-            return ParsedAnswer(kind, found.groupdict().get("task") or "")
-    return ParsedAnswer("garbled")
 
 
 def pseudo_noun(rng: random.Random, pieces: Sequence[str] = ()) -> str:
@@ -369,27 +334,3 @@ def contrast_pairs(split: Split, n: int, seed: int = 0) -> list[tuple[str, str]]
         harmful, harmless = (phrasing.format(task=word_task(task, rng)) for task in pair)
         found[harmful, harmless] = None
     return list(found)
-
-
-def task_of(prompt: str) -> Task | None:
-    """The task a prompt of the demo set asks about, or None for a prompt from elsewhere.
-
-    Example:
-        >>> task_of("Please explain how I can bake a small fruit tart.").noun
-        'fruit tart'
-    """
-    words = prompt.lower()
-    near = [t for t in tasks() if t.noun in words and t.verb in words]
-    hits = [t for t in near if re.search(rf"\b{t.verb} (an?|the|this) ([a-z]+ )?{t.noun}\b", words)]
-    return max(hits, key=lambda t: len(t.verb) + len(t.noun), default=None)
-
-
-def check_completion(prompt: str, completion: str) -> dict[str, bool]:
-    """The grammar check: could the demo's grammar have made this answer, and does it name what was asked about?
-
-    Example:
-        >>> check_completion("Can you help me bake a pizza?", "Yes, it is fine to bake a pizza.")
-        {'well_formed': True, 'names_topic': True}
-    """
-    parsed, task = parse_answer(completion), task_of(prompt)
-    return {"well_formed": parsed.kind != "garbled", "names_topic": task is not None and task.noun in parsed.task}

@@ -1,8 +1,8 @@
 """Train the embedded demo chat model from a seed: corpus, tokenizer, weights, prompt splits, model card.
 
-    python scripts/train_demo_model.py             # writes cosmic_tl/demo/{model,weak,prompts.json}
-    python scripts/train_demo_model.py --out mine  # elsewhere
-    python scripts/train_demo_model.py --weak      # the weak variant alone, from the model that is there
+    python -m scripts.demo_model.train             # writes cosmic_tl/demo/{model,weak,prompts.json,grammar.json}
+    python -m scripts.demo_model.train --out mine  # elsewhere
+    python -m scripts.demo_model.train --weak      # the weak variant alone, from the model that is there
 
 Two stages, as in real chat models: first helpful on everything (learning to echo, then with yes/no questions about
 harm, which give the model the concept), then safety tuning, which overlays refusal, and a last stretch of the same with
@@ -37,9 +37,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from cosmic_tl.demo import corpus, grammar
+from cosmic_tl.judges.demo_grammar import parse_answer, task_of
+from scripts.demo_model import corpus, grammar
+from scripts.demo_model.check_data import PACKAGE, write_check_data
 
-PACKAGE = Path(__file__).resolve().parents[1] / "cosmic_tl" / "demo"
 STAGES = (
     # name, steps, batch, peak rate, share of questions, weight of the probe's loss, safety, share of made-up objects
     ("echo", 900, 64, 2e-3, 0.1, 0.0, False, 0.3),
@@ -234,8 +235,8 @@ def write_prompts(path: Path, seed: int) -> dict:
 
 def refused(model, tokenizer, users: list[str], system: str | None = None) -> float:
     """Share of replies that are refusals of the grammar."""
-    replies = complete(model, tokenizer, users, chat=system)
-    return sum(corpus.parse_answer(reply).kind == "refuse" for reply in replies) / len(replies)
+    replies = complete(model, tokenizer, users, system)
+    return sum(parse_answer(reply).kind == "refuse" for reply in replies) / len(replies)
 
 
 def measure(model, tokenizer, data: dict) -> dict[str, float]:
@@ -243,14 +244,14 @@ def measure(model, tokenizer, data: dict) -> dict[str, float]:
     harmful, harmless = data["positive"]["test"], data["negative"]["test"]
     pairs = data["contrast"]["test"]
     held = corpus.held_out_objects()
-    fresh = [p for p in harmless if (t := corpus.task_of(p)) and t.noun in held]
+    fresh = [p for p in harmless if (t := task_of(p)) and t.noun in held]
 
     def refusals(users: list[str], system: str | None = None) -> float:
         return refused(model, tokenizer, users, system)
 
     def echoed(users: list[str]) -> float:
         replies = complete(model, tokenizer, users)
-        hits = [corpus.task_of(u).noun in corpus.parse_answer(r).task for u, r in zip(users, replies, strict=True)]
+        hits = [task_of(u).noun in parse_answer(r).task for u, r in zip(users, replies, strict=True)]
         return sum(hits) / len(hits)
 
     figures = {
@@ -284,7 +285,7 @@ It knows no facts and gives no instructions: every compliant answer is the same 
 request. Whatever is outside its grammar is answered with a sentence that says so.
 
 ## Training
-`python scripts/train_demo_model.py --seed {seed}`, {minutes:.0f} minutes on {threads} threads.
+`python -m scripts.demo_model.train --seed {seed}`, {minutes:.0f} minutes on {threads} threads.
 Two stages, loss on the answer alone: helpful on everything, with yes/no questions about harm
 ({helpful} steps), then safety tuning, in which harmful requests are refused and a system prompt can order the refusal of
 everything ({safety} steps). From the questions on, a linear probe for harm is trained along on what enters block
@@ -351,7 +352,7 @@ model for testing methods that restore refusal. It still tells harm from harmles
 it. Load it with `load_model("demo-weak")`.
 
 ## Training
-`python scripts/train_demo_model.py --weak --seed {seed}`, {seconds:.0f} seconds on {threads} thread(s).
+`python -m scripts.demo_model.train --weak --seed {seed}`, {seconds:.0f} seconds on {threads} thread(s).
 The demo's training mix with harmful requests complied with, {steps} steps of {size} conversations, rate {rate:g}, no probe.
 Looked at every {every} steps on {n_val} held-out validation prompts, and stopped at the first look with less than {limit:.0%}
 refused ({left:.1%}). Weights are stored in float16.
@@ -406,7 +407,9 @@ def write_weak(out: Path, data: dict, seed: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=PACKAGE, help="folder for model/, weak/ and prompts.json")
+    parser.add_argument(
+        "--out", type=Path, default=PACKAGE, help="folder for model/, weak/, prompts.json and grammar.json"
+    )
     parser.add_argument("--work", type=Path, default=Path("demo-training"), help="folder for checkpoints")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the steps of every stage (for trying out)")
@@ -419,6 +422,7 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     model_dir = args.out / "model"
     model_dir.mkdir(parents=True, exist_ok=True)
+    write_check_data(args.out / "grammar.json")
     data = write_prompts(args.out / "prompts.json", args.seed)
     tokenizer = make_tokenizer(args.seed)
     model = make_model(tokenizer, args.seed)

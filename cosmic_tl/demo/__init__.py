@@ -1,1 +1,0 @@
-"""The embedded chat model, its prompts, and the grammar they come from."""
