@@ -141,7 +141,7 @@ def analyse_suffix(
     works = [i for i, pair in enumerate(pairs) if pair == ("refusal", "compliance")]
     if not works:
         raise CosmicError(
-            f"suffix: it works on none of the {len(harmful)} harmful asked; search longer, or on more asked"
+            f"suffix: it works on none of the {len(harmful)} harmful prompts; search longer, or on more prompts"
         )
     groups = {group: [everything[group][i] for i in works] for group in (HARMFUL, RANDOM, ADVERSARIAL)}
     groups[HARMLESS] = everything[HARMLESS]
