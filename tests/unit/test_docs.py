@@ -5,8 +5,10 @@ import importlib.util
 import json
 import re
 import shlex
+from collections import Counter
 from dataclasses import fields
 from doctest import ELLIPSIS, NORMALIZE_WHITESPACE, OutputChecker
+from operator import attrgetter
 from pathlib import Path
 
 import nbformat
@@ -161,21 +163,61 @@ def test_every_page_is_in_a_table_of_contents():
     assert {page for page in PAGES if page.is_relative_to(DOCS)} <= listed
 
 
+PACKAGE = Path(cosmic_tl.__file__).parent
+ROOMS = sorted(path.parent for path in PACKAGE.glob("*/__init__.pyi"))
+
+
+def declared(folder):
+    """Name to the module that it comes from, as the folder's stub declares them; of a topic module nothing."""
+    found, package = {}, ".".join(("cosmic_tl", *folder.relative_to(PACKAGE).parts))
+    for node in ast.parse((folder / "__init__.pyi").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom):
+            found |= {one.name: f"{package}.{node.module}" if node.module else "" for one in node.names}
+    return found
+
+
+def public_names():
+    """As people write them (`ct.run`, `ct.judges.Judge`), to the module that they come from."""
+    top = declared(PACKAGE)
+    found = {f"ct.{name}": home for name, home in top.items()}
+    for room in ROOMS:
+        assert room.name in top
+        own = {name: home for name, home in declared(room).items() if top.get(name) != home}
+        found |= {f"ct.{room.name}.{name}": home for name, home in own.items()}
+    return found
+
+
 def test_every_public_name_is_in_the_reference():
-    modules, single = set(), set()
-    for page in (DOCS / "reference").glob("*.md"):
-        for module, names in re.findall(r"automodule:: (cosmic_tl[\w.]*)\n +:members: ?(.*)", page.read_text()):
-            modules |= set() if names else {module}
-            single |= {(module, name) for name in names.split(", ")}
-    files = {path.stem for path in Path(cosmic_tl.__file__).parent.iterdir()}
-    assert not files & set(cosmic_tl.__all__)  # an import of the module would hide the name
-    for name in cosmic_tl.__all__:
-        module = f"cosmic_tl.{cosmic_tl._HOME[name]}"
-        assert module in modules or (module, name) in single, f"{name}: no automodule:: {module}"
-        thing = getattr(cosmic_tl, name)
-        # Members without a docstring are left out, and so are those that a module only imports.
-        documented = getattr(thing, "__module__", None) == module and thing.__doc__
-        assert documented or ("", name) in ModuleAnalyzer.for_module(module).find_attr_docs(), name
+    """Once, with one line that says what it is for, on the page that has its docstring."""
+    said, described = Counter(), {}
+    for page in sorted((DOCS / "reference").glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        modules = re.findall(r"automodule:: (cosmic_tl[\w.]*)\n +:members:$", text, flags=re.MULTILINE)
+        names = re.findall(r"^\| `(ct\.[\w.]+)` \| \S.*\|$", text, flags=re.MULTILINE)
+        said.update(names)
+        described |= {(name, module): page for name in names for module in modules}
+    public = public_names()
+    assert len(public) > 100
+    assert not public.keys() - said.keys(), "not in the reference"
+    assert not said.keys() - public.keys(), "in the reference and not public"
+    assert set(said.values()) == {1}, said.most_common(3)
+    for name, home in public.items():
+        assert not home or (name, home) in described, f"{name}: its page has no automodule:: {home}"
+
+
+def test_every_public_name_has_a_docstring():
+    """Members without one are left out of the reference, and so are those that a module only imports."""
+    for name, home in public_names().items():
+        thing, short = attrgetter(name.removeprefix("ct."))(cosmic_tl), name.split(".")[-1]
+        documented = not home or (getattr(thing, "__module__", None) == home and thing.__doc__)
+        assert documented or ("", short) in ModuleAnalyzer.for_module(home).find_attr_docs(), name
+
+
+def test_no_module_hides_a_public_name():
+    """An imported module is an attribute of its package, and would take the place of a function of the same name."""
+    for folder in (PACKAGE, *ROOMS):
+        names = {name for name, home in declared(folder).items() if home}
+        assert not {path.stem for path in folder.iterdir()} & names, folder.name
 
 
 @pytest.fixture
