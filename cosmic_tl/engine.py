@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cosmic_tl.errors import CosmicError
-from cosmic_tl.interventions.edits import Interventions, as_sequence, check_interventions, place
+from cosmic_tl.interventions.edits import Interventions, as_sequence, check_interventions
 from cosmic_tl.interventions.steer import batched_hooks
 from cosmic_tl.model.batching import batches, rows_per_pass
 from cosmic_tl.model.forward import KeysValues, Reached, Resume, TokenBatch, forward
@@ -231,7 +231,7 @@ def _by_source(edits: Sequence[Interventions], reading: Reading, n_layers: int) 
     """Edits that can share a batch, by the layer from which they differ from the clean model."""
     # No edit at all is one above everything; what it gives has to be read, though.
     top = n_layers - 1 if reading.logits or n_layers - 1 in reading.layers else n_layers
-    places = [tuple(map(place, as_sequence(edit))) for edit in edits]
+    places = [tuple(one.place for one in as_sequence(edit)) for edit in edits]
     # Everywhere begins at layer 0, but shares no batch with an edit of that layer alone.
     source = [max(0, min((layer for layer, _ in some), default=top)) for some in places]
     key = lambda i: (source[i], places[i])  # noqa: E731

@@ -17,7 +17,7 @@ from cosmic_tl.errors import CosmicError, check_whole_number, first_line
 from cosmic_tl.model.fingerprint import check_origin
 from cosmic_tl.model.load import TransformerBridge
 
-FORMAT = "cosmic_tl/direction/1"
+FORMAT = "cosmic_tl/direction/2"
 _version = cache(version)  # which reads files, and there are many directions
 
 
@@ -180,6 +180,7 @@ class Direction:
             "fingerprint": self.fingerprint,
             "model": self.model,
             "versions": self.versions,
+            "reference": self.reference is not None,
         }
         part = Path(f"{path}.part")
         tensors = {"vector": self.vector} | ({} if self.reference is None else {"reference": self.reference})
@@ -211,12 +212,12 @@ class Direction:
                 settings = dict(json.loads(metadata.get("settings", "{}")))
                 if (form := settings.pop("format", None)) != FORMAT:
                     raise ValueError(f"its format is {form!r} and not {FORMAT!r}")
-                hook = settings.pop("hook")
+                hook, has_reference = settings.pop("hook"), settings.pop("reference")
                 if not all(isinstance(settings.get(name, ""), str) for name in ("method", "fingerprint", "model")):
                     raise TypeError("method, fingerprint and model must be texts")
                 direction = cls(
                     file.get_tensor("vector"),
-                    file.get_tensor("reference") if "reference" in file.keys() else None,  # noqa: SIM118
+                    file.get_tensor("reference") if has_reference else None,
                     **settings,
                 )
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:

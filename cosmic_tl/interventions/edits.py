@@ -12,10 +12,11 @@ intervention  where
 ============  ==============================================================
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import torch
 
@@ -23,7 +24,7 @@ from cosmic_tl.directions.direction import Direction
 from cosmic_tl.errors import CosmicError, one_of
 from cosmic_tl.interventions.affine_map import AffineMap
 from cosmic_tl.model.fingerprint import check_origin
-from cosmic_tl.model.hooks import Part, Scope, hook_name
+from cosmic_tl.model.hooks import Part, Scope, Site, hook_name
 from cosmic_tl.model.load import TransformerBridge
 
 Place = tuple[int, Part]
@@ -36,11 +37,89 @@ def _rank_one(direction: Direction, reads: float, offset: float) -> AffineMap:
     return AffineMap(unit, reads * unit, at, direction.fingerprint, direction.model)
 
 
+class Edit(ABC):
+    """An affine map at some places of a model. A new kind of edit is a frozen dataclass with `map` and `place`.
+
+    Example:
+        >>> @dataclass(frozen=True, eq=False)
+        ... class Doubling(Edit):
+        ...     layer: int
+        ...     width: int
+        ...
+        ...     @property
+        ...     def map(self):
+        ...         eye = torch.eye(self.width)
+        ...         return AffineMap(-eye, eye, torch.zeros(self.width))
+        ...
+        ...     @property
+        ...     def place(self):
+        ...         return self.layer, "stream"
+        >>> Doubling(3, 2).map(torch.tensor([1.0, 2.0]))
+        tensor([2., 4.])
+    """
+
+    tokens: Scope = "all"
+    """Which tokens are edited."""
+
+    if TYPE_CHECKING:  # a field in some edits and a property in others
+
+        @property
+        def map(self) -> AffineMap:
+            """The map that it is."""
+
+    @property
+    @abstractmethod
+    def place(self) -> Place:
+        """The first layer that it edits, and which part. Edits with equal places share a batch."""
+
+    def points(self, n_layers: int) -> list[tuple[int, Site]]:
+        """The hook points that it edits.
+
+        Example:
+            >>> AffineEdit(Direction(torch.ones(4), torch.zeros(4), 3, -1)).points(8)
+            [(3, 'hook_resid_pre')]
+        """
+        layer, part = self.place
+        return [(layer, "hook_resid_pre" if part == "stream" else "hook_resid_post")]
+
+    def check(self, model: TransformerBridge) -> None:
+        """Make sure that a model has its place, and a stream as wide as the map.
+
+        Raises:
+            CosmicError: If not.
+
+        Example:
+            >>> from cosmic_tl import load_model
+            >>> AffineEdit(Direction(torch.ones(128), torch.zeros(128), 3, -1)).check(load_model("demo", device="cpu"))
+        """
+        layer, part = self.place
+        one_of("part", part, get_args(Part))
+        if (width := self.map.left.shape[1]) != (d_model := int(model.cfg.d_model)):
+            raise CosmicError(f"map: it is for a stream of width {width}, and the model's is {d_model}")
+        hook_name(model, layer, "hook_resid_pre")
+
+
+Intervention = Edit
+Interventions = Edit | Sequence[Edit]
+
+
 @dataclass(frozen=True, eq=False)
-class Addition:
-    """Activation addition: `x' = x + α r` at the input of the source layer (CAA; Arditi et al. 2024, equation 3)."""
+class _OfDirection(Edit):
+    """An edit along a direction."""
 
     direction: Direction
+
+    def check(self, model: TransformerBridge) -> None:
+        self.direction.check_shape(model)
+        if not isfinite(alpha := getattr(self, "alpha", 0.0)):
+            raise CosmicError(f"alpha: expected a finite number, found {alpha}; pass a float")
+        super().check(model)
+
+
+@dataclass(frozen=True, eq=False)
+class Addition(_OfDirection):
+    """Activation addition: `x' = x + α r` at the input of the source layer (CAA; Arditi et al. 2024, equation 3)."""
+
     alpha: float = 1.0
     tokens: Scope = "all"
     layer: int | None = None
@@ -56,12 +135,16 @@ class Addition:
         """
         return _rank_one(self.direction, 0.0, self.alpha * self.direction.norm)
 
+    @property
+    def place(self) -> Place:
+        """Its layer, or the direction's own."""
+        return self.direction.layer if self.layer is None else self.layer, "stream"
+
 
 @dataclass(frozen=True, eq=False)
-class Ablation:
+class Ablation(_OfDirection):
     """Directional ablation: `x' = x − (x·r̂) r̂`, everywhere (Arditi et al. 2024, equation 4)."""
 
-    direction: Direction
     tokens: Scope = "all"
 
     @property
@@ -74,9 +157,36 @@ class Ablation:
         """
         return _rank_one(self.direction, 1.0, 0.0)
 
+    @property
+    def place(self) -> Place:
+        """Everywhere."""
+        return EVERYWHERE
+
+    def points(self, n_layers: int) -> list[tuple[int, Site]]:
+        """Whatever enters or is added to the stream, in every block.
+
+        Example:
+            >>> len(Ablation(Direction(torch.ones(4), torch.zeros(4), 3, -1)).points(8))
+            24
+        """
+        sites: tuple[Site, ...] = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out")
+        return [(block, site) for block in range(n_layers) for site in sites]
+
+    def check(self, model: TransformerBridge) -> None:
+        """Make sure that it fits the model.
+
+        Raises:
+            CosmicError: If the direction is of another width or depth.
+
+        Example:
+            >>> from cosmic_tl import load_model
+            >>> Ablation(Direction(torch.ones(128), torch.zeros(128), 3, -1)).check(load_model("demo", device="cpu"))
+        """
+        self.direction.check_shape(model)
+
 
 @dataclass(frozen=True, eq=False)
-class AffineEdit:
+class AffineEdit(_OfDirection):
     """Affine concept editing: `x' = x − (x·r̂) r̂ + (nu·r̂) r̂ + α r` at one layer (Marshall et al. 2025, equation 3).
 
     α = 0 reads as the negative class and α = 1 as the positive class. `affine_edits` makes one for every layer, and
@@ -87,7 +197,6 @@ class AffineEdit:
             has no reference.
     """
 
-    direction: Direction
     alpha: float = 1.0
     tokens: Scope = "all"
     layer: int | None = None
@@ -115,9 +224,14 @@ class AffineEdit:
         d = self.direction
         return _rank_one(d, 1.0, float(d.known_reference().double() @ d.unit.double()) + self.alpha * d.norm)
 
+    @property
+    def place(self) -> Place:
+        """The direction's own layer."""
+        return self.direction.layer, self.part
+
 
 @dataclass(frozen=True, eq=False)
-class MapEdit:
+class MapEdit(Edit):
     """Any affine map at one layer, such as an eraser."""
 
     map: AffineMap
@@ -126,9 +240,10 @@ class MapEdit:
     part: Part = "stream"
     """The stream that enters the block, or what the block adds to it."""
 
-
-Intervention = Addition | Ablation | AffineEdit | MapEdit
-Interventions = Intervention | Sequence[Intervention]
+    @property
+    def place(self) -> Place:
+        """Its layer and part."""
+        return self.layer, self.part
 
 
 def check_interventions(model: TransformerBridge, interventions: Iterable[Intervention]) -> None:
@@ -146,26 +261,13 @@ def check_interventions(model: TransformerBridge, interventions: Iterable[Interv
     """
     origins: dict[str, tuple[str, str]] = {}
     for one in interventions:
-        _check(model, one)
-        origins[one.map.fingerprint] = one.map.model, "map" if isinstance(one, MapEdit) else "direction"
+        if isinstance(one.tokens, str) and one.tokens not in ("all", "prompt", "completion"):
+            raise CosmicError(f"tokens: unknown scope {one.tokens!r}; use all, prompt, completion or a mask")
+        one.check(model)
+        found = one.map
+        origins[found.fingerprint] = found.model, "direction" if hasattr(one, "direction") else "map"
     for fingerprint, (name, what) in origins.items():
         check_origin(model, fingerprint, name, what)
-
-
-def _check(model: TransformerBridge, intervention: Intervention) -> None:
-    if not isfinite(alpha := getattr(intervention, "alpha", 0.0)):
-        raise CosmicError(f"alpha: expected a finite number, found {alpha}; pass a float")
-    tokens = intervention.tokens
-    if isinstance(tokens, str) and tokens not in ("all", "prompt", "completion"):
-        raise CosmicError(f"tokens: unknown scope {tokens!r}; use all, prompt, completion or a mask")
-    layer, part = place(intervention)
-    one_of("part", part, get_args(Part))
-    if not isinstance(intervention, Ablation):
-        hook_name(model, layer, "hook_resid_pre")  # −1 would be everywhere
-    if not isinstance(intervention, MapEdit):
-        intervention.direction.check_shape(model)
-    elif (width := intervention.map.left.shape[1]) != (d_model := int(model.cfg.d_model)):
-        raise CosmicError(f"map: it is for a stream of width {width}, and the model's is {d_model}")
 
 
 def as_sequence(interventions: Interventions) -> tuple[Intervention, ...]:
@@ -176,19 +278,3 @@ def as_sequence(interventions: Interventions) -> tuple[Intervention, ...]:
         ()
     """
     return tuple(interventions) if isinstance(interventions, Sequence) else (interventions,)
-
-
-def place(intervention: Intervention) -> Place:
-    """The layer that an intervention edits, and which part; `EVERYWHERE` for directional ablation.
-
-    Example:
-        >>> direction = Direction(torch.ones(4), torch.zeros(4), layer=3, position=-1)
-        >>> place(AffineEdit(direction)), place(Ablation(direction))
-        ((3, 'stream'), (-1, 'stream'))
-    """
-    if isinstance(intervention, Ablation):
-        return EVERYWHERE
-    if isinstance(intervention, MapEdit):
-        return intervention.layer, intervention.part
-    layer = intervention.direction.layer if intervention.layer is None else intervention.layer
-    return layer, intervention.part if isinstance(intervention, AffineEdit) else "stream"

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.interventions.affine_map import apply, placed, stack
-from cosmic_tl.interventions.edits import Ablation, Intervention, Interventions, as_sequence, check_interventions, place
+from cosmic_tl.interventions.edits import EVERYWHERE, Intervention, Interventions, as_sequence, check_interventions
 from cosmic_tl.model.components import check_additive
-from cosmic_tl.model.hooks import Hook, Scope, ScopedHook, Site, counting_tokens, hook_name, is_all_tokens
+from cosmic_tl.model.hooks import Hook, Scope, ScopedHook, counting_tokens, hook_name, is_all_tokens
 from cosmic_tl.model.load import TransformerBridge
 
 
@@ -60,13 +60,10 @@ def _hooks(
     last: list[Hook] = []
     for slot in slots:
         edit, tokens = _editing(slot, clock, prompt_length), slot[0].tokens
-        (layer, part) = place(slot[0])
-        if isinstance(slot[0], Ablation):
+        layer, part = slot[0].place
+        if slot[0].place == EVERYWHERE:
             check_additive(model)
-            sites: tuple[Site, ...] = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out")
-            points = [(block, site) for block in range(int(model.cfg.n_layers)) for site in sites]
-        else:
-            points = [(layer, "hook_resid_pre" if part == "stream" else "hook_resid_post")]
+        points = slot[0].points(int(model.cfg.n_layers))
         if part == "block":
             entering, edit = _added(edit)
             # What enters is looked at after every edit of it.
@@ -109,7 +106,7 @@ def batched_hooks(model: TransformerBridge, edits: Sequence[Interventions]) -> l
         >>> [name for name, _ in batched_hooks(load_model("demo", device="cpu"), edits)]
         ['blocks.3.hook_in']
     """
-    if len({tuple(map(place, as_sequence(edit))) for edit in edits}) > 1:
+    if len({tuple(one.place for one in as_sequence(edit)) for edit in edits}) > 1:
         raise CosmicError("edits: they act at different places; batch those that act at the same ones")
     slots = list(zip(*map(as_sequence, edits), strict=True))
     if scopes := [one.tokens for slot in slots for one in slot if not is_all_tokens(one.tokens)]:

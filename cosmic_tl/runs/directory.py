@@ -30,6 +30,8 @@ from cosmic_tl.runs.derived import (
 )
 from cosmic_tl.selection.result import Selection
 
+FORMAT = 2
+"""Of a run's files; 1 was that of cosmic_tl 0.1."""
 CHOICE = "selection.safetensors"
 RESULTS = ("summary.json", "direction.safetensors", CHOICE, "scores.csv", "completions.jsonl", "report.html")
 """What `run` writes at its end, beside `settings.json`; `summary.json` is written last and removed first."""
@@ -105,7 +107,7 @@ def prepare_directory(out: Path, identity: dict[str, Any], overwrite: bool = Fal
         if not settings.exists() or overwrite:
             _clear(out, identity)
             out.mkdir(parents=True, exist_ok=True)
-            write_json(settings, identity)
+            write_json(settings, {"format": FORMAT, **identity})
         (out / RESUME).mkdir(exist_ok=True)
     except OSError as error:
         raise CosmicError(f"out: cannot write to {str(out)!r} ({error.strerror}); choose another directory") from error
@@ -141,6 +143,10 @@ def read_settings(out: Path) -> dict[str, Any]:
         found = None
     if not isinstance(found, dict):
         raise CosmicError(f"run: settings.json in {str(out)!r} is damaged; run again with --overwrite")
+    if (form := found.pop("format", 1)) != FORMAT:
+        raise CosmicError(
+            f"run: {str(out)!r} has format {form!r}, and this version reads format {FORMAT}; run again with --overwrite"
+        )
     return found
 
 

@@ -1,10 +1,12 @@
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 
-from cosmic_tl import Direction
+from cosmic_tl import CosmicError, Direction
 from cosmic_tl.runs.derived import DERIVED, Derivation, derivation, read_derived
+from cosmic_tl.runs.directory import prepare_directory, read_settings
 
 DIRECTION = Direction(torch.ones(128), torch.zeros(128), 3, -1)
 SETTINGS = {
@@ -61,3 +63,15 @@ def test_a_stop_between_files_leaves_no_record(tmp_path):
     assert not (tmp_path / "sweep.html").exists()
     with pytest.raises(ValueError, match=r"sweep writes sweep\.csv, sweep\.html; found sweep\.pdf"):
         made.write({"sweep.pdf": ""})
+
+
+def test_a_run_of_another_format_is_one_line(tmp_path):
+    prepare_directory(tmp_path / "run", {"seed": 0})
+    settings = tmp_path / "run" / "settings.json"
+    found = json.loads(settings.read_text())
+    assert found.pop("format") == 2
+    settings.write_text(json.dumps(found))
+    with pytest.raises(CosmicError, match="has format 1, and this version reads format 2; run again with --overwrite"):
+        read_settings(tmp_path / "run")
+    prepare_directory(tmp_path / "run", {"seed": 0}, overwrite=True)
+    assert read_settings(tmp_path / "run") == {"seed": 0}
