@@ -21,9 +21,13 @@ def layers():
 def test_rooms_are_those_of_the_tree():
     folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
-    outside = set(re.findall(r"^`(\w+)` stands outside the order", PAGE, flags=re.MULTILINE))
     assert len(rooms_of_the_page()) == len(set(rooms_of_the_page()))
-    assert set(rooms_of_the_page()) | outside == folders | modules
+    assert set(rooms_of_the_page()) == folders | modules
+
+
+def test_data_without_code_is_named():
+    without_code = {path.name for path in PACKAGE.iterdir() if path.is_dir() and not any(path.glob("*.py"))}
+    assert set(re.findall(r"^`(\w+)` is data", PAGE, flags=re.MULTILINE)) == without_code - {"__pycache__"}
 
 
 def test_rooms_are_in_the_order_of_their_imports():
