@@ -13,6 +13,7 @@ from cosmic_tl._util.plots import Plotted
 from cosmic_tl.data.contrast_set import Prompts, Side, sides_of
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.experiments.conditions import REFUSAL, Condition, Row, Terms, standard_conditions, terms_of
+from cosmic_tl.experiments.paired import TESTED, Paired, with_seed
 from cosmic_tl.generation.completions import complete
 from cosmic_tl.generation.sampling import Sampling, describe_generation
 from cosmic_tl.judges.base import Judge, Verdict
@@ -24,42 +25,6 @@ from cosmic_tl.model.batching import BATCH_SIZE
 from cosmic_tl.model.chat import ChatFormat
 from cosmic_tl.model.load import TransformerBridge, is_demo
 from cosmic_tl.selection.result import Selection
-
-
-@dataclass(frozen=True)
-class Paired:
-    """McNemar's exact test of two conditions on the same prompts."""
-
-    side: Side
-    condition: str
-    against: str
-    n: int
-    """Prompts."""
-    only_condition: int
-    """Prompts that only the first condition refuses."""
-    only_against: int
-    """Prompts that only the other one refuses."""
-    p_value: float
-    """Two-sided: how often prompts that differ would fall this far to one side if each side were as likely."""
-    seeds: int = 0
-    """Seeds of a placebo; counts and p are those of the seed with the largest p. 0 for a condition without seeds."""
-
-    def __str__(self) -> str:
-        worst = f" (largest of {self.seeds} seeds)" if self.seeds > 1 else ""
-        return (
-            f"{self.condition} against {self.against}: refused by one alone {self.only_condition} : {self.only_against} of "
-            f"{self.n}, p = {self.p_value:.2g}{worst}"
-        )
-
-
-TESTED: Mapping[Side, str] = {"positive": "removal", "negative": "induction"}
-"""The conditions that are tested against baseline and placebos."""
-
-
-def _with_seed(completions: pd.DataFrame) -> pd.DataFrame:
-    """Completions with a seed in every row: NaN stands for none, and could not be grouped by."""
-    seed = completions.seed if "seed" in completions else pd.Series(None, completions.index, dtype=object)
-    return completions.assign(seed=seed.astype(object).where(seed.notna(), "none"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +71,7 @@ class Effects(Plotted):
 
     def _seeds(self, side: Side, condition: str) -> list[pd.DataFrame]:
         """The completions of one condition, a frame per seed."""
-        return [some for _, some in _with_seed(self._of(side, condition)).groupby("seed", sort=False)]
+        return [some for _, some in with_seed(self._of(side, condition)).groupby("seed", sort=False)]
 
     def by_seed(self) -> pd.DataFrame:
         """As `table`, with a row per seed of a placebo and its own Wilson interval.
@@ -117,7 +82,7 @@ class Effects(Plotted):
             >>> Effects(pd.DataFrame(rows)).by_seed().rate.tolist()
             [1.0, 0.0]
         """
-        frame = _with_seed(self.completions)
+        frame = with_seed(self.completions)
         found = []
         for (_, _, seed), some in frame.groupby(["side", "condition", "seed"], sort=False):
             found.append(Effects(some.drop(columns="seed")).table.assign(seed=None if seed == "none" else seed))
@@ -243,7 +208,7 @@ class Effects(Plotted):
 
     def _line(self) -> str:
         n = len(self.completions)
-        seeds = _with_seed(self.completions).groupby(["side", "condition"]).seed.nunique()
+        seeds = with_seed(self.completions).groupby(["side", "condition"]).seed.nunique()
         several = "; of several seeds their range" * bool((seeds > 1).any())
         return f"Effects: {n} completion{'s' * (n != 1)}, 95 % intervals{several}"
 
