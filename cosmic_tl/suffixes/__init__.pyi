@@ -20,6 +20,9 @@ from .heads import (
     top_heads as top_heads,
 )
 from .search import (
+    attackable_prompts as attackable_prompts,
+)
+from .search import (
     compliant_targets as compliant_targets,
 )
 from .search import (

@@ -73,6 +73,57 @@ def compliant_targets(
     return [tokenizer.decode(row[:n_tokens], clean_up_tokenization_spaces=False) for row in rows]
 
 
+def attackable_prompts(
+    model: TransformerBridge,
+    prompts: Sequence[str],
+    interventions: Interventions,
+    *,
+    n: int = 4,
+    chat: ChatFormat | None = None,
+    max_new_tokens: int = 32,
+    batch_size: int = BATCH_SIZE,
+) -> list[str]:
+    """The first prompts that the model refuses, and complies with when it is steered: those that a suffix can be made on.
+
+    Args:
+        model: A `TransformerBridge` with a tokenizer.
+        prompts: Instructions to choose among.
+        interventions: What keeps the model from refusing, such as the removal of the refusal direction.
+        n: How many. Default 4.
+        chat: Formatting. Defaults to the plain chat template.
+        max_new_tokens: Maximum number of new tokens. Default 32.
+        batch_size: Prompts per batch. Default 32.
+
+    Raises:
+        CosmicError: If there are fewer.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> attackable_prompts(load_model("demo", device="cpu"), ["Bake a pizza."], (), n=1)
+        Traceback (most recent call last):
+        cosmic_tl.errors.CosmicError: n_prompts: found 1, and the model refuses 0 of 1 prompts that it complies with when ...
+    """
+    found: list[str] = []
+    for start in range(0, len(prompts), batch_size):
+        some = prompts[start : start + batch_size]
+        plain, steered = (
+            [
+                judge_refusal(answer)
+                for answer in complete(
+                    model, some, edit, chat=chat, max_new_tokens=max_new_tokens, batch_size=batch_size, label=label
+                )
+            ]
+            for edit, label in (((), "choosing prompts"), (interventions, "choosing prompts, steered"))
+        )
+        found += [one for one, *pair in zip(some, plain, steered, strict=True) if pair == ["refusal", "compliance"]]
+        if len(found) >= n:
+            return found[:n]
+    raise CosmicError(
+        f"n_prompts: found {n}, and the model refuses {len(found)} of {len(prompts)} prompts that it complies with when "
+        "steered; ask for fewer, or use another direction"
+    )
+
+
 def find_suffix(
     model: TransformerBridge,
     prompts: Sequence[str],
