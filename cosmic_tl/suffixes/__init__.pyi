@@ -19,6 +19,9 @@ from .heads import (
 from .heads import (
     top_heads as top_heads,
 )
+from .options import (
+    SuffixOptions as SuffixOptions,
+)
 from .search import (
     compliant_targets as compliant_targets,
 )
@@ -27,9 +30,6 @@ from .search import (
 )
 from .suffix import (
     Suffix as Suffix,
-)
-from .suffix import (
-    SuffixOptions as SuffixOptions,
 )
 from .tokens import (
     random_suffixes as random_suffixes,
