@@ -23,9 +23,9 @@ class Sampling:
     """
 
     top_k: int | None = None
-    """Sample from the `top_k` most likely tokens; by default from all."""
+    """Sample only from this many of the most likely tokens. By default from all."""
     top_p: float | None = None
-    """Sample from the fewest tokens whose probabilities sum to `top_p`; by default from all."""
+    """Sample only from the most likely tokens whose probabilities sum to this. By default from all."""
     repetition_penalty: float = 1.0
     """Above 1, tokens that are already in the prompt or the completion become less likely, in greedy decoding too. 1 means no
     penalty; the checkpoint's own default is never used."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from cosmic_tl._util.progress import ACTIVATIONS, SCORES
 from cosmic_tl.errors import CosmicError, check_phrases
 from cosmic_tl.generation.options import Sampling
 from cosmic_tl.model.options import ChatFormat
@@ -12,6 +13,9 @@ from cosmic_tl.selection.options import PLACEBOS, CosmicOptions, RefusalTokenOpt
 
 if TYPE_CHECKING:
     from cosmic_tl.judges.substring import SubstringJudge
+
+STAGES = (ACTIVATIONS, SCORES, "strengths of the placebos", "completions", "report")
+"""What a run does, in order."""
 
 
 @dataclass(frozen=True)

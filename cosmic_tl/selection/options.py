@@ -35,7 +35,7 @@ class CommonOptions:
     unedited model writes the answer; scores are the same either way."""
     cell: Cell | None = None
     """Choose this candidate (layer and position, such as 17,-1), whatever the filters say. By default the scores decide.
-    The other candidates are then scored only with `full_table`."""
+    Others are then scored only if the full table is asked for."""
     tokens: tuple[str, ...] | None = None
     """Text that an answer with the concept begins with (for refusal: "I'm sorry"); its first token is used. By default
     such tokens are found in the model's own answers."""
