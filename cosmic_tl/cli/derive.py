@@ -35,16 +35,16 @@ GROUPS = {
     "Prompts": ("DataOptions", "n_test", "n_prompts", "n", "texts", "instructions"),
     "Chat": ("ChatFormat",),
     "Selection": ("CommonOptions", "selection"),
-    "Steering": ("edit", "alphas", "layers", "strength", "norm_preserving", "approximate"),
+    "Steering": ("edit", "mode", "alpha", "alphas", "layers", "strength", "norm_preserving", "approximate"),
     "COSMIC": ("CosmicOptions",),
     "Refusal tokens": ("RefusalTokenOptions",),
     "Search": ("SuffixOptions",),
-    "Generation": ("Sampling", "max_new_tokens", "temperature", "n_samples", "seed", "batch_size"),
-    "Evaluation": ("RunSettings", "tasks", "limit", "num_fewshot", "chat", "task_folder"),
+    "Generation": ("Sampling", "DataOptions.seed", "max_new_tokens", "temperature", "n_samples", "seed", "batch_size"),
+    "Evaluation": ("phrases", "n_placebos", "tasks", "limit", "num_fewshot", "chat", "task_folder"),
     "Judge": ("judge", "judge_model", "template", "base_url", "api_key_env", "concurrency", "requests_per_minute"),
     "Output": ("out", "overwrite", "csv", "max_shard_size"),
 }
-"""The headings of `--help` in their order, each with its classes and fields; a field counts before its class."""
+"""The headings of `--help` in their order, each with its classes, and with fields and parameters that are in none of them."""
 _HEADINGS = {
     name: cyclopts.Group(heading, sort_key=number)
     for number, (heading, names) in enumerate(GROUPS.items())
@@ -134,7 +134,8 @@ def _options(hint: Any, default: Any, procedure: str = "") -> Iterator[tuple[str
                 continue
             value = _default(field, default if isinstance(default, kind) else Parameter.empty)
             home = next(one for one in reversed(kind.__mro__) if field.name in getattr(one, "__annotations__", ()))
-            heading = _HEADINGS.get(home.__name__) if field.name not in _HEADINGS else _HEADINGS[field.name]
+            places = (f"{home.__name__}.{field.name}", home.__name__, field.name)
+            heading = next((_HEADINGS[one] for one in places if one in _HEADINGS), None)
             text, positional = help_texts(kind).get(field.name), "positional" in field.metadata
             inner = _classes(hints[field.name])
             if len(inner) > 1:
