@@ -19,7 +19,6 @@ app = cyclopts.App(
     help_format="plaintext",
     result_action="return_value",
     suppress_keyboard_interrupt=False,
-    default_parameter=cyclopts.Parameter(negative_iterable=(), negative_none=()),
 )
 for number, command in enumerate(one for part in (select, edit, evaluate, suffix, check) for one in part.COMMANDS):
     app.command(command, sort_key=number)

@@ -217,7 +217,7 @@ def _parameter(name: str, some: Sequence[_Option]) -> Parameter:
     shown = {one.procedure: _shown(one.default) for one in some if one.default is not Parameter.empty}
     default = next(iter(shown.values()), "")
     default += "".join(f"; {kind} {text}" for kind, text in shown.items() if text != next(iter(shown.values())))
-    more: dict[str, Any] = {"show_default": default if default not in ("", "no") else False}
+    more: dict[str, Any] = {"show_default": default if default not in ("", "no") else False, "negative_iterable": ()}
     (core,) = [one for one in get_args(hint) if one is not NoneType] if NoneType in get_args(hint) else [hint]
     parts = get_args(core)
     if get_origin(core) is tuple and parts[0] in (int, float):

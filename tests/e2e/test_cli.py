@@ -1,10 +1,12 @@
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import pandas as pd
 import pytest
@@ -13,6 +15,7 @@ import cosmic_tl
 from cosmic_tl import cli
 from cosmic_tl.cli.options import DataOptions
 from cosmic_tl.cli.output import printable
+from cosmic_tl.runs.settings import STAGES
 from cosmic_tl.selection.scores import parts
 
 QUICK = [
@@ -74,6 +77,23 @@ def test_run_writes_and_prints_nothing_but_results(finished):
         "summary.json",
         "settings.json",
     }
+
+
+def test_a_terminal_sees_every_stage(tmp_path):
+    reader, writer = pty.openpty()
+    command = [sys.executable, "-m", "cosmic_tl.cli", "run", "--out", tmp_path / "run", *QUICK]
+    done = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=writer, text=True)
+    os.close(writer)
+    said = b""
+    with suppress(OSError):  # which is how a terminal ends
+        while found := os.read(reader, 4096):
+            said += found
+    os.close(reader)
+    text = done.stdout.read()
+    assert done.wait() == 0, said
+    lines = [line.strip() for line in said.decode().replace("\r", "\n").splitlines() if line.strip().startswith("[")]
+    assert lines == [f"[{i}/6] {name}" for i, name in enumerate(["loading the model", *STAGES], 1)]
+    assert text.splitlines()[-1].startswith(f"Everything is in {tmp_path / 'run'} (")
 
 
 def test_steer_shows_answers_with_and_without(finished, command):
