@@ -100,7 +100,7 @@ from .figures.export import (
 from .generation.completions import (
     complete as complete,
 )
-from .generation.sampling import (
+from .generation.options import (
     Sampling as Sampling,
 )
 from .interventions.affine_map import (
@@ -139,11 +139,11 @@ from .metrics.pca import (
 from .metrics.projection import (
     project as project,
 )
-from .model.chat import (
-    ChatFormat as ChatFormat,
-)
 from .model.load import (
     load_model as load_model,
+)
+from .model.options import (
+    ChatFormat as ChatFormat,
 )
 from .model.positions import (
     Positions as Positions,

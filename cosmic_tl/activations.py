@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from cosmic_tl._util.progress import track
+from cosmic_tl._util.progress import ACTIVATIONS, stage, track
 from cosmic_tl.data.contrast_set import Prompts, sides_of
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.model.batching import BATCH_SIZE, batches
@@ -202,6 +202,7 @@ def class_means(
         >>> positive.splits[0].shape
         torch.Size([8, 5, 128])
     """
+    stage(ACTIVATIONS)
     positive, negative = sides_of(prompts, "train")
     splits = random_splits([len(positive), len(negative)], seeds)
     found = [

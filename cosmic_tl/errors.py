@@ -63,6 +63,26 @@ def check_texts(name: str, found: object) -> None:
         )
 
 
+def check_phrases(found: object) -> None:
+    """Check that phrases to look for are a list of texts, none of them empty: every completion contains an empty one.
+
+    Args:
+        found: The phrases.
+
+    Raises:
+        CosmicError: If they are anything else.
+
+    Example:
+        >>> check_phrases(("ahoy", ""))
+        Traceback (most recent call last):
+        cosmic_tl.errors.CosmicError: phrases: found ['ahoy', '']; give at least one, none of them empty
+    """
+    check_texts("phrases", found)
+    assert isinstance(found, Sequence)
+    if not found or not all(phrase.strip() for phrase in found):
+        raise CosmicError(f"phrases: found {list(found)!r}; give at least one, none of them empty")
+
+
 def check_whole_number(name: str, found: object) -> None:
     """Check that an argument is an `int`; True and False are none.
 

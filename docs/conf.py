@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
@@ -85,11 +83,12 @@ def bring_in_notebooks(app: Sphinx, config: object) -> None:
 
 
 def write_command_line(app: Sphinx, config: object) -> None:
-    """Every command with its options, as Typer tells them."""
-    docs = [sys.executable, "-m", "typer", "cosmic_tl.cli", "utils", "docs", "--name", "cosmic-tl"]
-    found = subprocess.run(docs, check=True, capture_output=True, text=True, encoding="utf-8").stdout
+    """Every command with its options, as cyclopts tells them."""
+    from cosmic_tl.cli import app as commands  # after JAXTYPING_DISABLE is set
+
+    found = commands.generate_docs()
     # From the first command on: what comes before it is a list of what follows.
-    _write(HERE / "_generated" / "command-line.md", found[found.index("## `cosmic-tl ") :])
+    _write(HERE / "_generated" / "command-line.md", found[found.index("## cosmic-tl ") :])
 
 
 def _inline_math(translator: object, node: nodes.math) -> None:

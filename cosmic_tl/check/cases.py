@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -26,7 +25,6 @@ from cosmic_tl.interventions.options import Mode
 from cosmic_tl.interventions.steer import steering
 from cosmic_tl.model.batching import batches
 from cosmic_tl.model.forward import next_token_logits, read
-from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.selection.cosmic_scores import CosmicScorer
 from cosmic_tl.selection.options import CosmicOptions
 from cosmic_tl.selection.scores import Scores
@@ -195,45 +193,6 @@ def _steered_generation(subject: Subject) -> Found:
         f"a steered completion {'equals' if same else 'differs from'} one full pass for each of {len(new)} tokens"
     )
     return measured, "", same
-
-
-class _Memory:
-    """Peak memory beyond what the loaded model holds."""
-
-    def __init__(self, model: TransformerBridge) -> None:
-        self.device = torch.device(str(model.cfg.device))
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-            self.start = torch.cuda.memory_allocated(self.device)
-        else:
-            self.start = _resident()
-
-    def extra(self) -> float:
-        """In GB; for a CPU an upper bound, since the peak is that of the whole process so far."""
-        if self.device.type == "cuda":
-            return (torch.cuda.max_memory_allocated(self.device) - self.start) / 1e9
-        return (_peak() - self.start) / 1e9
-
-
-def _resident() -> int:
-    """Bytes that the process holds now; where the system does not say, the most so far."""
-    statm = Path("/proc/self/statm")
-    if not statm.exists():
-        return _peak()
-    import resource
-
-    return int(statm.read_text().split()[1]) * resource.getpagesize()
-
-
-def _peak() -> int:
-    """The most bytes that the process held."""
-    import sys
-
-    try:
-        import resource
-    except ImportError as error:
-        raise NotPossible("this system does not say how much memory a process takes") from error
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _memory(subject: Subject) -> Found:

@@ -8,7 +8,8 @@ import pandas as pd
 
 from cosmic_tl._util.displays import as_html
 from cosmic_tl.check.cases import CHECKS
-from cosmic_tl.check.subject import NotPossible, Subject
+from cosmic_tl.check.memory import NotPossible
+from cosmic_tl.check.subject import Subject
 from cosmic_tl.data.contrast_set import ContrastSet
 from cosmic_tl.data.prompts import load_prompts
 from cosmic_tl.errors import CosmicError

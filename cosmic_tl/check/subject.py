@@ -11,7 +11,7 @@ from jaxtyping import Float64
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from cosmic_tl.check.cases import _Memory
+from cosmic_tl.check.memory import Memory, NotPossible
 from cosmic_tl.directions.candidates import Candidates
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.export.checkpoint import plain_model
@@ -40,10 +40,6 @@ ADDED = (
 )
 
 
-class NotPossible(Exception):
-    """Why a check cannot be made on this model."""
-
-
 Found = tuple[str, str, bool]
 """What was measured, what is allowed, and whether it holds."""
 
@@ -66,7 +62,7 @@ class Subject:
         """Largest difference between similarities."""
         self.divergence = 1e-4 if exact else 5e-2
         """Largest difference between divergences."""
-        self.memory = _Memory(model)
+        self.memory = Memory(model)
 
     @cached_property
     def plain(self) -> Any:

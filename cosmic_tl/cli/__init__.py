@@ -1,30 +1,32 @@
 """The command line: parses, calls the library, prints. Heavy imports wait until a command needs them."""
 
+import os
 import sys
 import warnings
 
-import typer
+import cyclopts
 
+import cosmic_tl
 from cosmic_tl.cli import check, edit, evaluate, select, suffix
+from cosmic_tl.cli.errors import in_one_line
 from cosmic_tl.cli.output import printable
 from cosmic_tl.errors import CosmicError
 
-app = typer.Typer(
+app = cyclopts.App(
+    name="cosmic-tl",
     help="Find the direction in a model's activations that carries a concept, and test whether it really does.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    version=cosmic_tl.__version__,
+    help_format="plaintext",
+    result_action="return_value",
+    suppress_keyboard_interrupt=False,
 )
-for part in (select, edit, evaluate, suffix, check):
-    for command in part.COMMANDS:
-        app.command()(command)
+for number, command in enumerate(one for part in (select, edit, evaluate, suffix, check) for one in part.COMMANDS):
+    app.command(command, sort_key=number)
 
 
 def _quiet() -> None:
     """Leave the terminal to the results: no library progress bars, no warnings about library internals."""
     import logging
-    import os
 
     # Threads that spin while they wait stall each other on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -35,7 +37,7 @@ def _quiet() -> None:
 
 
 def main() -> None:
-    """Entry point: one line and exit code 2 for bad input; a run that is stopped with Ctrl-C exits with 130.
+    """Entry point: one line and exit code 2 for bad input; a command that is stopped with Ctrl-C exits with 130.
 
     Example:
         >>> callable(main)
@@ -43,7 +45,17 @@ def main() -> None:
     """
     _quiet()
     try:
-        app(standalone_mode=True)
+        code = app(print_error=False, exit_on_error=False)
+    except cyclopts.CycloptsError as error:
+        code = _refuse(in_one_line(error))
     except CosmicError as error:
-        typer.echo(f"Error: {printable(str(error))}", err=True)
-        sys.exit(2)
+        code = _refuse(str(error))
+    except KeyboardInterrupt:
+        print("Stopped; give the same command again to go on.", file=sys.stderr)
+        code = 130
+    sys.exit(code)
+
+
+def _refuse(message: str) -> int:
+    print(f"Error: {printable(message)}", file=sys.stderr)
+    return 2

@@ -1,43 +1,39 @@
 """Commands that edit with a run's direction: steer, sweep, orthogonalize."""
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from cosmic_tl.cli.options import (
-    BatchSize,
-    GenerationOptions,
-    MaxNewTokens,
-    Overwrite,
-    RunOptions,
-    Seed,
-    grouped,
-    numbers,
-)
+from cosmic_tl._util.progress import LOADING, stage
+from cosmic_tl.cli.derive import Only, derived
+from cosmic_tl.cli.options import GENERATION, TESTING, RunOptions
 from cosmic_tl.cli.output import print_frame, printable
 from cosmic_tl.errors import CosmicError
+from cosmic_tl.runs.settings import RunSettings
 
 if TYPE_CHECKING:
     from cosmic_tl.interventions.edits import Interventions
 
+_SWEEP = RunSettings(n_test=32)
 
-@grouped
+
+@derived(LOADING, "completions")
 def steer(
-    run: RunOptions,
-    prompt: Annotated[str, typer.Argument(help="An instruction.")],
-    generation: GenerationOptions,
-    alpha: Annotated[
-        float | None, typer.Option(help="Strength; without it both removal and the run's own induction are shown.")
-    ] = None,
-    seed: Seed = 0,
+    source: RunOptions, prompt: str, settings: Annotated[RunSettings, GENERATION], *, alpha: float | None = None
 ) -> None:
-    """Complete a prompt with and without the direction of a run."""
+    """Complete a prompt with and without the direction of a run.
+
+    Args:
+        prompt: An instruction.
+        alpha: Strength of the induction. By default both removal and the run's own induction are shown.
+    """
+    run = source.run
+    bridge, direction = source.load()
     from cosmic_tl.generation.completions import complete
 
-    edits, chat, sampling = run.edits, run.chat(), generation.sampling()
-    bridge, direction = run.load()
+    stage("completions")
+    edits = run.selection.edits
     strength = edits.alpha if alpha is None else alpha
     answers: dict[str, Any] = {"without": ()}
     if alpha is None:
@@ -48,38 +44,53 @@ def steer(
             bridge,
             [prompt],
             interventions,
-            chat=chat,
-            max_new_tokens=generation.max_new_tokens,
-            temperature=generation.temperature,
-            seed=seed,
-            sampling=sampling,
+            chat=run.settings.chat,
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            seed=settings.seed,
+            sampling=settings.sampling,
         )[0]
-        typer.echo(f"[{name}]\n{printable(text)}\n")
+        print(f"[{name}]\n{printable(text)}\n")
 
 
-@grouped
+@derived(LOADING, "completions before the edit", "weights", "completions after the edit")
 def orthogonalize(
-    run: RunOptions,
-    out: Annotated[Path, typer.Option(help="Directory for the edited model.")],
-    strength: Annotated[float, typer.Option(help="1 takes the direction out whole.")] = 1.0,
-    layers: Annotated[str | None, typer.Option(help="Blocks to edit, as 3,4; default: all, and embeddings.")] = None,
-    norm_preserving: Annotated[bool, typer.Option("--norm-preserving", help="Keep each vector's norm.")] = False,
-    approximate: Annotated[
-        bool, typer.Option("--approximate", help="Allow architectures where it cannot equal ablation.")
-    ] = False,
-    max_shard_size: Annotated[str, typer.Option(help="Largest file of weights.")] = "5GB",
-    n_test: Annotated[
-        int, typer.Option(help="The run's positive test prompts that the edited model is measured on; 0: none.")
-    ] = 16,
-    max_new_tokens: MaxNewTokens = 64,
-    batch_size: BatchSize = None,
-    overwrite: Overwrite = False,
+    source: RunOptions,
+    settings: Annotated[RunSettings, Only("max_new_tokens", "batch_size")],
+    *,
+    out: Path,
+    strength: float = 1.0,
+    layers: tuple[int, ...] | None = None,
+    norm_preserving: bool = False,
+    approximate: bool = False,
+    max_shard_size: str = "5GB",
+    n_test: int = 16,
+    overwrite: bool = False,
 ) -> None:
     """Take the direction out of the weights, and save a Hugging Face checkpoint that needs no hooks.
 
     Weight orthogonalization is directional ablation. The edited model's refusals are counted beside those of the unedited
     model and of the run's own removal.
+
+    Args:
+        out: Directory for the edited model.
+        strength: Share of the direction to take out; 1 is all of it.
+        layers: Blocks to edit, such as 3,4. By default all of them, and the embeddings.
+        norm_preserving: Keep the norm of each weight vector.
+        approximate: Allow architectures for which it cannot equal ablation.
+        max_shard_size: Size of the largest file of weights.
+        n_test: The run's positive test prompts on which the edited model is measured; 0 for none.
+        overwrite: Replace what is in the directory.
     """
+    if source.directory.resolve().is_relative_to(out.resolve()):
+        raise CosmicError(f"out: {str(out)!r} holds the run itself; choose another directory")
+    if out.exists() and any(out.iterdir()) and not overwrite:
+        raise CosmicError(f"out: {str(out)!r} is not empty; choose another directory or pass --overwrite")
+    if n_test < 0:
+        raise CosmicError(f"n_test: must be at least 0, found {n_test}")
+    run = source.run
+    prompts = run.test_prompts(n_test)[0] if n_test else []
+    bridge, direction = source.load()
     import pandas as pd
 
     from cosmic_tl.experiments.conditions import terms_of
@@ -90,28 +101,16 @@ def orthogonalize(
     from cosmic_tl.metrics.rates import rate
     from cosmic_tl.model.batching import BATCH_SIZE
 
-    try:
-        blocks = None if layers is None else [int(part) for part in layers.split(",")]
-    except ValueError as error:
-        raise CosmicError(f"layers: expected numbers like 3,4, found {layers!r}") from error
-    if run.directory.resolve().is_relative_to(out.resolve()):
-        raise CosmicError(f"out: {str(out)!r} holds the run itself; choose another directory")
-    if out.exists() and any(out.iterdir()) and not overwrite:
-        raise CosmicError(f"out: {str(out)!r} is not empty; choose another directory or pass --overwrite")
-    if n_test < 0:
-        raise CosmicError(f"n_test: must be at least 0, found {n_test}")
-    mode, chat, judge = run.mode, run.chat(), run.run.settings.judge
-    prompts = run.test_prompts(n_test)[0] if n_test else []
-    bridge, direction = run.load()
+    mode, judge, size = run.selection.mode, run.settings.judge, settings.batch_size or BATCH_SIZE
 
     def measured(name: str, edits: "Interventions") -> dict[str, Any]:
         texts = complete(
             bridge,
             prompts,
             edits,
-            chat=chat,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size or BATCH_SIZE,
+            chat=run.settings.chat,
+            max_new_tokens=settings.max_new_tokens,
+            batch_size=size,
             label=name,
         )
         found = rate(sum(one.verdict == "refusal" for one in judge(prompts, texts)), len(texts))
@@ -120,38 +119,49 @@ def orthogonalize(
 
     rates: list[dict[str, Any]] = []
     if n_test:
+        stage("completions before the edit")
         rates = [measured("baseline", ()), measured(f"removal ({mode})", removal(direction, mode))]
+    stage("weights")
     edit = orthogonalize_weights(
-        bridge, direction, strength=strength, layers=blocks, norm_preserving=norm_preserving, approximate=approximate
+        bridge, direction, strength=strength, layers=layers, norm_preserving=norm_preserving, approximate=approximate
     )
     save_checkpoint(bridge, out, edit, max_shard_size=max_shard_size, overwrite=overwrite)
-    typer.echo(f"{edit}\nSaved in {out}")
+    if n_test:
+        stage("completions after the edit")
+        rates.append(measured("orthogonalized", ()))
+    print(edit)
     if mode == "affine":
-        typer.echo(
+        print(
             "Note: the run evaluated removal by ACE (affine mode); weight orthogonalization is directional ablation, another "
             "edit of the same direction."
         )
     if n_test:
-        print_frame(pd.DataFrame([*rates, measured("orthogonalized", ())]))
+        print_frame(pd.DataFrame(rates))
     else:
-        typer.echo("The edited model was not measured (--n-test 0).")
+        print("The edited model was not measured (--n-test 0).")
+    print(f"Saved in {out}")
 
 
-@grouped
+@derived(LOADING, "refusal tokens", "completions")
 def sweep(
-    run: RunOptions,
-    generation: GenerationOptions,
-    alphas: Annotated[str, typer.Option(help="Strengths, as -0.5,0,0.5,1.")] = "-0.5,0,0.25,0.5,0.75,1,1.5,2",
-    n_test: Annotated[int, typer.Option(help="Test prompts per side, from the run.")] = 32,
-    n_samples: Annotated[int, typer.Option(help="Completions a prompt, with a temperature above 0.")] = 1,
-    seed: Seed = 0,
-    batch_size: BatchSize = None,
+    source: RunOptions,
+    settings: Annotated[RunSettings, TESTING] = _SWEEP,
+    *,
+    alphas: tuple[float, ...] = (-0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0),
+    n_samples: int = 1,
 ) -> None:
     """Refusals against alpha for addition, ablation + addition and ACE; writes sweep.csv and sweep.html into the run.
 
     A sweep that was stopped goes on where it was; strengths that an earlier one measured under the same settings are not
     measured again.
+
+    Args:
+        alphas: Strengths.
+        n_samples: Completions per prompt, with a temperature above 0.
     """
+    run = source.run
+    prompts = run.test_prompts(settings.n_test)
+    bridge, direction = source.load()
     from cosmic_tl._util.files import append_lines, read_lines
     from cosmic_tl.experiments.conditions import REFUSAL, terms_of
     from cosmic_tl.experiments.sweeps import BASELINE
@@ -162,46 +172,49 @@ def sweep(
     from cosmic_tl.model.batching import BATCH_SIZE
     from cosmic_tl.runs.derived import derivation, digest
 
-    strengths, sampling = numbers("alphas", alphas), generation.sampling()
-    positive, negative = run.test_prompts(n_test)
-    chat, judge = run.chat(), run.run.settings.judge
-    bridge, direction = run.load()
+    chat, judge = run.settings.chat, run.settings.judge
     made = derivation(
-        run.directory,
+        run.out,
         "sweep",
         direction,
         bridge,
         chat=asdict(chat),
-        prompts=digest([positive, negative]),
+        prompts=digest(prompts),
         phrases=judge.phrases,
         n_samples=n_samples,
-        generation=asdict(generation),
-        seed=seed,
-        alphas=strengths,
+        generation={
+            "max_new_tokens": settings.max_new_tokens,
+            "temperature": settings.temperature,
+            **asdict(settings.sampling),
+        },
+        seed=settings.seed,
+        alphas=list(alphas),
     )
     log = made.part(".jsonl", "alphas")
     known = [row for line in read_lines(log) for row in line["rows"]]
+    stage("refusal tokens")
     try:
-        tokens = find_refusal_tokens(bridge, (positive, negative), chat=chat, batch_size=batch_size or BATCH_SIZE)
+        tokens = find_refusal_tokens(bridge, prompts, chat=chat, batch_size=settings.batch_size or BATCH_SIZE)
     except CosmicError as error:
-        typer.echo(f"Note: no refusal scores ({printable(str(error))})", err=True)
+        print(f"Note: no refusal scores ({printable(str(error))})", file=sys.stderr)
         tokens = None
+    stage("completions")
     found = sweep_all(
         bridge,
-        (positive, negative),
+        prompts,
         direction,
-        alphas=strengths,
+        alphas=alphas,
         tokens=tokens,
         chat=chat,
         n_samples=n_samples,
-        max_new_tokens=generation.max_new_tokens,
-        temperature=generation.temperature,
-        seed=seed,
-        batch_size=batch_size,
-        known=[row for row in known if row["method"] == BASELINE[0] or row["alpha"] in strengths],
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        known=[row for row in known if row["method"] == BASELINE[0] or row["alpha"] in alphas],
         on_rows=lambda rows: append_lines(log, [{"rows": rows}]),
         judge=judge,
-        sampling=sampling,
+        sampling=settings.sampling,
     )
     table = found.table
     terms = terms_of(judge.phrases)
@@ -210,10 +223,10 @@ def sweep(
     page = offline_page([restyle(figure)], figure.layout.title.text)
     made.write({"sweep.csv": table.to_csv(index=False), "sweep.html": page})
     print_frame(table[["method", "alpha", "side", "rate", "low", "high", "garbled", "cross_entropy"]])
-    typer.echo("Non-monotonic in alpha:" if len(uneven := found.non_monotonic()) else "Monotonic in alpha.")
+    print("Non-monotonic in alpha:" if len(uneven := found.non_monotonic()) else "Monotonic in alpha.")
     if len(uneven):
         print_frame(uneven)
-    typer.echo(f"Open {run.directory / 'sweep.html'}")
+    print(f"Open {run.out / 'sweep.html'}")
 
 
 COMMANDS = (steer, sweep, orthogonalize)

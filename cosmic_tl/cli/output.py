@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cosmic_tl.errors import CosmicError
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -64,8 +66,25 @@ def print_result(result: "Run") -> None:
         )
     for note in summary["notes"][len(result.selection.notes) :]:  # the selection has said its own
         console.print(f"Note: {note}", markup=False, highlight=False, soft_wrap=True)
-    took = "It was complete already, and nothing was changed" if result.was_complete else f"{summary['seconds']} s"
-    console.print(f"{took}; open {result.out / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+    took = "it was complete already, and nothing was changed" if result.was_complete else f"{summary['seconds']} s"
+    console.print(
+        f"Everything is in {result.out} ({took}); open {result.out / 'report.html'}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def check_folder(csv: Path | None) -> None:
+    """The folder of a table that is written at the end has to be there: hours may pass before.
+
+    Example:
+        >>> check_folder(Path("nowhere/table.csv"))
+        Traceback (most recent call last):
+        cosmic_tl.errors.CosmicError: csv: no folder 'nowhere'; make it first
+    """
+    if csv is not None and not csv.parent.is_dir():
+        raise CosmicError(f"csv: no folder {str(csv.parent)!r}; make it first")
 
 
 def write_csv(frame: "pd.DataFrame", path: Path | None) -> None:
@@ -79,6 +98,7 @@ def write_csv(frame: "pd.DataFrame", path: Path | None) -> None:
 
     if path is not None:
         write_atomically(path, frame.to_csv(index=False))
+        print(f"The table is in {path}")
 
 
 def print_frame(frame: "pd.DataFrame") -> None:

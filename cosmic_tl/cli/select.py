@@ -1,192 +1,150 @@
-"""Commands that choose a direction: run, plan, compare."""
+"""Commands that choose a direction: run, plan, compare, variants, two-rounds."""
 
 import shlex
 import sys
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-import typer
+from cosmic_tl._util.progress import LOADING
+from cosmic_tl.cli.derive import derived
+from cosmic_tl.cli.options import TESTING, DataOptions, ModelOptions
+from cosmic_tl.cli.output import check_folder, print_frame, print_result, printable, write_csv
+from cosmic_tl.model.options import ChatFormat
+from cosmic_tl.runs.settings import STAGES, RunSettings
+from cosmic_tl.selection.options import CosmicOptions, RefusalTokenOptions
 
-from cosmic_tl.cli.options import (
-    BatchSize,
-    ChatOptions,
-    Csv,
-    DataOptions,
-    GenerationOptions,
-    ModelOptions,
-    Overwrite,
-    Phrases,
-    SelectionOptions,
-    grouped,
-    numbers,
-)
-from cosmic_tl.cli.output import print_frame, print_result, printable, write_csv
+_WEAK = CosmicOptions(exclude_first_half=True)
 
 
-class Select(str, Enum):
-    """What the choice of a direction rests on."""
-
-    cosmic = "cosmic"
-    refusal_tokens = "refusal-tokens"
-
-
-NTest = Annotated[int, typer.Option(help="Test prompts per side.")]
-
-
-@grouped
+@derived(LOADING, *STAGES)
 def run(
     model: ModelOptions,
     data: DataOptions,
-    chat: ChatOptions,
-    selection: SelectionOptions,
-    generation: GenerationOptions,
-    out: Annotated[Path, typer.Option(help="Directory for the results.")] = Path("cosmic-run"),
-    select: Annotated[Select, typer.Option(help="By activations (COSMIC), or by refusal's first tokens.")] = (
-        Select.cosmic
-    ),
-    n_test: NTest = 100,
-    phrase: Phrases = None,
-    placebos: Annotated[int, typer.Option(help="Seeds of each kind of placebo; each costs completions.")] = 5,
-    batch_size: BatchSize = None,
-    overwrite: Overwrite = False,
+    settings: RunSettings,
+    *,
+    out: Path = Path("cosmic-run"),
+    overwrite: bool = False,
 ) -> None:
     """Find a direction, remove and induce it, and write a report.
 
     A run that was stopped goes on where it was when the same command is given again.
+
+    Args:
+        out: Directory for the results.
+        overwrite: Replace an earlier run in the directory that had other settings.
     """
     contrast = data.load()  # before the imports that take seconds
-    from cosmic_tl.runs.job import run as run_all
-    from cosmic_tl.runs.settings import RunSettings
-
-    options = selection.cosmic() if select is Select.cosmic else selection.refusal_tokens()
-    phrases = tuple(phrase) if phrase else None
-    settings = RunSettings(
-        options,
-        chat.format(),
-        n_test,
-        generation.max_new_tokens,
-        generation.temperature,
-        data.seed,
-        batch_size,
-        phrases,
-        generation.sampling(),
-        placebos,
-    )
-    command = shlex.join(["cosmic-tl", *sys.argv[1:]])
     bridge = model.load()
-    try:
-        result = run_all(bridge, contrast, out, settings, command=command, overwrite=overwrite)
-    except KeyboardInterrupt as stop:
-        typer.echo("Stopped; the same command goes on from here.", err=True)
-        raise typer.Exit(130) from stop
-    print_result(result)
+    from cosmic_tl.runs.job import run as run_all
+
+    command = shlex.join(["cosmic-tl", *sys.argv[1:]])
+    print_result(run_all(bridge, contrast, out, settings, command=command, overwrite=overwrite))
 
 
-@grouped
-def plan(model: ModelOptions, data: DataOptions, chat: ChatOptions, selection: SelectionOptions) -> None:
-    """Print the passes that a COSMIC selection would make and spare, and their cost, without making them.
+@derived(LOADING)
+def plan(model: ModelOptions, data: DataOptions, chat: ChatFormat, options: CosmicOptions) -> None:
+    """Print the passes that a COSMIC selection would make and skip, and what they cost, without making them.
 
-    Takes the options of `run`. Without --evaluation-layers the last layer is assumed, which is the most expensive.
+    Takes the options that `run` has for COSMIC. Without --evaluation-layers the last layer is assumed, which is the most
+    expensive.
     """
     contrast = data.load()
+    bridge = model.load()
     from cosmic_tl.selection.cosmic import plan_selection
 
-    options, format_ = selection.cosmic(), chat.format()
-    typer.echo(repr(plan_selection(model.load(), contrast, options, chat=format_)))
+    print(repr(plan_selection(bridge, contrast, options, chat=chat)))
 
 
-@grouped
+@derived(LOADING, "selection by COSMIC", "selection by refusal tokens", "completions")
 def compare(
     model: ModelOptions,
     data: DataOptions,
-    chat: ChatOptions,
-    selection: SelectionOptions,
-    generation: GenerationOptions,
-    n_test: NTest = 100,
-    batch_size: BatchSize = None,
-    csv: Csv = None,
+    cosmic: CosmicOptions,
+    refusal_tokens: RefusalTokenOptions,
+    chat: ChatFormat,
+    settings: Annotated[RunSettings, TESTING],
+    *,
+    csv: Path | None = None,
 ) -> None:
-    """Choose by COSMIC and by refusal tokens, and tabulate where the two agree and what their directions do."""
+    """Choose by COSMIC and by refusal tokens, and tabulate where the two agree and what their directions do.
+
+    Args:
+        csv: Also write the table to this file.
+    """
+    check_folder(csv)
     contrast = data.load()
+    bridge = model.load()
     from cosmic_tl.experiments.comparison import compare_selections
 
-    cosmic, refusal_tokens = selection.cosmic(), selection.refusal_tokens()
-    format_, sampling = chat.format(), generation.sampling()
     found = compare_selections(
-        model.load(),
+        bridge,
         contrast,
         cosmic=cosmic,
         refusal_tokens=refusal_tokens,
-        chat=format_,
-        n_test=n_test,
-        max_new_tokens=generation.max_new_tokens,
-        seed=data.seed,
-        batch_size=batch_size,
-        temperature=generation.temperature,
-        sampling=sampling,
+        chat=chat,
+        n_test=settings.n_test,
+        max_new_tokens=settings.max_new_tokens,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        temperature=settings.temperature,
+        sampling=settings.sampling,
     )
     print_frame(found.table)
     for remark in found.remarks:
-        typer.echo(printable(remark))
+        print(printable(remark))
     write_csv(found.table, csv)
 
 
-@grouped
-def variants(model: ModelOptions, data: DataOptions, chat: ChatOptions, selection: SelectionOptions) -> None:
+@derived(LOADING)
+def variants(model: ModelOptions, data: DataOptions, chat: ChatFormat, options: CosmicOptions) -> None:
     """Select under each of COSMIC's variants of layer ranking and target, and tabulate what each chooses."""
     contrast = data.load()
+    bridge = model.load()
     from cosmic_tl.experiments.variants import compare_variants, standard_variants
 
-    settings, format_ = standard_variants(selection.cosmic()), chat.format()
-    print_frame(compare_variants(model.load(), contrast, settings, chat=format_))
+    print_frame(compare_variants(bridge, contrast, standard_variants(options), chat=chat))
 
 
-class Steering(str, Enum):
-    """How a weakly aligned model is steered."""
-
-    amplification = "amplification"
-    ace = "ace"
-
-
-@grouped
+@derived(LOADING, "first round", "second round", "completions")
 def two_rounds(
     model: ModelOptions,
     data: DataOptions,
-    chat: ChatOptions,
-    selection: SelectionOptions,
-    generation: GenerationOptions,
-    steer: Annotated[Steering, typer.Option(help="In proportion to what is there (ours), or ACE (the paper's).")] = (
-        Steering.amplification
-    ),
-    alphas: Annotated[str, typer.Option(help="Strengths, as 1,2,3.")] = "1,2,3",
-    n_test: NTest = 100,
-    batch_size: BatchSize = None,
-    csv: Csv = None,
+    chat: ChatFormat,
+    settings: Annotated[RunSettings, TESTING],
+    options: CosmicOptions = _WEAK,
+    *,
+    edit: Literal["amplification", "affine", "ace"] = "amplification",
+    alphas: tuple[float, ...] = (1.0, 2.0, 3.0),
+    csv: Path | None = None,
 ) -> None:
     """Restore refusal in a weakly aligned model: find a direction, find another under it, and sweep the strength.
 
-    Evaluation layers come from the second half, unless --no-exclude-first-half is given.
+    Args:
+        edit: What strengthens the concept. amplification: add the direction in proportion to how much of it is there.
+            affine: ACE, as in the paper's released code; ace is accepted for it.
+        alphas: Strengths.
+        csv: Also write the table to this file.
     """
+    check_folder(csv)
     contrast = data.load()
+    bridge = model.load()
     from cosmic_tl.experiments.weak_alignment import two_rounds as both_rounds
 
-    strengths, format_, sampling = numbers("alphas", alphas), chat.format(), generation.sampling()
     found = both_rounds(
-        model.load(),
+        bridge,
         contrast,
-        selection.cosmic(exclude_first_half=True),
-        chat=format_,
-        alphas=strengths,
-        steer=steer.value,
-        n=n_test,
-        max_new_tokens=generation.max_new_tokens,
-        batch_size=batch_size,
-        temperature=generation.temperature,
-        seed=data.seed,
-        sampling=sampling,
+        options,
+        chat=chat,
+        alphas=alphas,
+        edit=edit,
+        n=settings.n_test,
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=settings.batch_size,
+        temperature=settings.temperature,
+        seed=settings.seed,
+        sampling=settings.sampling,
     )
-    typer.echo(repr(found))
+    print(printable(repr(found)))
     write_csv(found.table, csv)
 
 

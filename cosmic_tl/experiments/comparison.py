@@ -7,6 +7,7 @@ from math import nan
 import pandas as pd
 
 from cosmic_tl._util.displays import as_html, as_text
+from cosmic_tl._util.progress import stage
 from cosmic_tl.data.contrast_set import ContrastSet
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.experiments.conditions import Condition
@@ -107,10 +108,12 @@ def compare_selections(
     failures: dict[str, str] = {}
     first: CosmicError | None = None
     try:
+        stage("selection by COSMIC")
         selections["COSMIC"] = select_cosmic(model, prompts, cosmic, chat=chat, batch_size=batch_size)
     except CosmicError as error:
         failures["COSMIC"], first = str(error), error
     try:
+        stage("selection by refusal tokens")
         found = select_by_refusal_tokens(model, prompts, refusal_tokens, chat=chat, batch_size=batch_size)
         selections["refusal tokens"] = found
     except CosmicError as error:
@@ -121,6 +124,7 @@ def compare_selections(
     for method, selection in selections.items():
         conditions.append(Condition(f"removal, {method}", "positive", (selection.removal(),)))
         conditions.append(Condition(f"induction, {method}", "negative", (selection.induction(),)))
+    stage("completions")
     effects = measure_effects(
         model,
         (prompts.side("positive", "test", n_test), prompts.side("negative", "test", n_test)),

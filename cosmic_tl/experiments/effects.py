@@ -10,6 +10,7 @@ import pandas as pd
 
 from cosmic_tl._util.displays import as_html, as_text
 from cosmic_tl._util.plots import Plotted
+from cosmic_tl._util.progress import each
 from cosmic_tl.data.contrast_set import Prompts, Side, sides_of
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.experiments.conditions import REFUSAL, Condition, Row, Terms, standard_conditions, terms_of
@@ -277,9 +278,8 @@ def measure_effects(
     generation = describe_generation(model, max_new_tokens, temperature, sampling)
     rows = list(known)
     done = {(row["side"], row["condition"], row.get("seed")) for row in rows}
-    for condition in conditions:
-        if (condition.side, condition.name, condition.seed) in done:
-            continue
+    missing = [one for one in conditions if (one.side, one.name, one.seed) not in done]
+    for condition in each(missing, "conditions"):
         asked = positive if condition.side == "positive" else negative
         label = f"{condition.side}, {condition.name}" + (f" {condition.seed}" if condition.seed is not None else "")
         texts = complete(

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from cosmic_tl._util.displays import as_html, as_text
 from cosmic_tl._util.plots import Plotted
-from cosmic_tl._util.progress import track
+from cosmic_tl._util.progress import each, track
 from cosmic_tl.data.contrast_set import SIDES, Prompts, Side, sides_of
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.engine import Outcome, Reading, intervened
@@ -269,7 +269,7 @@ def sweep(
     for side, asked in sides.items():
         missing = {condition: edit for condition, edit in edits.items() if (*condition, side) not in done}
         scores = _scores(model, asked, missing, tokens, chat, batch_size) if tokens else {}
-        for (method, alpha), edit in missing.items():
+        for (method, alpha), edit in each(missing.items(), f"edits, {side} prompts"):
             label = f"{side}, {method}, α = {alpha:g}"
             score = scores.get((method, alpha))
             new: list[Row] = []

@@ -7,15 +7,15 @@ strength of the steering is swept, and refusal is counted on harmful prompts, an
 Two procedures:
 
 ===============  ==================================  ========================================
-`steer`          between the rounds                  the sweep
+`edit`           between the rounds                  the sweep
 ===============  ==================================  ========================================
-"ace"            ACE with α = 0 (the concept out)    ACE with α
+"affine"         ACE with α = 0 (the concept out)    ACE with α
 "amplification"  amplification with α = 1            amplification with α
 ===============  ==================================  ========================================
 
 The sweep is made with the first direction, with the second, and with the second on top of the edit between the rounds.
 
-"ace" is what the paper's released program does, which sweeps the last of the three. ACE sets every prompt's component
+"affine" is what the paper's released program does, which sweeps the last of the three. ACE sets every prompt's component
 along `r̂` to the same value, whatever it was: it cannot tell harmful prompts from harmless ones by that component, and
 where the component is what tells them apart, it restores refusal of both or of neither. "amplification" is ours: it adds
 `r` in proportion to how much of it is there, and so leaves harmless prompts alone. It is the default.
@@ -30,6 +30,7 @@ import pandas as pd
 import torch
 
 from cosmic_tl._util.displays import as_html
+from cosmic_tl._util.progress import stage
 from cosmic_tl.data.contrast_set import SIDES, ContrastSet, Side, Split
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.errors import CosmicError, one_of
@@ -47,7 +48,8 @@ from cosmic_tl.selection.cosmic import select_cosmic
 from cosmic_tl.selection.options import CosmicOptions
 from cosmic_tl.selection.result import Selection
 
-Steer = Literal["amplification", "ace"]
+Strengthening = Literal["amplification", "affine", "ace"]
+"""What strengthens the concept; "ace" is accepted for "affine"."""
 Which = Literal["none", "first", "second", "both"]
 """Which directions steer: none, the first round's, the second's, or the second's on top of the edit between the rounds."""
 SPLITS: tuple[Split, Split] = ("val", "test")
@@ -82,8 +84,8 @@ def amplification(direction: Direction, alpha: float, tokens: Scope = "all") -> 
     return MapEdit(found, direction.layer, tokens)
 
 
-def _edit(steer: Steer, direction: Direction, alpha: float) -> Intervention:
-    return amplification(direction, alpha) if steer == "amplification" else AffineEdit(direction, alpha)
+def _edit(edit: Strengthening, direction: Direction, alpha: float) -> Intervention:
+    return amplification(direction, alpha) if edit == "amplification" else AffineEdit(direction, alpha)
 
 
 def best_setting(table: pd.DataFrame) -> tuple[Which, float]:
@@ -115,7 +117,7 @@ class TwoRounds:
     first: Selection
     second: Selection
     """Made while `between` steers the model."""
-    steer: Steer
+    edit: Strengthening
     between: tuple[Intervention, ...]
     """The intervention that is in place during round two."""
     table: pd.DataFrame
@@ -153,7 +155,7 @@ class TwoRounds:
         if which == "none":
             return ()
         selection = self.first if which == "first" else self.second
-        return (*(self.between if which == "both" else ()), _edit(self.steer, selection.direction, alpha))
+        return (*(self.between if which == "both" else ()), _edit(self.edit, selection.direction, alpha))
 
     def rates(self, split: Split = "test") -> pd.DataFrame:
         """Refusal rates of a split, a row a direction and α, a column a set.
@@ -168,7 +170,7 @@ class TwoRounds:
         rounds = [(s.direction.layer, s.direction.position) for s in (self.first, self.second)]
         cosine = float(self.first.direction.unit @ self.second.direction.unit)
         lines = [
-            f"TwoRounds({self.steer}): first layer {rounds[0][0]}, position {rounds[0][1]}; second layer {rounds[1][0]}, "
+            f"TwoRounds({self.edit}): first layer {rounds[0][0]}, position {rounds[0][1]}; second layer {rounds[1][0]}, "
             f"position {rounds[1][1]}; cosine {cosine:.2f}"
         ]
         for name, some in (("unsteered", ("none", 0.0)), (f"best: {which}, α = {alpha:g}", (which, alpha))):
@@ -190,7 +192,7 @@ def two_rounds(
     *,
     chat: ChatFormat | None = None,
     alphas: Sequence[float] = (1.0, 2.0, 3.0),
-    steer: Steer = "amplification",
+    edit: Strengthening = "amplification",
     between: Callable[[Direction], Interventions] | None = None,
     n: int = 100,
     max_new_tokens: int = 64,
@@ -207,8 +209,8 @@ def two_rounds(
         options: Settings of both selections. Default: the paper's for weakly aligned models (`exclude_first_half`).
         chat: Formatting; default plain.
         alphas: Strengths of the sweep. Default 1, 2, 3, in units of `r`.
-        steer: "amplification" (default) or "ace"; the module's text has what each is.
-        between: The intervention during round two, made of round one's direction. By default what `steer` says.
+        edit: "amplification" (default) or "affine"; the module's text has what each is.
+        between: The intervention during round two, made of round one's direction. By default what `edit` says.
         n: Prompts of each set, at most. Default 100.
         max_new_tokens: Most tokens of an answer. Default 64.
         batch_size: Prompts a batch of completions, and rows a pass of the selection. Default 32, and by the memory.
@@ -230,22 +232,26 @@ def two_rounds(
         >>> found.edits("first", 2.0)[0].layer == found.first.direction.layer
         True
     """
-    one_of("steer", steer, get_args(Steer))
+    edit = "affine" if edit == "ace" else edit
+    one_of("edit", edit, ("amplification", "affine"))
     if not alphas or not all(map(isfinite, alphas)):
         raise CosmicError(f"alphas: expected at least one finite number, found {list(alphas)}")
     (sampling or Sampling()).check(temperature)
     options = options or CosmicOptions(exclude_first_half=True)
+    stage("first round")
     first = select_cosmic(model, prompts, options, chat=chat, batch_size=batch_size)
-    make = between or (lambda direction: _edit(steer, direction, 1.0 if steer == "amplification" else 0.0))
+    make = between or (lambda direction: _edit(edit, direction, 1.0 if edit == "amplification" else 0.0))
     kept = as_sequence(make(first.direction))
+    stage("second round")
     with steering(model, kept):
         second = select_cosmic(model, prompts, options, chat=chat, batch_size=batch_size)
     settings: list[tuple[str, float, tuple[Intervention, ...]]] = [("none", 0.0, ())]
     for which, selection, under in (("first", first, ()), ("second", second, ()), ("both", second, kept)):
-        settings += [(which, alpha, (*under, _edit(steer, selection.direction, alpha))) for alpha in alphas]
+        settings += [(which, alpha, (*under, _edit(edit, selection.direction, alpha))) for alpha in alphas]
     sides = [_sets(prompts, side, n) for side in (0, 1)]
     conditions = [Condition(f"{which}|{alpha!r}", side, edits) for side in SIDES for which, alpha, edits in settings]
     asked = [[prompt for _, _, some in side for prompt in some] for side in sides]
+    stage("completions")
     effects = measure_effects(
         model,
         (asked[0], asked[1]),
@@ -265,7 +271,7 @@ def two_rounds(
     return TwoRounds(
         first,
         second,
-        steer,
+        edit,
         kept,
         _by_direction(pd.concat(rates, ignore_index=True)),
         _by_direction(completions),

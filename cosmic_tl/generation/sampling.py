@@ -2,66 +2,14 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from math import isfinite
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
 from cosmic_tl.errors import CosmicError
+from cosmic_tl.generation.options import Sampling as Sampling
 from cosmic_tl.model.load import TransformerBridge
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """What may reshape the model's distribution over the next token, besides the temperature; by default nothing.
-
-    Checkpoints ship defaults of their own (`generation_config.json`: a repetition penalty, top-k, top-p), which
-    `transformers` applies without being asked. They are not used here, so that greedy means the most likely token and
-    temperature 1 the model's own distribution.
-
-    Raises:
-        CosmicError: If a value is out of range.
-
-    Example:
-        >>> Sampling(top_p=0.9)
-        Sampling(top_k=None, top_p=0.9, repetition_penalty=1.0)
-    """
-
-    top_k: int | None = None
-    """Sample from the `top_k` most likely tokens. None: all."""
-    top_p: float | None = None
-    """Sample from the fewest tokens whose probabilities sum to `top_p`. None: all."""
-    repetition_penalty: float = 1.0
-    """Above 1, tokens that are already in the prompt or the completion become less likely; acts on greedy decoding too."""
-
-    def __post_init__(self) -> None:
-        if self.top_k is not None and self.top_k < 1:
-            raise CosmicError(f"top_k: must be at least 1, found {self.top_k}; leave it out to sample from all tokens")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise CosmicError(f"top_p: must be above 0 and at most 1, found {self.top_p}")
-        if not (isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
-            raise CosmicError(f"repetition_penalty: must be positive, found {self.repetition_penalty}; 1 is none")
-
-    def check(self, temperature: float) -> None:
-        """Make sure that a temperature goes with it.
-
-        Raises:
-            CosmicError: If the temperature is negative or not finite, or 0 with a top-k or top-p, which greedy decoding
-                ignores.
-
-        Example:
-            >>> Sampling(top_k=20).check(temperature=0.0)
-            Traceback (most recent call last):
-            cosmic_tl.errors.CosmicError: top_k, top_p: greedy decoding ignores them; set a temperature above 0, or leave them out
-        """
-        if not 0 <= temperature < float("inf"):
-            raise CosmicError(f"temperature: must be 0 (greedy) or positive, found {temperature}")
-        if temperature == 0 and (self.top_k, self.top_p) != (None, None):
-            raise CosmicError(
-                "top_k, top_p: greedy decoding ignores them; set a temperature above 0, or leave them out"
-            )
 
 
 def generation_config(

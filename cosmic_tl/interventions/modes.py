@@ -1,13 +1,11 @@
 """Linear and affine mode: what removal and induction of a concept are in each; ACE at all layers."""
 
 from dataclasses import dataclass
-from typing import get_args
 
 from cosmic_tl.directions.candidates import Candidates
 from cosmic_tl.directions.direction import Direction
-from cosmic_tl.errors import one_of
 from cosmic_tl.interventions.edits import Ablation, Addition, AffineEdit, Intervention
-from cosmic_tl.interventions.options import InductionTokens, Mode, check_induction
+from cosmic_tl.interventions.options import InductionTokens, Mode, as_mode, check_induction
 from cosmic_tl.model.hooks import Part, Scope
 
 
@@ -22,8 +20,7 @@ def removal(direction: Direction, mode: Mode) -> Intervention:
         >>> type(removal(Direction(torch.ones(2), torch.ones(2), 0, -1), "linear")).__name__
         'Ablation'
     """
-    one_of("mode", mode, get_args(Mode))
-    return Ablation(direction) if mode == "linear" else AffineEdit(direction, alpha=0.0)
+    return Ablation(direction) if as_mode(mode) == "linear" else AffineEdit(direction, alpha=0.0)
 
 
 def induction(direction: Direction, mode: Mode, alpha: float = 1.0) -> Intervention:
@@ -53,6 +50,7 @@ class Edits:
     """Which tokens induction edits."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "mode", as_mode(self.mode))
         check_induction(self.mode, self.layer, self.tokens)
 
     @property

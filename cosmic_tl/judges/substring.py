@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cosmic_tl.errors import CosmicError, check_texts
+from cosmic_tl.errors import check_phrases, check_texts
 from cosmic_tl.judges.base import Judgement, Verdict, check_lengths, strip_thinking
 from cosmic_tl.metrics.rates import Rate, rate
 
@@ -81,9 +81,7 @@ class SubstringJudge:
     """What shows refusal, or with phrases of your own another concept, which "refusal" then stands for."""
 
     def __post_init__(self) -> None:
-        check_texts("phrases", self.phrases)
-        if not self.phrases or not all(phrase.strip() for phrase in self.phrases):
-            raise CosmicError(f"phrases: found {list(self.phrases)!r}; give at least one, none of them empty")
+        check_phrases(self.phrases)
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[Judgement]:
         """Judge each completion by its phrases; the prompts are not looked at.

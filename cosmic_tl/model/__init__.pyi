@@ -1,6 +1,3 @@
-from .chat import (
-    ChatFormat as ChatFormat,
-)
 from .fingerprint import (
     model_fingerprint as model_fingerprint,
 )
@@ -9,6 +6,9 @@ from .load import (
 )
 from .load import (
     model_label as model_label,
+)
+from .options import (
+    ChatFormat as ChatFormat,
 )
 from .positions import (
     Positions as Positions,

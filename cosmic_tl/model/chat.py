@@ -3,43 +3,23 @@
 Everything downstream reads the last positions, so prompts are padded on the left and the mask travels with the tokens.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from jinja2.exceptions import TemplateError
 from transformer_lens.model_bridge import TransformerBridge
 
-from cosmic_tl.errors import CosmicError, check_texts, one_of
+from cosmic_tl.errors import CosmicError, check_texts
 from cosmic_tl.model.batching import batches
 from cosmic_tl.model.forward import next_token_logits
+from cosmic_tl.model.options import ChatFormat as ChatFormat
 
 THINKING_TAGS = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("[THINK]", "[/THINK]"))
 """Markers with which models open and close a thinking block."""
 _answers_begin: WeakKeyDictionary[TransformerBridge, dict[tuple[str, str], bool]] = WeakKeyDictionary()
-
-
-@dataclass(frozen=True)
-class ChatFormat:
-    """How an instruction becomes a prompt."""
-
-    system: str | None = None
-    """System prompt. Where the template has no system role, it goes before the user's text."""
-    prefix: str = ""
-    """Text that the assistant's answer begins with."""
-    thinking: Literal["close", "open"] = "close"
-    """"close": a thinking block that the template or the model opens is closed at once, so that positions and
-    judgements come after it. A model thinks if its template speaks of it, or if its own answer begins with a thinking tag; a
-    tag in the vocabulary alone is none. "open": leave the template as it is."""
-    template_options: Mapping[str, Any] = field(default_factory=dict)
-    """Variables for the chat template, such as `enable_thinking`."""
-    use_template: bool | None = None
-    """False feeds instructions as they are; None uses the tokenizer's template where it has one."""
-
-    def __post_init__(self) -> None:
-        one_of("thinking", self.thinking, ("close", "open"))
 
 
 def _message_text(model: TransformerBridge, chat: ChatFormat, user: str, merge_system: bool = False) -> str:

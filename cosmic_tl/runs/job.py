@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cosmic_tl._util.files import append_lines, read_lines, write_atomically
+from cosmic_tl._util.progress import stage, stages
 from cosmic_tl.activations import MeanActivations, class_means
 from cosmic_tl.data.contrast_set import SIDES, ContrastSet
 from cosmic_tl.directions.direction import versions
@@ -38,7 +39,7 @@ from cosmic_tl.report.page import write_report
 from cosmic_tl.runs.derived import RESUME
 from cosmic_tl.runs.directory import RESULTS, RESUME_FILES, prepare_directory, write_choice
 from cosmic_tl.runs.result import Run
-from cosmic_tl.runs.settings import RunSettings
+from cosmic_tl.runs.settings import STAGES, RunSettings
 from cosmic_tl.selection.cosmic import select_cosmic
 from cosmic_tl.selection.options import RefusalTokenOptions
 from cosmic_tl.selection.refusal_tokens import select_by_refusal_tokens
@@ -200,6 +201,7 @@ def _summary(
     }
 
 
+@stages(*STAGES)
 def run(
     model: TransformerBridge,
     prompts: ContrastSet,
@@ -269,12 +271,14 @@ def run(
             means=means,
             seeds=settings.seeds,
         )
+    stage(STAGES[2])
     calibrations = _calibrations(model, prompts, settings, selection, resume / RESUME_FILES[3])
     notes += calibration_notes(calibrations)
     conditions = [
         *standard_conditions(selection, seed=settings.seed, n_placebos=settings.n_placebos),
         *placebo_conditions(calibrations, selection),
     ]
+    stage(STAGES[3])
     effects = measure_effects(
         model,
         (test_positive, test_negative),
@@ -292,6 +296,7 @@ def run(
     if prompts.categories:
         named = effects.completions.prompt.map(prompts.categories)
         effects = replace(effects, completions=effects.completions.assign(category=named.where(named.notna(), None)))
+    stage(STAGES[4])
     similarity = layer_similarities(
         model,
         (prompts.side("positive", "val", options.n_val), prompts.side("negative", "val", options.n_val)),

@@ -3,13 +3,19 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cosmic_tl.errors import CosmicError
-from cosmic_tl.generation.sampling import Sampling
-from cosmic_tl.judges.substring import SubstringJudge
-from cosmic_tl.model.chat import ChatFormat
+from cosmic_tl._util.progress import ACTIVATIONS, SCORES
+from cosmic_tl.errors import CosmicError, check_phrases
+from cosmic_tl.generation.options import Sampling
+from cosmic_tl.model.options import ChatFormat
 from cosmic_tl.selection.options import PLACEBOS, CosmicOptions, RefusalTokenOptions
+
+if TYPE_CHECKING:
+    from cosmic_tl.judges.substring import SubstringJudge
+
+STAGES = (ACTIVATIONS, SCORES, "strengths of the placebos", "completions", "report")
+"""What a run does, in order."""
 
 
 @dataclass(frozen=True)
@@ -17,28 +23,31 @@ class RunSettings:
     """Everything that decides a run's results besides model and prompts."""
 
     selection: CosmicOptions | RefusalTokenOptions = field(default_factory=CosmicOptions)
-    """How the direction is chosen: by COSMIC, or by refusal tokens."""
+    """How the direction is chosen: by activations (COSMIC), or by the first tokens of answers (refusal tokens)."""
     chat: ChatFormat = field(default_factory=ChatFormat)
+    """How instructions become prompts."""
     n_test: int = 100
     """Test prompts per side."""
     max_new_tokens: int = 64
+    """Maximum number of new tokens per completion."""
     temperature: float = 0.0
-    """0 is greedy."""
+    """Sampling temperature; 0 is greedy decoding."""
     seed: int = 0
-    """Of sampling and of the first placebo; the others count up from it."""
+    """Random seed of sampling and of the first placebo; further placebos count up from it."""
     batch_size: int | None = None
-    """Rows a forward pass; changes no result. None: 32 prompts, and in the selection as many as memory allows."""
+    """Rows per forward pass; results do not depend on it. By default 32, and in the selection as many as fit into memory."""
     phrases: tuple[str, ...] | None = None
-    """What a completion has to contain to show the concept, in any case. None: the phrases of refusals."""
+    """Text that shows the concept when an answer contains it, in upper or lower case. By default phrases of refusal."""
     sampling: Sampling = field(default_factory=Sampling)
-    """Top-k, top-p and repetition penalty; by default none, whatever the checkpoint's `generation_config` says."""
+    """Top-k, top-p and repetition penalty. By default none, whatever the checkpoint's `generation_config` says."""
     n_placebos: int = PLACEBOS
-    """Seeds of each kind of placebo (of random removal, which does nothing by construction, one). Completions are made for
-    each: with 5 there are 30 sets of them, with 1 there are 10."""
+    """Seeds per kind of placebo (one for random removal, which does nothing by construction). Each seed needs completions: 5
+    seeds take 30 sets of them, 1 seed takes 10."""
 
     def __post_init__(self) -> None:
         # Checked before anything is loaded.
-        _ = self.judge
+        if self.phrases is not None:
+            check_phrases(self.phrases)
         self.sampling.check(self.temperature)
         if self.n_placebos < 1:
             raise CosmicError(f"n_placebos: must be at least 1, found {self.n_placebos}")
@@ -89,13 +98,15 @@ class RunSettings:
         return cls(**{key: _hashable(value) for key, value in values.items()})
 
     @property
-    def judge(self) -> SubstringJudge:
+    def judge(self) -> "SubstringJudge":
         """Finds the phrases.
 
         Example:
             >>> [found.verdict for found in RunSettings(phrases=("ahoy",)).judge(["hi"], ["Ahoy!"])]
             ['refusal']
         """
+        from cosmic_tl.judges.substring import SubstringJudge  # imports torch, which these settings do without
+
         return SubstringJudge() if self.phrases is None else SubstringJudge(self.phrases)
 
 

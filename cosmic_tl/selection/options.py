@@ -1,11 +1,11 @@
-"""Settings of a selection, with the papers' values as defaults; the command line takes its own from here."""
+"""Options of a selection, with the papers' values as defaults; the command line is derived from them."""
 
 from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, Literal, get_args
 
 from cosmic_tl.errors import CosmicError, one_of
-from cosmic_tl.interventions.options import InductionTokens, Mode, check_induction
+from cosmic_tl.interventions.options import InductionTokens, Mode, as_mode, check_induction
 
 if TYPE_CHECKING:
     from cosmic_tl.interventions.modes import Edits
@@ -13,47 +13,51 @@ if TYPE_CHECKING:
 Cell = tuple[int, int]
 """A candidate: layer and position."""
 PLACEBOS = 5
-"""Placebos of each kind, by default: one says little, as they differ widely."""
+"""Default number of placebos of each kind. One says little, because they differ widely."""
 Target = Literal["mean", "concatenated", "per-prompt"]
-"""What steered activations are compared by."""
+"""What the activations of steered prompts are compared with."""
 
 
 @dataclass(frozen=True)
 class CommonOptions:
-    """What every procedure takes."""
+    """Options that every selection procedure has."""
 
     mode: Mode = "affine"
-    """"linear": remove by directional ablation, induce by addition. "affine": both by ACE at the source layer."""
+    """How the direction is removed and induced. "linear": by directional ablation and by addition. "affine": both by affine
+    concept editing (ACE) at the direction's layer; "ace" is accepted for it."""
     alpha: float = 1.0
-    """Strength of the induction."""
+    """Strength of the induction, in units of the direction."""
     induction_layer: int | None = None
-    """The layer at whose input induction adds the direction; None is the candidate's own. In linear mode only: ACE's reference
-    belongs to the layer where it was taken."""
+    """Layer at whose input induction adds the direction; by default the direction's own. In linear mode only, because
+    ACE's reference belongs to the layer where it was measured."""
     induction_tokens: InductionTokens = "all"
-    """Which tokens induction edits: all of them (as the papers do), or the prompt's alone, so that the unedited model writes the
-    answer. Scores read the prompt's last token and are the same either way."""
+    """Tokens that induction edits. "all": every token, as in the papers. "prompt": only those of the prompt, so that the
+    unedited model writes the answer; scores are the same either way."""
     cell: Cell | None = None
-    """Take this candidate (layer and position), whatever the filters say; others are scored with `full_table` only."""
+    """Choose this candidate (layer and position, such as 17,-1), whatever the filters say. By default the scores decide.
+    Others are then scored only if the full table is asked for."""
     tokens: tuple[str, ...] | None = None
-    """Texts whose first tokens show the concept in an answer (for refusal: "I'm sorry"); None finds them from the model's own
-    answers."""
+    """Text that an answer with the concept begins with (for refusal: "I'm sorry"); its first token is used. By default
+    such tokens are found in the model's own answers."""
     filter_prompts: bool = False
     """Leave out training and validation prompts that the model does not treat as their side says: positive ones with a
-    refusal score (the log-odds of the tokens) below 0, negative ones with a score above."""
+    refusal score (log-odds of the tokens) below 0, negative ones with a score above 0."""
     max_kl: float = 0.1
-    """Most that removal may move the next-token distribution on negative prompts, in nats; the mean over prompts."""
+    """Drop candidates whose removal changes the next-token distribution on negative prompts by more than this KL
+    divergence (in nats, mean over prompts)."""
     max_layer_share: float = 0.8
-    """Source layers at or above this share of the depth are dropped."""
+    """Drop candidates from this share of the model's depth onwards."""
     n_positions: int | None = None
-    """How many of the last positions; None is every post-instruction token."""
+    """Number of positions, counted from the end of the prompt; by default every token after the instruction."""
     n_train: int = 180
     """Training prompts per side."""
     n_val: int = 100
     """Validation prompts per side."""
     full_table: bool = False
-    """Compute every score and KL, also those on which the choice does not depend."""
+    """Compute every score and KL divergence, including those on which the choice does not depend."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "mode", as_mode(self.mode))
         for name in ("alpha", "min_induce"):
             if not isfinite(value := getattr(self, name, 0.0)):
                 raise CosmicError(f"{name}: expected a finite number, found {value}; pass a float")
@@ -79,40 +83,42 @@ class CommonOptions:
 
 @dataclass(frozen=True)
 class CosmicOptions(CommonOptions):
-    """Settings of a COSMIC selection (Siu et al. 2025)."""
+    """Options of a COSMIC selection (Siu et al. 2025)."""
 
     evaluation_layers: tuple[int, ...] | None = None
-    """Layers whose activations are compared; None ranks them by similarity of the classes."""
+    """Layers at which activations are compared, such as 3,4. By default those where the two sides differ most."""
     evaluation_share: float = 0.1
-    """Share of the layers that the ranking keeps, at least one."""
+    """Share of the layers at which activations are compared, at least one layer."""
     exclude_first_half: bool = False
-    """Rank only the second half of the layers (for weakly aligned models)."""
+    """Compare only at layers of the second half; the paper does so for weakly aligned models."""
     target: Target = "mean"
-    """How `y[l, -1]` of several prompts and evaluation layers becomes one cosine. "mean" (the released code): of the mean
-    over both. "concatenated": of the mean over prompts of the layers put side by side. "per-prompt": each prompt's mean over
-    layers has its own cosine to the other class's mean, and those are averaged."""
+    """How the last-token activations of several prompts and evaluation layers become one cosine similarity. "mean" (the
+    released code): averaged over both. "concatenated": averaged over prompts, with the layers side by side. "per-prompt":
+    averaged over layers, one cosine per prompt with the other side's mean, and the mean of those."""
     last_position_rule: bool = True
-    """At position −1 drop layers later than both medians of the other positions' best layers."""
+    """At position -1, drop layers later than both medians of the other positions' best layers."""
     successive_halving: bool = False
-    """Approximate: drop the worse half of the candidates on an eighth, a quarter and a half of the validation prompts;
-    the finalists' scores are exact."""
+    """Approximate and faster: drop the worse half of the candidates after an eighth, a quarter and a half of the
+    validation prompts. The scores of those that remain are exact."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.evaluation_layers is not None:  # a set of layers: order and repetition mean nothing
+            object.__setattr__(self, "evaluation_layers", tuple(sorted(set(self.evaluation_layers))))
         one_of("target", self.target, get_args(Target))
 
 
 @dataclass(frozen=True)
 class RefusalTokenOptions(CommonOptions):
-    """Settings of a selection by refusal tokens (Arditi et al. 2024)."""
+    """Options of a selection by refusal tokens (Arditi et al. 2024)."""
 
     mode: Mode = "linear"
-    """As in `CommonOptions`; that paper's is linear."""
+    """As in `CommonOptions`; the paper's procedure is linear."""
     filter_prompts: bool = True
-    """As in `CommonOptions`; that paper filters."""
+    """As in `CommonOptions`; the paper filters."""
     n_train: int = 128
     """Training prompts per side."""
     n_val: int = 32
     """Validation prompts per side."""
     min_induce: float = 0.0
-    """Refusal score that induction has to exceed on negative prompts."""
+    """Drop candidates whose induction does not raise the refusal score on negative prompts above this."""

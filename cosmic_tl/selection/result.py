@@ -15,7 +15,7 @@ from cosmic_tl.directions.direction import Direction
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.interventions.edits import Intervention
 from cosmic_tl.interventions.modes import Edits
-from cosmic_tl.interventions.options import Mode
+from cosmic_tl.interventions.options import Mode, as_mode
 from cosmic_tl.model.positions import Positions
 from cosmic_tl.selection.plan import Plan
 
@@ -198,7 +198,7 @@ def direction_and_edits(
         cosmic_tl.errors.CosmicError: mode: a direction does not know how it was chosen; pass the Selection, or ...
     """
     if isinstance(chosen, Selection):
-        if mode not in (None, chosen.mode):
+        if mode is not None and as_mode(mode) != chosen.mode:
             raise CosmicError(
                 f"mode: found {mode!r}, and the selection was made in {chosen.mode!r}; leave mode out, or pass "
                 "selection.direction with the mode"

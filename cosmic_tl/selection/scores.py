@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from cosmic_tl._util.progress import track
+from cosmic_tl._util.progress import SCORES, stage, track
 from cosmic_tl.directions.candidates import Candidates
 from cosmic_tl.engine import Outcome, Reading, intervened
 from cosmic_tl.interventions.edits import Interventions
@@ -146,8 +146,10 @@ class Scorer(ABC):
         reading, reduce = self.reading, self.reduce
         if measure == divergence:
             reading, reduce = Reading(logits=True), self._divergence
+        stage(SCORES)
         if len(known) < len(edits):
-            with track(len(edits) - len(known), measure) as advance:
+            what = {removed: f"removal, {removed}", induced: f"induction, {induced}"}.get(measure, "KL of removal")
+            with track(len(edits) - len(known), what) as advance:
                 for i, reached in intervened(
                     self.model, rows, edits, reading, reduce, batch_size=self.batch_size, known=known
                 ):

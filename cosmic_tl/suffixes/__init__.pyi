@@ -19,6 +19,9 @@ from .heads import (
 from .heads import (
     top_heads as top_heads,
 )
+from .options import (
+    SuffixOptions as SuffixOptions,
+)
 from .search import (
     attackable_prompts as attackable_prompts,
 )
@@ -30,9 +33,6 @@ from .search import (
 )
 from .suffix import (
     Suffix as Suffix,
-)
-from .suffix import (
-    SuffixOptions as SuffixOptions,
 )
 from .tokens import (
     random_suffixes as random_suffixes,

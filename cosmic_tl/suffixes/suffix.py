@@ -13,38 +13,10 @@ from cosmic_tl._util.files import write_atomically
 from cosmic_tl.directions.direction import versions
 from cosmic_tl.errors import CosmicError, check_texts
 from cosmic_tl.judges.base import Verdict
-from cosmic_tl.model.chat import ChatFormat
+from cosmic_tl.model.options import ChatFormat
+from cosmic_tl.suffixes.options import SuffixOptions as SuffixOptions
 
 FORMAT = "cosmic_tl/suffix/1"
-
-
-@dataclass(frozen=True)
-class SuffixOptions:
-    """Settings of the search; Zou et al. 2023 use 500 steps, 512 candidates and the best 256 tokens of a position."""
-
-    n_tokens: int = 20
-    """Length of the suffix."""
-    steps: int = 250
-    """Most steps."""
-    n_candidates: int = 256
-    """Substitutions tried a step, fewer where tokens would merge."""
-    top_k: int = 128
-    """Tokens of the steepest gradient, at each position, that substitutions are drawn from."""
-    check_every: int = 5
-    """Steps between looks at the completions; the search ends when none of them is a refusal."""
-    max_new_tokens: int = 64
-    """Most tokens of a completion."""
-    ascii_only: bool = True
-    """Use no tokens with other characters."""
-    seed: int = 0
-    """The source of chance."""
-    batch_size: int = 64
-    """Rows a forward pass; changes no result but by rounding."""
-
-    def __post_init__(self) -> None:
-        for name in ("n_tokens", "steps", "n_candidates", "top_k", "check_every", "max_new_tokens", "batch_size"):
-            if (value := getattr(self, name)) < 1:
-                raise CosmicError(f"{name}: must be at least 1, found {value}")
 
 
 @dataclass(frozen=True)

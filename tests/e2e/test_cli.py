@@ -1,14 +1,20 @@
 import json
+import os
+import pty
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 
 import pandas as pd
 import pytest
 
+import cosmic_tl
 from cosmic_tl import cli
 from cosmic_tl.cli.options import DataOptions
 from cosmic_tl.cli.output import printable
+from cosmic_tl.runs.settings import STAGES
 from cosmic_tl.selection.scores import parts
 
 QUICK = [
@@ -35,7 +41,7 @@ def command(monkeypatch, capsys):
 
     def call(*args):
         monkeypatch.setattr(sys, "argv", ["cosmic-tl", *map(str, args)])
-        with pytest.raises(SystemExit) as caught:  # typer always exits
+        with pytest.raises(SystemExit) as caught:  # it always exits
             cli.main()
         found = capsys.readouterr()
         return caught.value.code or 0, found.out, found.err
@@ -70,6 +76,23 @@ def test_run_writes_and_prints_nothing_but_results(finished):
         "summary.json",
         "settings.json",
     }
+
+
+def test_a_terminal_sees_every_stage(tmp_path):
+    reader, writer = pty.openpty()
+    command = [sys.executable, "-m", "cosmic_tl.cli", "run", "--out", tmp_path / "run", *QUICK]
+    done = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=writer, text=True)
+    os.close(writer)
+    said = b""
+    with suppress(OSError):  # which is how a terminal ends
+        while found := os.read(reader, 4096):
+            said += found
+    os.close(reader)
+    text = done.stdout.read()
+    assert done.wait() == 0, said
+    lines = [line.strip() for line in said.decode().replace("\r", "\n").splitlines() if line.strip().startswith("[")]
+    assert lines == [f"[{i}/6] {name}" for i, name in enumerate(["loading the model", *STAGES], 1)]
+    assert text.splitlines()[-1].startswith(f"Everything is in {tmp_path / 'run'} (")
 
 
 def test_steer_shows_answers_with_and_without(finished, command):
@@ -303,7 +326,23 @@ def test_another_run_does_not_overwrite(finished, command):
         (["run", "--temperature", "-1"], "temperature: must be 0 (greedy) or positive"),
         (["run", "--template-option", "x"], "template_option: expected name=value, found 'x'"),
         (["run", *QUICK, "--max-kl", "1e-12"], "all 8 candidates were filtered out"),
-        (["run", "--mode", "cubic"], "cubic"),
+        (["run", "--mode", "cubic"], "mode: unknown 'cubic'; use linear, affine or ace"),
+        (["run", "--max-kl", "low"], "max_kl: expected a number, found 'low'"),
+        (["run", "--n-train", "1.5"], "n_train: expected a whole number, found '1.5'"),
+        (["run", "--n-train"], "n_train: needs a value"),
+        (["run", "--n-train", "3", "--n-train", "4"], "--n-train: given more than once"),
+        (["run", "--n-trian", "3"], "--n-trian: cosmic-tl run has no such option; use --n-train"),
+        (["run", "--cell", "17"], "cell: expected numbers like 17,-1 (layer, position), found '17'"),
+        (["run", "--cell", "\x1b[2J"], "found '\\x1b[2J'"),
+        (["run", "demo", "another"], "another: not expected here"),
+        (["run", "--min-induce", "1"], "min_induce: --select cosmic has no such option"),
+        (
+            ["run", "--select", "refusal-tokens", "--target", "mean"],
+            "target: --select refusal-tokens has no such option; leave it out, or --select cosmic",
+        ),
+        (["plan", "--min-induce", "1"], "--min-induce: cosmic-tl plan has no such option"),
+        (["rnu"], "rnu: no such command; use run"),
+        (["steer"], "directory: needs a value"),
         (["steer", "nowhere", "hi"], "run: 'nowhere' holds no run"),
     ],
 )
@@ -312,8 +351,7 @@ def test_bad_input_is_one_line_and_exit_code_2(command, tmp_path, monkeypatch, a
     code, _, error = command(*args)
     assert code == 2
     assert message in error
-    if error.startswith("Error: "):
-        assert error.count("\n") == 1
+    assert error.startswith("Error: ") and error.count("\n") == 1
     assert not (tmp_path / "cosmic-run" / "summary.json").exists()
 
 
@@ -324,6 +362,16 @@ def test_out_must_be_free(command, tmp_path):
     code, _, error = command("run", "--out", tmp_path / "notes.txt", *QUICK)
     assert code == 2 and "is a file" in error
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_ctrl_c_exits_with_130(command, monkeypatch, tmp_path):
+    monkeypatch.setattr(DataOptions, "load", lambda self: os.kill(os.getpid(), signal.SIGINT))
+    code, text, error = command("plan")
+    assert (code, text, error) == (130, "", "Stopped; give the same command again to go on.\n")
+
+
+def test_version(command):
+    assert command("--version") == (0, f"{cosmic_tl.__version__}\n", "")
 
 
 def test_hostile_output_does_not_drive_the_terminal():
@@ -366,6 +414,7 @@ def test_wrong_paths_are_said_before_anything_heavy_is_imported(tmp_path):
     }
     code = f"""
 import sys
+import cosmic_tl
 from cosmic_tl import cli
 for command in {list(commands)!r}:
     sys.argv = ["cosmic-tl", *command]
@@ -413,8 +462,8 @@ for make in (
     lambda: load_prompts("demo").side("Positive", "train"),
     lambda: load_prompts("demo").side("positive", "dev"),
     lambda: Condition("baseline", "positive", ()),
-    lambda: removal(direction, "ace"),
-    lambda: induction(direction, "ace"),
+    lambda: removal(direction, "cubic"),
+    lambda: induction(direction, "ACE"),
     lambda: difference_in_means(means, means, "mlp"),
     lambda: ChatFormat(thinking="closed"),
     lambda: ContrastSet("x", {"train": "abc"}, {"train": ("b",)}),
@@ -431,8 +480,8 @@ for make in (
         "side: unknown 'Positive'; use positive or negative",
         "split: unknown 'dev'; use train, val or test",
         "kind: unknown 'positive'; use harmful or harmless",
-        "mode: unknown 'ace'; use linear or affine",
-        "mode: unknown 'ace'; use linear or affine",
+        "mode: unknown 'cubic'; use linear or affine",
+        "mode: unknown 'ACE'; use linear or affine",
         "part: unknown 'mlp'; use stream or block",
         "thinking: unknown 'closed'; use close or open",
         "positive train: must be a list of texts, found the text 'abc'; pass ['abc']",
