@@ -1,5 +1,7 @@
 """The command for adversarial suffixes."""
 
+import shlex
+import sys
 from dataclasses import asdict
 from typing import Annotated
 
@@ -25,9 +27,8 @@ def suffix(
     Writes suffix.json, suffix-*.csv and suffix.html into the run. Ctrl-C ends the search with the best suffix so far. A
     search that came to its end is not made again for another --n-test.
     """
-    from cosmic_tl.figures.export import offline_page
-    from cosmic_tl.figures.suffixes import plot_head_attention, plot_head_contributions, plot_suffix_cosines
     from cosmic_tl.interventions.modes import removal
+    from cosmic_tl.report.experiment_pages import write_suffix
     from cosmic_tl.runs.derived import derivation, digest
     from cosmic_tl.suffixes.analysis import analyse_suffix
     from cosmic_tl.suffixes.search import compliant_targets, find_suffix
@@ -62,14 +63,11 @@ def suffix(
     typer.echo(printable(f"{found.text!r} ({found.stopped}): {', '.join(found.verdicts)}"))
     made.write({"suffix.json": found.to_json()})  # also if it works on too few prompts to be analysed
     analysis = analyse_suffix(bridge, (rest, harmless), found.text, direction, chat=chat, seed=seed)
-    figures = [
-        plot_suffix_cosines(analysis.cosines),
-        plot_head_contributions(analysis.contributions),
-        plot_head_attention(analysis.attention),
-    ]
+    command = shlex.join(["cosmic-tl", *sys.argv[1:]])
+    page = write_suffix(found, analysis, run.run.summary, run=str(run.directory), command=command)
     tables = ("rates", "cosines", "contributions", "attention")
     made.write(
-        {"suffix.json": found.to_json(), "suffix.html": offline_page(figures, "Adversarial suffix")}
+        {"suffix.json": found.to_json(), "suffix.html": page}
         | {f"suffix-{name}.csv": getattr(analysis, name).to_csv(index=False) for name in tables}
     )
     print_frame(analysis.rates)
