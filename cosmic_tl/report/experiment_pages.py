@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from cosmic_tl.experiments.sweeps import BASELINE, Sweep
+from cosmic_tl.figures.suffixes import plot_head_attention, plot_head_contributions, plot_suffix_cosines
+from cosmic_tl.figures.sweeps import plot_sweep
 from cosmic_tl.generation.sampling import generation_sentence
 from cosmic_tl.metrics.rates import Rate
 from cosmic_tl.report.parts import in_percent, render, table
-from cosmic_tl.report.pictures import suffix_pictures, sweep_pictures
+from cosmic_tl.report.pictures import Picture
 from cosmic_tl.suffixes.analysis import SuffixAnalysis
 from cosmic_tl.suffixes.groups import ADVERSARIAL, HARMFUL, RANDOM
 from cosmic_tl.suffixes.suffix import Suffix
@@ -49,20 +51,23 @@ def write_sweep(found: Sweep, summary: Mapping[str, Any], *, run: str = "", comm
         >>> "<title>Refusal against" in write_sweep(Sweep(pd.DataFrame([row])), summary)
         True
     """
-    rates, terms, pictures = found.table, found.terms, sweep_pictures(found)
+    rates, terms, picture = found.table, found.terms, Picture(plot_sweep(found))
+    unedited = rates.method == BASELINE[0]
     n = found.completions.groupby("side").prompt.nunique()
     prompts = [f"{n[side]} {name}" for side, name in terms.sides.items() if side in n]
     n_samples = found.completions["sample"].nunique()
     each = f"{n_samples} completion{'s' * (n_samples != 1)} per prompt"
     return render(
         "sweep",
-        title=pictures[0].title,
-        heading=pictures[0].title,
+        title=picture.title,
+        heading=picture.title,
         about=[*_about(summary, run), f"{' and '.join(prompts)} test prompts, {each}"],
         terms=terms,
-        unedited=rates[rates.method == BASELINE[0]].to_dict("records"),
+        unedited=rates[unedited].to_dict("records"),
+        steered=rates[~unedited].to_dict("records"),
         stretches=table(in_percent(terms.of(found.non_monotonic())), "Stretches that are not monotonic"),
-        pictures=pictures,
+        picture=picture,
+        scored="score_mean" in rates,
         numbers=table(in_percent(terms.of(rates[[name for name in NUMBERS if name in rates]])), "Numbers"),
         generation=generation_sentence(found.generation) if found.generation else "",
         command=command,
@@ -83,7 +88,8 @@ def write_suffix(
     """
     measured = analysis.rates.rename(columns={"refusal_rate": "rate"})
     rates = {row.group: Rate(row.rate, row.low, row.high, row.n) for row in measured.itertuples()}
-    cosines = analysis.cosines
+    cosines, written, looks = analysis.cosines, analysis.contributions, analysis.attention
+    on_suffix = looks[looks.region == "suffix"].groupby("group")["mean"].mean()
     return render(
         "suffix",
         title="Adversarial suffix",
@@ -95,7 +101,14 @@ def write_suffix(
         adversarial=rates[ADVERSARIAL],
         rates=rates,
         n_works=int(cosines[cosines.group == HARMFUL].n.iloc[0]),
-        pictures=suffix_pictures(analysis),
+        pictures={
+            "cosines": Picture(plot_suffix_cosines(analysis)),
+            "contributions": Picture(plot_head_contributions(analysis)),
+            "attention": Picture(plot_head_attention(analysis)),
+        },
+        last=cosines[cosines.layer == cosines.layer.max()].set_index("group")["mean"].to_dict(),
+        strongest=written[written.group == HARMFUL].nlargest(1, "mean").to_dict("records")[0],
+        looks={"random": on_suffix[RANDOM], "adversarial": on_suffix[ADVERSARIAL]},
         ended=ENDED[found.stopped],
         completions=table(found.table, "Prompts that the suffix was made on"),
         command=command,

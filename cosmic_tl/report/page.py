@@ -8,11 +8,13 @@ import pandas as pd
 
 from cosmic_tl.experiments.effects import Effects
 from cosmic_tl.experiments.layer_similarity import LayerSimilarity
+from cosmic_tl.figures.effects import plot_refusal_rates
+from cosmic_tl.figures.selection import plot_direction_cosines, plot_layer_similarity, plot_scores, plot_similarity
 from cosmic_tl.generation.sampling import generation_sentence
 from cosmic_tl.metrics.rates import Rate
 from cosmic_tl.report.completions import CONDITIONS, browser
 from cosmic_tl.report.parts import in_percent, render, spread, table
-from cosmic_tl.report.pictures import run_pictures
+from cosmic_tl.report.pictures import Picture
 from cosmic_tl.selection.result import Selection
 from cosmic_tl.selection.scores import parts
 
@@ -125,7 +127,14 @@ def write_report(
         >>> write_report(selection, effects, similarity, summary, {}).startswith("<!doctype html>")
         True
     """
-    named = {"version": settings.get("versions", {}).get("cosmic_tl", "")}
+    cosines = selection.layer_similarity
+    figures = {
+        "rates": plot_refusal_rates(effects),
+        "scores": plot_scores(selection, remarks=False),
+        "similarity": plot_similarity(similarity),
+        "classes": plot_layer_similarity(selection),
+        "directions": plot_direction_cosines(selection.candidates, selection.direction.position),
+    }
     return render(
         "report",
         title=f"cosmic_tl: {summary['model']}",
@@ -139,7 +148,10 @@ def write_report(
         generation=generation_sentence(effects.generation) if effects.generation else "",
         phrases=summary.get("phrases") or (),
         summary=summary,
-        pictures=run_pictures(selection, effects, similarity),
+        pictures={name: Picture(figure) for name, figure in figures.items()},
+        rates=effects.table.to_dict("records"),
+        last={name: float(getattr(similarity, name)[-1, -1]) for name in ("before", "removal", "induction")},
+        lowest={"layer": int(cosines.argmin()), "value": float(cosines.min())},
         basis=selection.basis[:1].upper() + selection.basis[1:],
         filters=table(selection.filters, "Filters"),
         candidates=table(_candidates(selection), "The ten best candidates"),
@@ -148,6 +160,6 @@ def write_report(
         tests=table(_tests(effects), "Paired tests"),
         settings=table(pd.DataFrame(_flat(settings), columns=["setting", "value"]), "Settings and versions"),
         command=command,
+        version=settings.get("versions", {}).get("cosmic_tl", ""),
         **browser(effects),
-        **named,
     )

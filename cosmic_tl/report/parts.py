@@ -18,20 +18,13 @@ NUMBER = re.compile(r"–|-?[\d.]+(e[+-]?\d+)?%?")
 
 
 @dataclass(frozen=True)
-class Column:
-    """A column of a table in a page."""
-
-    name: str
-    numeric: bool
-    """Whether it holds numbers, which are aligned to the right."""
-
-
-@dataclass(frozen=True)
 class Table:
     """A table in a page. The template escapes its text."""
 
     label: str
-    columns: list[Column]
+    columns: list[str]
+    numeric: list[bool]
+    """Which columns hold numbers, which are aligned to the right."""
     rows: list[list[str]]
 
 
@@ -40,15 +33,12 @@ def table(frame: pd.DataFrame, label: str) -> Table:
 
     Example:
         >>> shown = table(pd.DataFrame({"cross_entropy": [0.123456, None]}), "Fluency")
-        >>> shown.columns, shown.rows
-        ([Column(name='cross entropy', numeric=True)], [['0.1235'], ['–']])
+        >>> shown.columns, shown.numeric, shown.rows
+        (['cross entropy'], [True], [['0.1235'], ['–']])
     """
     rows = [[_text(value) for value in row] for row in frame.itertuples(index=False)]
-    columns = [
-        Column(str(name).replace("_", " "), bool(rows) and all(NUMBER.fullmatch(row[i]) for row in rows))
-        for i, name in enumerate(frame.columns)
-    ]
-    return Table(label, columns, rows)
+    numeric = [bool(rows) and all(NUMBER.fullmatch(row[i]) for row in rows) for i in range(len(frame.columns))]
+    return Table(label, [str(name).replace("_", " ") for name in frame.columns], numeric, rows)
 
 
 def _text(value: Any) -> str:
