@@ -184,7 +184,8 @@ class Sweep(Plotted):
 
     def _summary(self) -> str:
         steered = self.completions[self.completions.method != BASELINE[0]]
-        sizes = [f"{some.prompt.nunique()} {side}" for side, some in self.completions.groupby("side", sort=False)]
+        n = self.completions.groupby("side", sort=False).prompt.nunique()
+        sizes = [f"{n[side]} {self.terms.sides[side]}" for side in n.index]
         n_samples = self.completions["sample"].nunique()
         drops = self.non_monotonic()
         return (

@@ -68,7 +68,10 @@ def write_sweep(found: Sweep, summary: Mapping[str, Any], *, run: str = "", comm
         stretches=table(in_percent(terms.of(found.non_monotonic())), "Stretches that are not monotonic"),
         picture=picture,
         scored="score_mean" in rates,
-        numbers=table(in_percent(terms.of(rates[[name for name in NUMBERS if name in rates]])), "Numbers"),
+        numbers=table(
+            in_percent(terms.of(rates[[name for name in NUMBERS if name in rates]])),
+            "Rates by method, side and strength",
+        ),
         generation=generation_sentence(found.generation) if found.generation else "",
         command=command,
     )
