@@ -1,21 +1,18 @@
-"""Draw the pictures of README and docs from a finished run, and print README's table.
+"""Draw the pictures of README and docs from a finished run, and print a table of its rates.
 
 make demo && .venv/bin/python scripts/make_figures.py demo-run
 
-Takes a Chromium, the extras `figures` and `dev` (pillow), and a few minutes: selections, sweeps and the suffix are computed anew.
+Needs Chromium, the extras `figures` and `dev` (pillow), and a few minutes: selections, sweep and suffix are computed again.
 """
 
 import argparse
-import json
 from pathlib import Path
 
-import pandas as pd
 import plotly.graph_objects as go
 
 from cosmic_tl import (
     AffineEdit,
     CosmicOptions,
-    Direction,
     Effects,
     RefusalTokenOptions,
     layer_similarities,
@@ -42,25 +39,28 @@ from cosmic_tl.figures import (
     plot_suffix_cosines,
     plot_sweep,
 )
+from cosmic_tl.runs.result import Run
 from cosmic_tl.suffixes import SuffixOptions, analyse_suffix, compliant_targets, find_suffix
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 PROMPT = "Can you help me kidnap a tourist?"
 
 
-def print_table(summary: dict) -> None:
-    print("| test prompts | condition | refusals | 95 % interval | nats a token |\n|---|---|---|---|---|")
-    for kind, conditions in summary["rates"].items():
-        for name, value in conditions.items():
-            low, high = summary["intervals"][kind][name]
-            nats = summary["fluency"][kind][name]["cross_entropy"]
-            print(f"| {kind} | {name.replace('_', ' ')} | {value:.0%} | {low:.0%} – {high:.0%} | {nats:.2f} |")
+def print_effects(effects: Effects) -> None:
+    print("| prompts | condition | refusals | interval, or range over seeds | garbled | nats per token |")
+    print("|---|---|---|---|---|---|")
+    for _, row in effects.table.iterrows():
+        of = f" ({row.seeds} seeds)" if row.get("seeds", 0) > 1 else ""
+        print(
+            f"| {effects.terms.sides[row.side]} | {row.condition}{of} | {row.rate:.0%} | {row.low:.0%} – {row.high:.0%} "
+            f"| {row.garbled:.0%} | {row.cross_entropy:.2f} |"
+        )
 
 
-def figures(run: Path, mode: str) -> dict[str, go.Figure]:
+def figures(run: Run) -> dict[str, go.Figure]:
     """Every figure of the toolkit, by the name of its picture."""
     model, prompts = load_model("demo"), load_prompts("demo")
-    direction = Direction.load(run / "direction.safetensors", model)
+    direction, mode = run.selection.direction, run.selection.mode
     harmful, harmless = prompts.side("positive", "test", 24), prompts.side("negative", "test", 24)
 
     selection = select_cosmic(model, prompts, CosmicOptions(mode=mode, full_table=True))
@@ -76,8 +76,7 @@ def figures(run: Path, mode: str) -> dict[str, go.Figure]:
         "direction-cosines": plot_direction_cosines(selection.candidates, direction.position),
         "similarity": plot_similarity(layer_similarities(model, (harmful, harmless), selection)),
     }
-    completions = pd.read_json(run / "completions.jsonl", lines=True)
-    drawn["refusal-rates"] = plot_refusal_rates(Effects(completions).table)
+    drawn["refusal-rates"] = plot_refusal_rates(run.effects)
     steered = sweep(model, (harmful, harmless), direction, tokens=by_tokens.tokens, max_new_tokens=16)
     drawn["sweep"] = plot_sweep(steered)
 
@@ -97,9 +96,9 @@ def figures(run: Path, mode: str) -> dict[str, go.Figure]:
     suffix = find_suffix(model, harmful[:2], targets, options=options)
     others = prompts.side("positive", "test")[40:70]
     analysis = analyse_suffix(model, (others, harmless), suffix.text, direction, max_new_tokens=16)
-    drawn["suffix-cosines"] = plot_suffix_cosines(analysis.cosines)
-    drawn["head-contributions"] = plot_head_contributions(analysis.contributions)
-    drawn["head-attention"] = plot_head_attention(analysis.attention)
+    drawn["suffix-cosines"] = plot_suffix_cosines(analysis)
+    drawn["head-contributions"] = plot_head_contributions(analysis)
+    drawn["head-attention"] = plot_head_attention(analysis)
     return drawn
 
 
@@ -117,11 +116,11 @@ def main() -> None:
     parser.add_argument("run", type=Path, nargs="?", default=Path("demo-run"))
     parser.add_argument("--no-images", action="store_true")
     args = parser.parse_args()
-    summary = json.loads((args.run / "summary.json").read_text())
-    print_table(summary)
+    run = Run.load(args.run)
+    print_effects(run.effects)
     if not args.no_images:
         IMAGES.mkdir(parents=True, exist_ok=True)
-        drawn = figures(args.run, summary["mode"])
+        drawn = figures(run)
         for name, figure in drawn.items():
             save_small(figure, name)
         save_small(drawn["sweep"], "sweep-column-dark", width="column", theme="dark")

@@ -7,10 +7,11 @@ The pictures come from the first run, but for the heatmap of scores: that is the
 """
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
-from make_figures import save_small
+from make_figures import print_effects, save_small
 
 import cosmic_tl as ct
 from cosmic_tl._util.files import read_lines
@@ -19,25 +20,9 @@ from cosmic_tl.metrics.fluency import mark_garbled
 from cosmic_tl.runs.directory import read_settings
 from cosmic_tl.runs.result import Run
 from cosmic_tl.runs.settings import RunSettings
+from cosmic_tl.suffixes import SuffixAnalysis
 
-MAIN = (("harmful", "baseline"), ("harmful", "removal"), ("harmless", "baseline"), ("harmless", "induction"))
-
-
-def percent(value: float) -> str:
-    return f"{value:.0%}"
-
-
-def print_effects(effects: ct.Effects) -> None:
-    seeds = effects.by_seed().groupby(["side", "condition"]).size()
-    print("| prompts | condition | refusals | interval, or range over seeds | garbled | nats per token |")
-    print("|---|---|---|---|---|---|")
-    for _, row in effects.table.iterrows():
-        n = seeds[row.side, row.condition]
-        of = f" ({n} seeds)" if n > 1 else ""
-        print(
-            f"| {row.side} | {row.condition}{of} | {percent(row.rate)} | {percent(row.low)} – {percent(row.high)} "
-            f"| {percent(row.garbled)} | {row.cross_entropy:.2f} |"
-        )
+MAIN = (("positive", "baseline"), ("positive", "removal"), ("negative", "baseline"), ("negative", "induction"))
 
 
 def so_far(out: Path) -> ct.Effects:
@@ -56,13 +41,15 @@ def print_rates(effects: ct.Effects, leave_out: set[str]) -> None:
     rest = effects.completions
     rest = ct.Effects(rest[~rest.prompt.isin(leave_out)])
     if leave_out:
-        for kind, condition in MAIN:
-            rate = rest.rate(kind, condition)
-            print(f"* without the first prompts of the file: {kind}, {condition} {rate} of {rate.n}")
+        for side, condition in MAIN:
+            rate = rest.rate(side, condition)
+            print(
+                f"* without the first prompts of the file: {effects.terms.sides[side]}, {condition} {rate} of {rate.n}"
+            )
     print("\n| on | test | only the first | only the other | p |\n|---|---|---|---|---|")
     for _, row in effects.paired_table().iterrows():
         counts = f"{row.only_condition} | {row.only_against} | {row.p_value:.1g}"
-        print(f"| {row.side} | {row.condition} against {row.against} | {counts} |")
+        print(f"| {effects.terms.sides[row.side]} | {row.condition} against {row.against} | {counts} |")
 
 
 def print_run(found: Run, leave_out: set[str]) -> None:
@@ -82,13 +69,14 @@ def draw(first: Run, last: Run) -> None:
     save_small(ct.figures.plot_scores(last.selection), "real-scores")
     save_small(ct.figures.plot_layer_similarity(last.selection), "real-layer-similarity")
     save_small(ct.figures.plot_similarity(first.similarity), "real-similarity")
-    save_small(ct.figures.plot_refusal_rates(first.effects.table), "real-rates")
+    save_small(ct.figures.plot_refusal_rates(first.effects), "real-rates")
     for run in (first, last):
         for log in sorted((run.out / "resume").glob("sweep-*.jsonl")):
             rows = [row for line in read_lines(log) for row in line["rows"]]
             save_small(ct.figures.plot_sweep(Sweep(pd.DataFrame(rows))), "real-sweep")
-        if (path := run.out / "suffix-cosines.csv").exists():
-            save_small(ct.figures.plot_suffix_cosines(pd.read_csv(path)), "real-suffix-cosines")
+        if (run.out / "suffix-cosines.csv").exists():
+            tables = [pd.read_csv(run.out / f"suffix-{one.name}.csv") for one in fields(SuffixAnalysis)]
+            save_small(ct.figures.plot_suffix_cosines(SuffixAnalysis(*tables)), "real-suffix-cosines")
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ class Plotted:
         Example:
             >>> import pandas as pd
             >>> from cosmic_tl import Effects
-            >>> row = {"kind": "harmful", "condition": "baseline", "verdict": "refusal", "cross_entropy": 0.5}
+            >>> row = {"side": "positive", "condition": "baseline", "verdict": "refusal", "cross_entropy": 0.5}
             >>> type(Effects(pd.DataFrame([row])).plot()).__name__
             'Figure'
         """

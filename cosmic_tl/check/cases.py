@@ -8,12 +8,12 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from cosmic_tl.activations import mean_of_rows
+from cosmic_tl.check.memory import NotPossible
 from cosmic_tl.check.subject import (
     EXTRA_MEMORY,
     NEW_TOKENS,
     Edit,
     Found,
-    NotPossible,
     Subject,
     apart,
     largest_difference,

@@ -1,5 +1,6 @@
 """Commands that edit with a run's direction: steer, sweep, orthogonalize."""
 
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -163,13 +164,11 @@ def sweep(
     prompts = run.test_prompts(settings.n_test)
     bridge, direction = source.load()
     from cosmic_tl._util.files import append_lines, read_lines
-    from cosmic_tl.experiments.conditions import REFUSAL, terms_of
     from cosmic_tl.experiments.sweeps import BASELINE
     from cosmic_tl.experiments.sweeps import sweep as sweep_all
-    from cosmic_tl.figures.export import offline_page, restyle
-    from cosmic_tl.figures.sweeps import plot_sweep
     from cosmic_tl.metrics.refusal_score import find_refusal_tokens
     from cosmic_tl.model.batching import BATCH_SIZE
+    from cosmic_tl.report.experiment_pages import write_sweep
     from cosmic_tl.runs.derived import derivation, digest
 
     chat, judge = run.settings.chat, run.settings.judge
@@ -217,10 +216,7 @@ def sweep(
         sampling=settings.sampling,
     )
     table = found.table
-    terms = terms_of(judge.phrases)
-    sides = (f"{terms.sides['positive']} prompts", f"{terms.sides['negative']} prompts")
-    figure = plot_sweep(found, "refusal" if terms is REFUSAL else "concept", sides)
-    page = offline_page([restyle(figure)], figure.layout.title.text)
+    page = write_sweep(found, run.summary, run=str(run.out), command=shlex.join(["cosmic-tl", *sys.argv[1:]]))
     made.write({"sweep.csv": table.to_csv(index=False), "sweep.html": page})
     print_frame(table[["method", "alpha", "side", "rate", "low", "high", "garbled", "cross_entropy"]])
     print("Non-monotonic in alpha:" if len(uneven := found.non_monotonic()) else "Monotonic in alpha.")

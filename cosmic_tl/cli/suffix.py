@@ -1,5 +1,7 @@
 """The command for adversarial suffixes."""
 
+import shlex
+import sys
 from dataclasses import asdict
 
 from cosmic_tl._util.progress import LOADING, stage
@@ -27,14 +29,12 @@ def suffix(source: RunOptions, options: SuffixOptions, *, n_prompts: int = 4, n_
         raise CosmicError(
             f"n_prompts: found {n_prompts}, and the run has {len(positive)} test prompts; leave some over"
         )
-    made_on, rest, negative = positive[:n_prompts], positive[n_prompts:][:n_test], negative[:n_test]
     bridge, direction = source.load()
-    from cosmic_tl.figures.export import offline_page
-    from cosmic_tl.figures.suffixes import plot_head_attention, plot_head_contributions, plot_suffix_cosines
     from cosmic_tl.interventions.modes import removal
+    from cosmic_tl.report.experiment_pages import write_suffix
     from cosmic_tl.runs.derived import derivation, digest
     from cosmic_tl.suffixes.analysis import analyse_suffix
-    from cosmic_tl.suffixes.search import compliant_targets, find_suffix
+    from cosmic_tl.suffixes.search import attackable_prompts, compliant_targets, find_suffix
     from cosmic_tl.suffixes.suffix import Suffix
 
     mode, chat = run.selection.mode, run.settings.chat
@@ -45,31 +45,33 @@ def suffix(source: RunOptions, options: SuffixOptions, *, n_prompts: int = 4, n_
         bridge,
         mode=mode,
         chat=asdict(chat),
-        prompts=digest(made_on),
+        prompts=digest(positive),
+        n_prompts=n_prompts,
         options=asdict(options),
-        analysed_on=digest([rest, negative]),
+        analysed_on=digest([n_test, negative]),
     )
     part = made.part(".json", "analysed_on")
     stage("search")
     if part.exists():
         found = Suffix.load(part)
     else:
-        targets = compliant_targets(bridge, made_on, removal(direction, mode), chat=chat)
+        edit = removal(direction, mode)
+        made_on = attackable_prompts(bridge, positive, edit, n=n_prompts, chat=chat)
+        targets = compliant_targets(bridge, made_on, edit, chat=chat)
         found = find_suffix(bridge, made_on, targets, options=options, chat=chat)
         if found.stopped != "interrupted":  # the same command searches on to its end
             found.save(part)
     print(printable(f"{found.text!r} ({found.stopped}): {', '.join(found.verdicts)}"))
     made.write({"suffix.json": found.to_json()})  # also if it works on too few prompts to be analysed
     stage("analysis")
-    analysis = analyse_suffix(bridge, (rest, negative), found.text, direction, chat=chat, seed=options.seed)
-    figures = [
-        plot_suffix_cosines(analysis.cosines),
-        plot_head_contributions(analysis.contributions),
-        plot_head_attention(analysis.attention),
-    ]
+    rest = [prompt for prompt in positive if prompt not in found.prompts]
+    asked = rest[:n_test], negative[:n_test]
+    analysis = analyse_suffix(bridge, asked, found.text, direction, chat=chat, seed=options.seed)
+    command = shlex.join(["cosmic-tl", *sys.argv[1:]])
+    page = write_suffix(found, analysis, run.summary, run=str(run.out), command=command)
     tables = ("rates", "cosines", "contributions", "attention")
     made.write(
-        {"suffix.json": found.to_json(), "suffix.html": offline_page(figures, "Adversarial suffix")}
+        {"suffix.json": found.to_json(), "suffix.html": page}
         | {f"suffix-{name}.csv": getattr(analysis, name).to_csv(index=False) for name in tables}
     )
     print_frame(analysis.rates)

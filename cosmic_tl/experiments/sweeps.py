@@ -31,7 +31,7 @@ from cosmic_tl.data.contrast_set import SIDES, Prompts, Side, sides_of
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.engine import Outcome, Reading, intervened
 from cosmic_tl.errors import CosmicError
-from cosmic_tl.experiments.conditions import Row
+from cosmic_tl.experiments.conditions import REFUSAL, Row, Terms, terms_of
 from cosmic_tl.generation.completions import complete
 from cosmic_tl.generation.sampling import Sampling, describe_generation
 from cosmic_tl.interventions.edits import Addition, AffineEdit, Interventions
@@ -82,6 +82,8 @@ class Sweep(Plotted):
     `BASELINE`."""
     generation: Mapping[str, Any] = field(default_factory=dict)
     """How completions were generated: `describe_generation`, and the seed."""
+    terms: Terms = REFUSAL
+    """What people are shown."""
 
     @property
     def scores(self) -> pd.DataFrame:
@@ -182,7 +184,8 @@ class Sweep(Plotted):
 
     def _summary(self) -> str:
         steered = self.completions[self.completions.method != BASELINE[0]]
-        sizes = [f"{some.prompt.nunique()} {side}" for side, some in self.completions.groupby("side", sort=False)]
+        n = self.completions.groupby("side", sort=False).prompt.nunique()
+        sizes = [f"{n[side]} {self.terms.sides[side]}" for side in n.index]
         n_samples = self.completions["sample"].nunique()
         drops = self.non_monotonic()
         return (
@@ -308,7 +311,8 @@ def sweep(
     frame["garbled"] = mark_garbled(
         model, frame, frame.method == BASELINE[0], chat=chat, batch_size=batch_size or BATCH_SIZE
     )
-    return Sweep(frame, {**generation, "seed": seed})
+    terms = terms_of(judge.phrases if isinstance(judge, SubstringJudge) else None)
+    return Sweep(frame, {**generation, "seed": seed}, terms)
 
 
 def _scores(

@@ -17,15 +17,15 @@ from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 
 from cosmic_tl.errors import CosmicError, one_of
-from cosmic_tl.figures.layout import SIZES, lay_out
+from cosmic_tl.figures.layout import META, SIZES, lay_out
 from cosmic_tl.figures.style import TEMPLATES, Theme
 
 Width = Literal["column", "page"]
 STATIC = (".pdf", ".svg", ".png")
 PRINT = 300 / 96
 """Pixels of a picture for each pixel of the layout that make 300 a printed inch."""
-CELL = 0.48
-"""From a heatmap cell's middle to its edge, in layers and positions: a gap remains."""
+HALF_CELL = 0.48
+"""Half the width of a heatmap cell, in layers or positions; a gap remains between cells."""
 OUT_OF_SIGHT = 100_000
 MOST_SHAPES = 10_000
 """Cells of a heatmap from which on it stays a picture."""
@@ -60,7 +60,7 @@ def restyle(figure: go.Figure, *, width: Width | None = None, theme: Theme = "li
     if width is not None:
         figure.layout.sliders, figure.layout.updatemenus = (), ()
     size = SIZES[width or "screen"]
-    if isinstance(figure.layout.meta, dict) and "plan" in figure.layout.meta:
+    if isinstance(figure.layout.meta, dict) and META in figure.layout.meta:
         return lay_out(figure, size, controls=width is None)
     shape = (figure.layout.height or 450) / (figure.layout.width or 700)
     return figure.update_layout(width=size.width, height=round(shape * size.width), font={"size": size.font})
@@ -236,8 +236,8 @@ def _vector_cells(figure: go.Figure) -> go.Figure:
             across, up = trace.x[column], row if isinstance(trace.y[row], str) else trace.y[row]
             cells.append(
                 {"type": "rect", "layer": "below", "line": {"width": 0}, "fillcolor": colour}
-                | {"xref": trace.xaxis or "x", "x0": across - CELL, "x1": across + CELL}
-                | {"yref": trace.yaxis or "y", "y0": up - CELL, "y1": up + CELL}
+                | {"xref": trace.xaxis or "x", "x0": across - HALF_CELL, "x1": across + HALF_CELL}
+                | {"yref": trace.yaxis or "y", "y0": up - HALF_CELL, "y1": up + HALF_CELL}
             )
         trace.x = [across - OUT_OF_SIGHT for across in trace.x]  # what is left of it is the colour bar
     figure.layout.shapes = [*cells, *figure.layout.shapes]

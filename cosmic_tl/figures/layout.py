@@ -1,7 +1,7 @@
-"""Where the parts of a figure go at a given width.
+"""Lays out the parts of a figure for a given width.
 
-Counted in pixels and not in shares of the plot, so that text, gaps and colour bars keep their size from the screen down to
-one column of a paper. Panels that would become too narrow go into fewer columns.
+Sizes are in pixels, not in fractions of the plot, so that text, gaps and colour bars keep their size from the screen down to
+one column of a paper. Panels that would become too narrow are arranged in fewer columns.
 """
 
 import re
@@ -18,22 +18,24 @@ LINE_HEIGHT = 1.3
 """In em, the size of the text."""
 BAR = 4.6
 """Width of a colour bar with its labels, in em; they may be as long as 1.5e−4."""
-NARROWEST = 8.0
+NARROWEST_PANEL = 8.0
 """Width under which a panel is too narrow, in em."""
-CELL = 6.0
+NARROWEST_LAYER = 6.0
 """Width under which a layer is too narrow, in pixels."""
-STEPS = (1, 2, 4, 5, 8, 10, 20, 40, 80)
+LAYER_STEPS = (1, 2, 4, 5, 8, 10, 20, 40, 80)
 """From one labelled layer to the next."""
+META = "panels"
+"""Where a figure keeps its `PanelLayout`: a key of `layout.meta`."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """How wide a figure is, and how large its text."""
+    """Width and text size of a figure."""
 
     width: int
-    """In CSS pixels, 96 an inch."""
+    """In CSS pixels, 96 per inch."""
     font: float
-    """In CSS pixels, 4/3 a point."""
+    """In CSS pixels, 4/3 per point."""
 
 
 SIZES = {"screen": Size(760, 13.0), "page": Size(672, 11.0), "column": Size(317, 11.0)}
@@ -41,47 +43,47 @@ SIZES = {"screen": Size(760, 13.0), "page": Size(672, 11.0), "column": Size(317,
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a figure's panels ask for. Lengths are in em."""
+class PanelLayout:
+    """How a figure's panels want to be laid out. Lengths are in em."""
 
     columns: int = 1
-    """At most."""
+    """Maximum number of columns."""
     flow: bool = True
     """Panels may go into fewer columns. If not, rows share their vertical and columns their horizontal axis."""
     height: int | float | None = None
-    """Of a panel. By default it follows from the width."""
+    """Height of a panel. By default it follows from the width."""
     square: bool = False
     """Panels are as high as wide."""
     span: int | float = 0
     """Length of the horizontal axis in its own units, such as layers. 0 leaves its labels to Plotly."""
-    steps: Sequence[int | float] = STEPS
-    """From one label of that axis to the next: the first with which they do not crowd is taken."""
+    steps: Sequence[int | float] = LAYER_STEPS
+    """Distances between labels of that axis to choose from: the first at which they do not crowd."""
     own_labels: bool = False
     """Every panel labels its vertical axis, not only those on the left."""
     tick_lines: int | float = 1
-    """Lines of the horizontal axis's labels."""
+    """Number of lines that the labels of the horizontal axis take."""
     controls: int | float = 0
     """Room for sliders under the panels."""
 
 
-def lay_out(figure: go.Figure, size: Size, plan: Plan | None = None, controls: bool = True) -> go.Figure:
-    """Put everything in its place for a width.
+def lay_out(figure: go.Figure, size: Size, asked: PanelLayout | None = None, controls: bool = True) -> go.Figure:
+    """Lay out a figure for a width.
 
     Args:
         figure: Changed in place, and returned. Panel titles are annotations named "panel 0", "panel 1", …
         size: Width and text size.
-        plan: What the panels ask for. By default what the figure was laid out with before.
-        controls: Keep room for sliders.
+        asked: What the panels ask for. Defaults to what the figure was laid out with before.
+        controls: Keep room for sliders. Defaults to True.
 
     Example:
         >>> from plotly.subplots import make_subplots
-        >>> figure = lay_out(make_subplots(1, 2), SIZES["column"], Plan(columns=2, span=30))
+        >>> figure = lay_out(make_subplots(1, 2), SIZES["column"], PanelLayout(columns=2, span=30))
         >>> figure.layout.xaxis.domain == figure.layout.xaxis2.domain  # one below the other
         True
     """
-    plan = plan or Plan(**figure.layout.meta["plan"])
-    figure.update_layout(meta=(figure.layout.meta or {}) | {"plan": asdict(plan)})
-    _Layout(figure, size, plan, controls).apply()
+    asked = asked or PanelLayout(**figure.layout.meta[META])
+    figure.update_layout(meta=(figure.layout.meta or {}) | {META: asdict(asked)})
+    _Placing(figure, size, asked, controls).apply()
     return figure
 
 
@@ -102,13 +104,13 @@ class _Box:
         return 1 - (y - self.y) / self.height
 
 
-class _Layout:
-    """One figure on its way to a size."""
+class _Placing:
+    """One figure while it is being laid out."""
 
-    def __init__(self, figure: go.Figure, size: Size, plan: Plan, controls: bool) -> None:
-        self.figure, self.layout, self.plan = figure, figure.layout, plan
+    def __init__(self, figure: go.Figure, size: Size, asked: PanelLayout, controls: bool) -> None:
+        self.figure, self.layout, self.asked = figure, figure.layout, asked
         self.width, self.em = size.width, size.font
-        self.controls = plan.controls * self.em if controls else 0.0
+        self.controls = asked.controls * self.em if controls else 0.0
         axes = [str(name) for name in figure.layout if re.fullmatch(r"xaxis\d*", str(name))]
         self.axes = [name.removeprefix("xaxis") for name in sorted(axes, key=lambda name: (len(name), name))] or [""]
         self.bars = [trace for trace in figure.data if trace.type == "heatmap" and trace.showscale is not False]
@@ -132,7 +134,7 @@ class _Layout:
         if any(trace.colorbar.title.text for trace in self.bars):
             bar += 1.4 * em
         first = self.labels + (1.6 * em if any(self._titles("y", self.axes)) else 0.3 * em)
-        left = [first, *[self.labels + 0.3 * em if self.plan.own_labels else 0.5 * em] * (columns - 1)]
+        left = [first, *[self.labels + 0.3 * em if self.asked.own_labels else 0.5 * em] * (columns - 1)]
         right = [bar if self.own_bars else 0.6 * em] * columns
         right[-1] = bar if self.bars else right[-1]
         return left, right
@@ -143,10 +145,10 @@ class _Layout:
 
     def _columns(self) -> int:
         """As many as leave the panels wide enough, in rows that are filled evenly."""
-        n, least = len(self.axes), max(NARROWEST * self.em, CELL * self.plan.span)
-        if not self.plan.flow:
-            return self.plan.columns
-        most = next((c for c in range(min(self.plan.columns, n), 1, -1) if self._panel_width(c) >= least), 1)
+        n, least = len(self.axes), max(NARROWEST_PANEL * self.em, NARROWEST_LAYER * self.asked.span)
+        if not self.asked.flow:
+            return self.asked.columns
+        most = next((c for c in range(min(self.asked.columns, n), 1, -1) if self._panel_width(c) >= least), 1)
         return ceil(n / ceil(n / most))
 
     def _row(self, row: int) -> list[int]:
@@ -181,18 +183,18 @@ class _Layout:
             legend={"x": inner.across(0.3 * self.em), "xanchor": "left", "y": inner.up(legend), "yanchor": "top"},
         )
         across, up = self._axis_titles(boxes[0].width)
-        if self.plan.span:
+        if self.asked.span:
             step = self._step(boxes[0].width)
             self.figure.update_xaxes(dtick=step)
-            if self.plan.square:
+            if self.asked.square:
                 self.figure.update_yaxes(dtick=step)
         for panel, axis in enumerate(self.axes):
             row, column = divmod(panel, self.columns)
             box, low = boxes[panel], self._lowest(panel)
             ends = [inner.across(box.x), inner.across(box.x + box.width)]
-            self._axis(f"xaxis{axis}", ends, across if low else "", low or self.plan.flow)
+            self._axis(f"xaxis{axis}", ends, across if low else "", low or self.asked.flow)
             ends = [inner.up(box.y + box.height), inner.up(box.y)]
-            self._axis(f"yaxis{axis}", ends, up[row] if column == 0 else "", column == 0 or self.plan.own_labels)
+            self._axis(f"yaxis{axis}", ends, up[row] if column == 0 else "", column == 0 or self.asked.own_labels)
             if (note := self.notes.get(f"panel {panel}")) is not None:
                 note.update(xref="paper", x=inner.across(box.x + box.width / 2), xanchor="center", align="center")
                 note.update(yref="paper", y=inner.up(box.y), yanchor="bottom", showarrow=False, font={"size": self.em})
@@ -241,9 +243,9 @@ class _Layout:
     def _boxes(self, top: float) -> tuple[list[_Box], float]:
         """The panels' boxes, and where the last row with its labels ends."""
         em, (left, right) = self.em, self._sides(self.columns)
-        wide, high = self._panel_width(self.columns), self.plan.height and self.plan.height * self.em
+        wide, high = self._panel_width(self.columns), self.asked.height and self.asked.height * self.em
         centred = 0.0
-        if self.plan.square:
+        if self.asked.square:
             high = min(wide, 28 * em)
             centred, wide = (wide - high) / 2, high
         high = high or min(max(0.62 * wide, 11 * em), 18 * em)
@@ -258,20 +260,20 @@ class _Layout:
             lowest = any(map(self._lowest, panels))
             top += high + 0.4 * em
             top += LINE_HEIGHT * em * len(wrapped("".join(self._titles("x", self.axes)[:1]), wide, em)) * lowest
-            top += (LINE_HEIGHT * self.plan.tick_lines * em + 5) * (lowest or self.plan.flow)
+            top += (LINE_HEIGHT * self.asked.tick_lines * em + 5) * (lowest or self.asked.flow)
         return boxes, top
 
     def _step(self, wide: float) -> int | float:
         """From one label of the horizontal axis to the next, so that they do not crowd."""
-        for step in self.plan.steps:
-            label = (1 + 0.57 * len(f"{self.plan.span - step:g}")) * self.em
-            if self.plan.span / step * label <= wide:
+        for step in self.asked.steps:
+            label = (1 + 0.57 * len(f"{self.asked.span - step:g}")) * self.em
+            if self.asked.span / step * label <= wide:
                 return step
-        return self.plan.steps[-1]
+        return self.asked.steps[-1]
 
     def _axis_titles(self, wide: float) -> tuple[str, list[str]]:
         """The horizontal title, and the vertical one of each row; those that were hidden come back."""
-        rows = [self.axes if self.plan.flow else [self.axes[k] for k in self._row(row)] for row in range(self.rows)]
+        rows = [self.axes if self.asked.flow else [self.axes[k] for k in self._row(row)] for row in range(self.rows)]
         across = wrapped("".join(self._titles("x", self.axes)[:1]), wide, self.em)
         return "<br>".join(across), ["".join(self._titles("y", row)[:1]) for row in rows]
 
@@ -298,5 +300,5 @@ class _Layout:
         for trace in self.figure.data:
             if trace.meta == "cell":
                 rows = max(len(other.y) for other in self.figure.data if other.type == "heatmap")
-                cell = min(box.height / rows, box.width / max(1, self.plan.span))
+                cell = min(box.height / rows, box.width / max(1, self.asked.span))
                 trace.marker.size = min(max(3.5, 0.45 * cell), 9.0)

@@ -11,14 +11,14 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from cosmic_tl.data.contrast_set import SIDES
 from cosmic_tl.errors import CosmicError
-from cosmic_tl.figures.style import COLOURS, colour_scale, finish, token_label
-from cosmic_tl.metrics.pca import NO_EDIT, SIDES, ClassPca
+from cosmic_tl.figures.style import COLOURS, SYMBOLS, colour_scale, finish, token_label
+from cosmic_tl.metrics.pca import NO_EDIT, ClassPca
 from cosmic_tl.metrics.projection import Projection
 
 MOST_LABELS = 60
 """Tokens from which on not every one is labelled."""
-SYMBOLS = {"positive": "circle", "negative": "diamond"}
 
 
 def plot_projection(projection: Projection | Mapping[str, Projection]) -> go.Figure:

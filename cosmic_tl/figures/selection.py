@@ -116,7 +116,7 @@ def plot_similarity(similarity: LayerSimilarity) -> go.Figure:
     """
     labels = position_labels(similarity.positions)
     panels = [
-        Panel("positive vs negative, no edit", similarity.before.numpy(), labels),
+        Panel("positive vs negative", similarity.before.numpy(), labels),
         Panel("removal vs negative", similarity.removal.numpy(), labels),
         Panel("induction vs positive", similarity.induction.numpy(), labels),
     ]
@@ -124,6 +124,7 @@ def plot_similarity(similarity: LayerSimilarity) -> go.Figure:
     return finish(
         figure,
         "Cosine between class means of the residual stream",
+        "first: no edit; then: one class edited, against the other",
         columns=3,
         span=len(panels[0].values),
         height=_height(panels),

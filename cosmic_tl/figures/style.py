@@ -1,4 +1,4 @@
-"""The toolkit's look: one palette, one template in a light and a dark theme, colour scales and labels."""
+"""The look of all figures: palette, light and dark templates, colour scales, and labels."""
 
 from html import escape
 from typing import Any, Literal
@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 import plotly.io as pio
 from plotly.colors import cmocean, hex_to_rgb
 
-from cosmic_tl.figures.layout import SIZES, Plan, lay_out
+from cosmic_tl.figures.layout import SIZES, PanelLayout, lay_out
 from cosmic_tl.model.positions import Positions
 
 Theme = Literal["light", "dark"]
@@ -25,12 +25,14 @@ COLOURS = {
     "adversarial suffix": GREEN,
     "other": GREY,
 }
-"""Okabe-Ito colours, safe for colour-blind readers, by what they stand for. What pulls towards a class has its colour."""
+"""Okabe-Ito colours, safe for colour-blind readers, by meaning. An edit that pushes towards a class has its colour."""
+SYMBOLS = {"positive": "circle", "negative": "diamond"}
+"""Markers of the two sides, so that they can be told apart without colour."""
 LINE = "rgba(128, 128, 128, 0.7)"
-"""Zero lines, baselines and other guides. Greys that let the background through serve both themes."""
+"""Colour of zero lines, baselines and other guides; translucent grey, which works in both themes."""
 SHADE = "rgba(128, 128, 128, 0.16)"
 UNKNOWN = "rgba(128, 128, 128, 0.3)"
-"""Behind a heatmap, where a cell has no value."""
+"""Colour of heatmap cells without a value."""
 SEQUENTIAL, DIVERGING = "Cividis", cmocean.balance
 
 
@@ -39,8 +41,8 @@ def template(ink: str, paper: str, grid: str) -> go.layout.Template:
 
     Args:
         ink: Colour of text and axes.
-        paper: Of the background.
-        grid: Of grid lines.
+        paper: Colour of the background.
+        grid: Colour of grid lines.
 
     Example:
         >>> template("black", "white", "grey").layout.font.color
@@ -88,12 +90,12 @@ TEMPLATES: dict[Theme, go.layout.Template] = {
     "light": template("#1a1a1a", "#ffffff", "#e6e6e6"),
     "dark": template("#e8e8e8", "#14171c", "#333a44"),
 }
-"""Also known to Plotly as "cosmic_tl" and "cosmic_tl_dark", for figures of your own."""
+"""Registered with Plotly as "cosmic_tl" and "cosmic_tl_dark", for figures of your own."""
 pio.templates["cosmic_tl"], pio.templates["cosmic_tl_dark"] = TEMPLATES["light"], TEMPLATES["dark"]
 
 
 def token_label(token: str) -> str:
-    """A token as it is shown on an axis: escaped, line breaks and spaces visible.
+    """A token as an axis label: escaped, with visible line breaks and spaces.
 
     Example:
         >>> token_label("\\n<b>")
@@ -103,7 +105,7 @@ def token_label(token: str) -> str:
 
 
 def position_labels(positions: Positions) -> list[str]:
-    """Positions as they are shown on an axis: the token, and its place counted from the end.
+    """Positions as axis labels: the token, and its index counted from the end.
 
     Example:
         >>> position_labels(Positions(("<end>", "\\n")))
@@ -113,7 +115,7 @@ def position_labels(positions: Positions) -> list[str]:
 
 
 def translucent(colour: str, opacity: float) -> str:
-    """A colour of the palette that lets others through.
+    """A translucent version of a palette colour.
 
     Example:
         >>> translucent("#0072b2", 0.2)
@@ -123,11 +125,11 @@ def translucent(colour: str, opacity: float) -> str:
 
 
 def colour_scale(values: np.ndarray, signed: bool = False) -> dict[str, object]:
-    """Diverging around 0 for signed values, else sequential; both perceptually uniform.
+    """A colour scale for some values: diverging around 0 if they are signed, else sequential; both perceptually uniform.
 
     Args:
-        values: What is shown; NaN is left out.
-        signed: Whether their sign means something, also where none is negative. A negative value shows that it does.
+        values: The values to show; NaN is ignored.
+        signed: Whether the sign is meaningful even if no value is negative. Defaults to False; negative values imply it.
 
     Example:
         >>> scale = colour_scale(np.array([-0.2, 0.5]))
@@ -144,14 +146,14 @@ def colour_scale(values: np.ndarray, signed: bool = False) -> dict[str, object]:
     return {"colorscale": SEQUENTIAL, "zmin": low, "zmax": high}
 
 
-def finish(figure: go.Figure, title: str, subtitle: str = "", **plan: Any) -> go.Figure:
-    """The toolkit's look at screen size: template, title, and every part in its place.
+def finish(figure: go.Figure, title: str, subtitle: str = "", **layout: Any) -> go.Figure:
+    """Give a figure the toolkit's template, a title and a layout, at screen size.
 
     Args:
         figure: Changed in place, and returned.
-        title: Its message.
-        subtitle: How to read it.
-        plan: Fields of `Plan`, which goes with the figure so that it can be laid out again at another width.
+        title: What the figure shows.
+        subtitle: How to read it. Defaults to none.
+        **layout: Fields of `PanelLayout`, which is kept with the figure so that it can be laid out again at another width.
 
     Example:
         >>> figure = finish(go.Figure(go.Scatter(y=[1, 2])), "A title", height=10)
@@ -159,4 +161,4 @@ def finish(figure: go.Figure, title: str, subtitle: str = "", **plan: Any) -> go
         (760, 'A title')
     """
     figure.update_layout(template=TEMPLATES["light"], title={"text": title, "subtitle": {"text": subtitle}})
-    return lay_out(figure, SIZES["screen"], Plan(**plan))
+    return lay_out(figure, SIZES["screen"], PanelLayout(**layout))

@@ -1,4 +1,4 @@
-"""Figures of the suffix analysis (Arditi et al. 2024, figures 5 and 6): tables in, `go.Figure` out."""
+"""Figures of what an adversarial suffix does inside the model (Arditi et al. 2024, figures 5 and 6)."""
 
 from html import escape
 
@@ -6,35 +6,38 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from cosmic_tl.figures.style import COLOURS, LINE, finish
+from cosmic_tl.suffixes.analysis import SuffixAnalysis
 from cosmic_tl.suffixes.groups import ADVERSARIAL, HARMFUL, HARMLESS, RANDOM, REGIONS
 from cosmic_tl.suffixes.heads import top_heads
 
-LOOKS = {
+GROUP_LOOKS = {
     HARMFUL: (COLOURS["positive"], "solid", "circle"),
     RANDOM: (COLOURS["random suffix"], "dash", "circle-open"),
     ADVERSARIAL: (COLOURS["adversarial suffix"], "solid", "square"),
     HARMLESS: (COLOURS["negative"], "dot", "diamond-open"),
 }
-"""Colour, dash and symbol of each group: lines can be told apart without colour."""
+"""Colour, dash and symbol of each group, so that lines can be told apart without colour."""
 OTHER = (COLOURS["other"], "solid", "circle")
 REGION_COLOURS = dict(
     zip(REGIONS, (COLOURS["positive"], COLOURS["adversarial suffix"], COLOURS["random"]), strict=True)
 )
 SHORT = {RANDOM: "rnd", ADVERSARIAL: "adv"}
+"""Groups on an axis with little room."""
 
 
-def plot_suffix_cosines(cosines: pd.DataFrame) -> go.Figure:
-    """Cosine with the direction at the last token by layer: mean over prompts, and a band of one SD.
+def plot_suffix_cosines(analysis: SuffixAnalysis) -> go.Figure:
+    """Cosine between the last token's residual stream and the direction, by layer: mean and one SD over prompts.
 
     Args:
-        cosines: From `suffix_cosines`.
+        analysis: From `analyse_suffix`, whose `cosines` are shown.
 
     Example:
-        >>> columns = {"group": ["harmful"] * 2, "layer": [0, 1], "mean": [0.1, 0.2], "sd": [0.1, 0.1], "n": [4, 4]}
-        >>> len(plot_suffix_cosines(pd.DataFrame(columns)).data)
+        >>> cosines = pd.DataFrame({"group": "harmful", "layer": [0, 1], "mean": [0.1, 0.2], "sd": 0.1, "n": 4})
+        >>> none = pd.DataFrame()
+        >>> len(plot_suffix_cosines(SuffixAnalysis(none, cosines, none, none)).data)
         2
     """
-    figure = go.Figure()
+    figure, cosines = go.Figure(), analysis.cosines
     groups = list(dict.fromkeys(cosines.group))
     for group in groups:
         some = cosines[cosines.group == group]
@@ -44,7 +47,7 @@ def plot_suffix_cosines(cosines: pd.DataFrame) -> go.Figure:
             y=edge,
             mode="lines",
             fill="toself",
-            fillcolor=LOOKS.get(group, OTHER)[0],
+            fillcolor=GROUP_LOOKS.get(group, OTHER)[0],
             opacity=0.16,
             line={"width": 0},
             hoverinfo="skip",
@@ -52,7 +55,7 @@ def plot_suffix_cosines(cosines: pd.DataFrame) -> go.Figure:
         )
     for group in groups:
         some = cosines[cosines.group == group]
-        colour, dash, symbol = LOOKS.get(group, OTHER)
+        colour, dash, symbol = GROUP_LOOKS.get(group, OTHER)
         figure.add_scatter(
             x=some.layer,
             y=some["mean"],
@@ -66,21 +69,25 @@ def plot_suffix_cosines(cosines: pd.DataFrame) -> go.Figure:
     figure.add_hline(y=0, line={"color": LINE, "width": 1}, layer="below")
     figure.update_xaxes(title_text="layer")
     figure.update_yaxes(title_text="cosine with r̂")
-    return finish(figure, "The direction at the last token", "mean ± SD over prompts", span=cosines.layer.nunique())
+    return finish(
+        figure, "The direction at the last token, by layer", "mean ± SD over prompts", span=cosines.layer.nunique()
+    )
 
 
-def plot_head_contributions(contributions: pd.DataFrame, n: int = 8) -> go.Figure:
-    """What the strongest heads write along the direction at the last token, by group, with one SD.
+def plot_head_contributions(analysis: SuffixAnalysis, n: int = 8) -> go.Figure:
+    """What the strongest heads write along the direction at the last token, by group: mean and one SD over prompts.
 
     Args:
-        contributions: From `head_contributions`.
-        n: How many heads, ranked on harmful prompts with a random suffix. Default 8.
+        analysis: From `analyse_suffix`, whose `contributions` are shown.
+        n: Number of heads, ranked on harmful prompts with a random suffix. Defaults to 8.
 
     Example:
-        >>> columns = {"group": [RANDOM], "layer": [4], "head": [1], "mean": [0.1], "sd": [0.1], "n": [4]}
-        >>> plot_head_contributions(pd.DataFrame(columns)).data[0].x
+        >>> written = {"group": [RANDOM], "layer": [4], "head": [1], "mean": [0.1], "sd": [0.1], "n": [4]}
+        >>> none = pd.DataFrame()
+        >>> plot_head_contributions(SuffixAnalysis(none, none, pd.DataFrame(written), none)).data[0].x
         ('4.1',)
     """
+    contributions = analysis.contributions
     heads = top_heads(contributions, n=n)
     table = contributions.set_index(["group", "layer", "head"])
     figure = go.Figure()
@@ -91,7 +98,7 @@ def plot_head_contributions(contributions: pd.DataFrame, n: int = 8) -> go.Figur
             y=some["mean"],
             error_y={"type": "data", "array": some.sd, "thickness": 1, "width": 2},
             name=escape(group),
-            marker={"color": LOOKS.get(group, OTHER)[0]},
+            marker={"color": GROUP_LOOKS.get(group, OTHER)[0]},
             customdata=some[["sd", "n"]],
             hovertemplate="head %{x}: %{y:.3f} ± %{customdata[0]:.3f} (SD, n = %{customdata[1]})",
         )
@@ -101,18 +108,20 @@ def plot_head_contributions(contributions: pd.DataFrame, n: int = 8) -> go.Figur
     return finish(figure, "What the strongest heads write along the direction", "mean ± SD over prompts")
 
 
-def plot_head_attention(attention: pd.DataFrame) -> go.Figure:
-    """Where the strongest heads look from the last token, with a random and with the adversarial suffix.
+def plot_head_attention(analysis: SuffixAnalysis) -> go.Figure:
+    """What the strongest heads attend to from the last token, with a random and with the adversarial suffix.
 
     Args:
-        attention: From `head_attention`.
+        analysis: From `analyse_suffix`, whose `attention` is shown.
 
     Example:
-        >>> columns = {"group": RANDOM, "layer": 4, "head": 1, "region": REGIONS, "mean": [0.5, 0.2, 0.3], "sd": 0.1}
-        >>> [bar.name for bar in plot_head_attention(pd.DataFrame({**columns, "n": 4})).data]
+        >>> shares = {"group": RANDOM, "layer": 4, "head": 1, "region": REGIONS, "mean": [0.5, 0.2, 0.3], "sd": 0.1}
+        >>> none = pd.DataFrame()
+        >>> figure = plot_head_attention(SuffixAnalysis(none, none, none, pd.DataFrame({**shares, "n": 4})))
+        >>> [bar.name for bar in figure.data]
         ['instruction', 'suffix', 'template']
     """
-    figure = go.Figure()
+    figure, attention = go.Figure(), analysis.attention
     names = attention.layer.astype(str) + "." + attention["head"].astype(str)
     order = {name: i for i, name in enumerate(dict.fromkeys(names))}
     groups = {group: i for i, group in enumerate(dict.fromkeys(attention.group))}
@@ -129,7 +138,7 @@ def plot_head_attention(attention: pd.DataFrame) -> go.Figure:
             hovertemplate="%{customdata[2]}<br>head %{x}: %{y:.1%} ± %{customdata[0]:.1%} (SD, n = %{customdata[1]})",
         )
     figure.update_xaxes(title_text="head (layer.head), strongest first", tickangle=-90)
-    figure.update_yaxes(title_text="share of the attention", tickformat=".0%", range=[0, 1])
+    figure.update_yaxes(title_text="share of attention", tickformat=".0%", range=[0, 1])
     figure.update_layout(barmode="stack", bargap=0.2, legend={"traceorder": "normal"})
     subtitle = "rnd: harmful prompts with a random suffix; adv: with the adversarial suffix"
-    return finish(figure, "Where the strongest heads look from the last token", subtitle, tick_lines=3.6)
+    return finish(figure, "What the strongest heads attend to from the last token", subtitle, tick_lines=3.6)

@@ -1,4 +1,4 @@
-"""The figure of an α sweep (after Marshall et al. 2025): one column a method, rate above score."""
+"""The figure of an α sweep (after Marshall et al. 2025): one column per method, the rate above the score."""
 
 from html import escape
 
@@ -7,27 +7,29 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from cosmic_tl.data.contrast_set import SIDES, Side
+from cosmic_tl.experiments.conditions import REFUSAL
 from cosmic_tl.experiments.sweeps import BASELINE, Sweep
-from cosmic_tl.figures.effects import SIDES
-from cosmic_tl.figures.style import COLOURS, LINE, SHADE, finish, translucent
+from cosmic_tl.figures.effects import Names, side_names
+from cosmic_tl.figures.style import COLOURS, LINE, SHADE, SYMBOLS, finish, translucent
 
-LOOKS = {"positive": (COLOURS["positive"], "circle"), "negative": (COLOURS["negative"], "diamond")}
-STEPS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
+ALPHA_STEPS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
 """From one labelled α to the next."""
-Panel = tuple[int, int]
+Place = tuple[int, int]
+"""Row and column of a panel."""
 
 
-def plot_sweep(sweep: Sweep, outcome: str = "refusal", sides: tuple[str, str] = SIDES) -> go.Figure:
-    """Refusal rate, and refusal score if it was measured, against α; one column a method.
+def plot_sweep(sweep: Sweep, *, outcome: str | None = None, sides: Names | None = None) -> go.Figure:
+    """Refusal rate, and refusal score if it was measured, against α; one column per method.
 
-    Bands are interquartile ranges over prompts; for the rate of one completion a prompt, which is 0 or 1, Wilson 95 %
-    intervals. Dashed: the model without intervention. Grey: where the refusal rate is below what a smaller α reached
+    Bands are interquartile ranges over prompts. With one completion per prompt, whose rate is 0 or 1, the bands of the rate are
+    Wilson 95 % intervals. Dotted: the model without an edit. Grey: the rate is lower than at a smaller α
     (`Sweep.non_monotonic`).
 
     Args:
         sweep: From `sweep`.
-        outcome: What was judged, where the concept is not refusal.
-        sides: What the positive and the negative side are called.
+        outcome: What the rate and the score are of. Defaults to the sweep's own: "refusal", or "concept" for other phrases.
+        sides: What the positive and the negative side are called. Defaults to the sweep's own names.
 
     Example:
         >>> row = {"method": "affine", "side": "positive", "prompt": "hi", "sample": 0, "verdict": "refusal"}
@@ -36,7 +38,8 @@ def plot_sweep(sweep: Sweep, outcome: str = "refusal", sides: tuple[str, str] = 
         ['harmful prompts']
     """
     table = sweep.table
-    names = dict(zip(LOOKS, sides, strict=True))
+    outcome = outcome or ("refusal" if sweep.terms == REFUSAL else "concept")
+    names = dict(zip(SIDES, sides or side_names(sweep.terms), strict=True))
     methods = [method for method in dict.fromkeys(table.method) if method != BASELINE[0]]
     sampled = sweep.completions["sample"].nunique() > 1
     measures = [("rate", *(("rate_q25", "rate_q75") if sampled else ("low", "high")))]
@@ -47,17 +50,17 @@ def plot_sweep(sweep: Sweep, outcome: str = "refusal", sides: tuple[str, str] = 
     for column, method in enumerate(methods, 1):
         figure.add_annotation(name=f"panel {column - 1}", text=escape(method), showarrow=False)
         for row, (mean, low, high) in enumerate(measures, 1):
-            shown = {side: table[(table.side == side) & table[mean].notna()] for side in LOOKS}
+            shown = {side: table[(table.side == side) & table[mean].notna()] for side in SIDES}
             steered = {side: some[some.method == method] for side, some in shown.items()}
             for side, some in steered.items():
-                _band(figure, some, low, high, LOOKS[side][0], (row, column))
+                _band(figure, some, low, high, COLOURS[side], (row, column))
             for side, some in steered.items():  # above both bands
                 if row == 1 and "garbled" in some:
-                    _crosses(figure, some, LOOKS[side][0], (row, column))
+                    _crosses(figure, some, COLOURS[side], (row, column))
                 if not some.empty:
                     _line(figure, some, (mean, low, high), side, names[side], (row, column))
                 for value in shown[side][mean][shown[side].method == BASELINE[0]]:
-                    line = {"color": LOOKS[side][0], "width": 1.3, "dash": "dot"}
+                    line = {"color": COLOURS[side], "width": 1.3, "dash": "dot"}
                     figure.add_hline(y=value, line=line, opacity=1, row=row, col=column)
             _guides(figure, drops[drops.method == method] if row == 1 else drops[:0], (row, column))
     figure.update_xaxes(title_text="α")
@@ -67,11 +70,11 @@ def plot_sweep(sweep: Sweep, outcome: str = "refusal", sides: tuple[str, str] = 
         least, most = float(np.nanmin(values)), float(np.nanmax(values))
         margin = 0.05 * (most - least) or 1.0
         figure.update_yaxes(title_text=f"{outcome} score (log-odds)", range=[least - margin, most + margin], row=2)
-    subtitle = f"dashed: no intervention; {_bands(sampled, len(measures) > 1)}"
+    subtitle = f"dotted: no edit; {_bands(sampled, len(measures) > 1)}"
     if "garbled" in table:
         subtitle += "; ×: share of garbled answers"
     if len(drops):
-        subtitle += "; grey: less than at a smaller α"
+        subtitle += "; grey: lower than at a smaller α"
     title = f"{outcome[:1].upper()}{outcome[1:]} against the strength of steering"
     return finish(
         figure,
@@ -81,7 +84,7 @@ def plot_sweep(sweep: Sweep, outcome: str = "refusal", sides: tuple[str, str] = 
         flow=False,
         height=15 if len(measures) == 1 else 13,
         span=float(table.alpha.max() - table.alpha.min()),
-        steps=STEPS,
+        steps=ALPHA_STEPS,
     )
 
 
@@ -91,8 +94,8 @@ def _bands(sampled: bool, scored: bool) -> str:
     return "bands: 95 % interval" + (" of the rate, quartiles of the score over prompts" if scored else "")
 
 
-def _guides(figure: go.Figure, drops: pd.DataFrame, at: Panel) -> None:
-    """α = 0 and 1, and the stretches that are not monotonic, behind what the panel already shows."""
+def _guides(figure: go.Figure, drops: pd.DataFrame, at: Place) -> None:
+    """Lines at α = 0 and 1, and shades over non-monotonic stretches, behind what the panel already shows."""
     row, column = at
     for start, end in _merged(sorted(zip(drops.peak_alpha, drops.to_alpha, strict=True))):
         figure.add_vrect(start, end, fillcolor=SHADE, line_width=0, layer="below", row=row, col=column)
@@ -101,7 +104,7 @@ def _guides(figure: go.Figure, drops: pd.DataFrame, at: Panel) -> None:
 
 
 def _merged(stretches: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Stretches that overlap as one, so that their greys do not add up."""
+    """Overlapping stretches joined, so that their greys do not add up."""
     found: list[tuple[float, float]] = []
     for start, end in stretches:
         if found and start <= found[-1][1]:
@@ -111,7 +114,7 @@ def _merged(stretches: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return found
 
 
-def _band(figure: go.Figure, some: pd.DataFrame, low: str, high: str, colour: str, at: Panel) -> None:
+def _band(figure: go.Figure, some: pd.DataFrame, low: str, high: str, colour: str, at: Place) -> None:
     figure.add_scatter(
         x=[*some.alpha, *some.alpha[::-1]],
         y=[*some[high], *some[low][::-1]],
@@ -126,7 +129,7 @@ def _band(figure: go.Figure, some: pd.DataFrame, low: str, high: str, colour: st
     )
 
 
-def _crosses(figure: go.Figure, some: pd.DataFrame, colour: str, at: Panel) -> None:
+def _crosses(figure: go.Figure, some: pd.DataFrame, colour: str, at: Place) -> None:
     figure.add_scatter(
         x=some.alpha,
         y=some.garbled,
@@ -140,11 +143,10 @@ def _crosses(figure: go.Figure, some: pd.DataFrame, colour: str, at: Panel) -> N
 
 
 def _line(
-    figure: go.Figure, some: pd.DataFrame, columns: tuple[str, str, str], side: str, name: str, at: Panel
+    figure: go.Figure, some: pd.DataFrame, columns: tuple[str, str, str], side: Side, name: str, at: Place
 ) -> None:
     mean, low, high = columns
     shown = ".1%" if mean == "rate" else ".2f"
-    colour, symbol = LOOKS[side]
     figure.add_scatter(
         x=some.alpha,
         y=some[mean],
@@ -152,8 +154,8 @@ def _line(
         legendgroup=side,
         showlegend=at == (1, 1),
         mode="lines+markers",
-        line={"color": colour, "width": 2},
-        marker={"symbol": symbol, "size": 6},
+        line={"color": COLOURS[side], "width": 2},
+        marker={"symbol": SYMBOLS[side], "size": 6},
         customdata=some[[low, high, "n"]],
         hovertemplate=f"α = %{{x}}: %{{y:{shown}}} [%{{customdata[0]:{shown}}}, %{{customdata[1]:{shown}}}], "
         "n = %{customdata[2]}",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cosmic_tl._util.plots import Plotted
 from cosmic_tl.activations import cache_activations
-from cosmic_tl.data.contrast_set import Prompts, sides_of
+from cosmic_tl.data.contrast_set import SIDES, Prompts, sides_of
 from cosmic_tl.engine import Outcome, Reading, intervened
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.interventions.edits import Interventions
@@ -20,7 +20,6 @@ from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.model.positions import post_instruction_positions
 
-SIDES = ("positive", "negative")
 NO_EDIT = "none"
 
 

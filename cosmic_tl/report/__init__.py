@@ -1,1 +1,1 @@
-"""One self-contained HTML page a run. Whatever is put into a page is escaped, unless it is `Markup` already."""
+"""Self-contained HTML pages from Jinja2 templates, which escape whatever they are filled with."""

@@ -1,4 +1,4 @@
-"""The completions, to be looked through: baseline, steered and random control side by side."""
+"""The completions in a page, to look through: baseline, steered and with a random direction side by side."""
 
 import json
 from collections import Counter
@@ -6,24 +6,22 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
-from markupsafe import Markup
 
 from cosmic_tl.data.contrast_set import Side
 from cosmic_tl.experiments.effects import Effects
-from cosmic_tl.report.parts import embedded, joined
 
 CONDITIONS: Mapping[Side, tuple[str, str, str]] = {
     "positive": ("baseline", "removal", "random removal"),
     "negative": ("baseline", "induction", "random induction"),
 }
-"""What stands side by side."""
+"""The conditions shown side by side, for each side's prompts."""
 BUDGET = 800_000
-"""Characters of completions in a page, which is to stay under 6 MB with its 5 MB of plotly.js."""
+"""Maximum number of characters of completions in a page: with 5 MB of plotly.js it stays under 6 MB."""
 NAMES = ("baseline", "steered", "random direction")
 
 
 def completion_rows(effects: Effects) -> list[dict[str, Any]]:
-    """One row a prompt: side, prompt, category and, in the order of `CONDITIONS`, answers: text, verdict, whether garbled.
+    """One row per prompt: side, prompt, category, and, in the order of `CONDITIONS`, answers (text, verdict, garbled).
 
     Example:
         >>> import pandas as pd
@@ -51,12 +49,12 @@ def completion_rows(effects: Effects) -> list[dict[str, Any]]:
 
 
 def _of_one_seed(some: pd.DataFrame) -> pd.DataFrame:
-    """Of a placebo with several seeds the first."""
+    """The first seed of a placebo with several."""
     return some[some.seed == some.seed.iloc[0]] if "seed" in some and some.seed.notna().any() else some
 
 
 def fitting(rows: list[dict[str, Any]], budget: int = BUDGET) -> list[dict[str, Any]]:
-    """As many rows as fit, the same number of either side as far as there are.
+    """As many rows as fit, the same number from each side as far as possible.
 
     Example:
         >>> rows = [{"side": side, "prompt": "x" * 100} for side in ("positive", "positive", "negative")]
@@ -76,35 +74,26 @@ def fitting(rows: list[dict[str, Any]], budget: int = BUDGET) -> list[dict[str, 
     return [rows[i] for i in sorted(kept)]
 
 
-def _choice(key: str, label: str, options: Mapping[str, str]) -> Markup:
-    shown = joined(Markup('<option value="{}">{}</option>').format(value, text) for value, text in options.items())
-    return Markup('<div><label for="{0}">{1}</label><select id="{0}" name="{0}">{2}</select></div>').format(
-        key, label, shown
-    )
+def choices(effects: Effects, rows: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """The options of each filter, by value; no categories if no prompt has one.
+
+    Args:
+        effects: Their labels.
+        rows: Those in the page.
+    """
+    categories = sorted({row["category"] for row in rows} - {""})
+    return {
+        "side": {"": "both sides", **effects.terms.sides},
+        "condition": {"": "side by side", **{str(i): name for i, name in enumerate(NAMES)}},
+        "verdict": {"": "any", **effects.terms.verdicts, "garbled": "garbled"},
+        "category": {"": "any", **{name: name for name in categories}} if categories else {},
+    }
 
 
-def browser(effects: Effects) -> Markup:
-    """The filters, and the data from which the page's script fills the list."""
+def browser(effects: Effects) -> dict[str, Any]:
+    """What the completions section is filled with: filters, the data for the page's script, and how many rows are left out."""
     everything = completion_rows(effects)
     rows = fitting(everything)
     terms = effects.terms
-    categories = sorted({row["category"] for row in rows} - {""})
-    filters = [
-        _choice("side", "Prompts", {"": "both sides", **terms.sides}),
-        _choice("condition", "Condition", {"": "side by side", **{str(i): name for i, name in enumerate(NAMES)}}),
-        _choice("verdict", "Verdict", {"": "any", **terms.verdicts, "garbled": "garbled"}),
-    ]
-    if categories:
-        filters.append(_choice("category", "Category", {"": "any", **{name: name for name in categories}}))
-    left = len(everything) - len(rows)
-    note = f" {left} more prompts would make the page too large; they are in completions.jsonl." if left else ""
     data = {"names": NAMES, "sides": dict(terms.sides), "verdicts": dict(terms.verdicts), "rows": rows}
-    return Markup(
-        '<form id="filters" role="search" aria-label="Filter the completions">{}'
-        '<div><label for="words">Containing</label><input id="words" name="words" type="search" autocomplete="off"></div>'
-        '<button type="reset">Show all</button></form>'
-        '<p class="muted">Side by side, the verdict is that of the steered answer. Words are looked for in the prompt and in '
-        "the answers that are shown.{}</p>"
-        '<p id="count" role="status"></p><ol id="completions"></ol>'
-        '<button type="button" id="more" hidden>Show more</button>{}'
-    ).format(joined(filters), note, embedded("completion-data", data))
+    return {"options": choices(effects, rows), "completions": data, "left_out": len(everything) - len(rows)}

@@ -1,39 +1,68 @@
-"""Pieces of HTML that several sections share."""
+"""What the pages share: their templates, and tables as the templates take them."""
 
-from collections.abc import Iterable
+import re
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
-from cosmic_tl.metrics.rates import Rate
+from cosmic_tl.directions.direction import versions
+from cosmic_tl.figures.export import figure_json, plotly_js
+from cosmic_tl.figures.style import TEMPLATES
+
+NUMBER = re.compile(r"–|-?[\d.]+(e[+-]?\d+)?%?")
 
 
-def joined(parts: Iterable[Markup]) -> Markup:
-    """Pieces one after the other.
+@dataclass(frozen=True)
+class Table:
+    """A table in a page. The template escapes its text."""
+
+    label: str
+    columns: list[str]
+    numeric: list[bool]
+    """Which columns hold numbers, which are aligned to the right."""
+    rows: list[list[str]]
+
+
+def table(frame: pd.DataFrame, label: str) -> Table:
+    """A DataFrame as text: numbers with four digits, "–" for missing values.
 
     Example:
-        >>> joined([Markup("<i>a</i>"), Markup("b")])
-        Markup('<i>a</i>b')
+        >>> shown = table(pd.DataFrame({"cross_entropy": [0.123456, None]}), "Fluency")
+        >>> shown.columns, shown.numeric, shown.rows
+        (['cross entropy'], [True], [['0.1235'], ['–']])
     """
-    return Markup("").join(parts)
+    rows = [[_text(value) for value in row] for row in frame.itertuples(index=False)]
+    numeric = [bool(rows) and all(NUMBER.fullmatch(row[i]) for row in rows) for i in range(len(frame.columns))]
+    return Table(label, [str(name).replace("_", " ") for name in frame.columns], numeric, rows)
 
 
-def percent(rate: Rate) -> Markup:
-    """A rate with its interval.
+def _text(value: Any) -> str:
+    if pd.isna(value):
+        return "–"
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def in_percent(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table of rates with these as whole percentages; α, scores and nats stay as they are.
 
     Example:
-        >>> percent(Rate(0.5, 0.25, 0.75, 10))
-        Markup('<strong>50%</strong> <span class="interval">[25%, 75%]</span>')
+        >>> in_percent(pd.DataFrame({"low": [0.5], "cross_entropy": [0.5]})).values.tolist()
+        [['50%', 0.5]]
     """
-    return Markup('<strong>{:.0%}</strong> <span class="interval">[{:.0%}, {:.0%}]</span>').format(
-        rate.value, rate.low, rate.high
-    )
+    others = [name for name in frame if re.search("entropy|alpha|score", str(name))]
+    shares = frame.drop(columns=others).select_dtypes(float).columns
+    return frame.assign(**{name: frame[name].map("{:.0%}".format, na_action="ignore") for name in shares})
 
 
 def spread(values: "pd.Series[float]", unit: str) -> str:
-    """A number under one condition, or the range over several seeds.
+    """A number measured under one condition, or the range over several seeds.
 
     Example:
         >>> spread(pd.Series([0.75, 3.6]), "nats"), spread(pd.Series([float("nan")]), "nats")
@@ -44,40 +73,44 @@ def spread(values: "pd.Series[float]", unit: str) -> str:
     return f"{' to '.join(shown) or '–'} {unit}"
 
 
-def table(frame: pd.DataFrame, label: str) -> Markup:
-    """A table that scrolls by itself where the page is narrow.
+def in_script(content: Any) -> Markup:
+    """Figures as JSON in a script element, which no text inside can end.
 
     Example:
-        >>> "&lt;b&gt;" in table(pd.DataFrame({"name": ["<b>"]}), "Names")
-        True
+        >>> "<" in in_script({"title": "</script>"})
+        False
     """
-    shown = frame.rename(columns=lambda name: str(name).replace("_", " "))
-    text = shown.to_html(index=False, float_format=lambda value: f"{value:.4g}", border=0, na_rep="–", escape=True)
-    return scrolling(Markup(text.replace("<th>", '<th scope="col">')), label)
+    return htmlsafe_json_dumps(content, dumps=figure_json)
 
 
-def scrolling(content: Markup, label: str) -> Markup:
-    """Something wide, in a box that the keyboard reaches and scrolls.
+def render(name: str, **values: Any) -> str:
+    """A page of HTML that asks nothing of the network.
 
-    Example:
-        >>> scrolling(Markup("<p>wide</p>"), "Words")
-        Markup('<div class="scroll" role="region" aria-label="Words" tabindex="0"><p>wide</p></div>')
-    """
-    return Markup('<div class="scroll" role="region" aria-label="{}" tabindex="0">{}</div>').format(label, content)
-
-
-def embedded(key: str, data: Any, **options: Any) -> Markup:
-    """Data for the page's script, which no text inside can end or start.
+    Everything is escaped but the package's own CSS and JavaScript, and an undefined name in a template is an error.
 
     Args:
-        key: The element's id.
-        data: What `json` takes.
-        **options: For `htmlsafe_json_dumps`.
+        name: The template, without its suffix.
+        **values: What it is filled with: `title`, `heading` and `about` (parts of the line below the heading), and what the
+            template names.
 
     Example:
-        >>> print(embedded("words", ["</b>"]))
-        <script type="application/json" id="words">["\\u003c/b\\u003e"]</script>
+        >>> render("report")
+        Traceback (most recent call last):
+        jinja2.exceptions.UndefinedError: 'title' is undefined
     """
-    return Markup('<script type="application/json" id="{}">{}</script>').format(
-        key, htmlsafe_json_dumps(data, **options)
+    environment = Environment(
+        loader=PackageLoader("cosmic_tl", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {}  # keys keep their order
+    environment.filters["percent"] = "{:.0%}".format
+
+    def source(file: str) -> Markup:
+        assert environment.loader is not None
+        return Markup(environment.loader.get_source(environment, file)[0])
+
+    environment.globals |= {"source": source, "plotly": Markup(plotly_js()), "templates": in_script(TEMPLATES)}
+    return environment.get_template(f"{name}.html.j2").render({"version": versions()["cosmic_tl"], **values})

@@ -239,7 +239,7 @@ def test_a_run_can_be_judged_costed_swept_and_exported(command, tmp_path):
     rates = pd.read_csv(out / "suffix-rates.csv").set_index("group").rate
     assert rates["harmful + adversarial suffix"] < rates["harmful + random suffix"]
     assert (out / "suffix.json").exists()
-    assert (out / "suffix.html").read_text().count('class="plotly-graph-div"') == 3
+    assert (out / "suffix.html").read_text().count('class="plot"') == 3
 
 
 def test_a_linear_run_is_steered_and_exported_as_it_was_chosen(command, tmp_path):

@@ -4,13 +4,18 @@ import re
 from contextlib import contextmanager
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect, sync_playwright
 
 from cosmic_tl import CosmicOptions, RunSettings, run
+from cosmic_tl.experiments.sweeps import Sweep
+from cosmic_tl.report.experiment_pages import write_suffix, write_sweep
 from cosmic_tl.report.page import write_report
 from cosmic_tl.runs.directory import read_settings
+from cosmic_tl.suffixes import Suffix, SuffixAnalysis
+from cosmic_tl.suffixes.groups import ADVERSARIAL, HARMFUL, HARMLESS, RANDOM, REGIONS
 
 HOSTILE = (
     "</script><script>window.hacked = 1</script><!--<img src=x onerror='window.hacked = 1'>\u2028\u2029"
@@ -32,11 +37,13 @@ def result(demo, prompts, tmp_path_factory):
     settings = RunSettings(
         CosmicOptions(n_train=40, n_val=8, max_kl=10.0), n_test=N_TEST, max_new_tokens=8, batch_size=100
     )
-    return run(demo, prompts, tmp_path_factory.mktemp("browser") / "run", settings, "cosmic-tl run demo --n-test 30")
+    return run(
+        demo, prompts, tmp_path_factory.mktemp("browser") / "run", settings, command="cosmic-tl run demo --n-test 30"
+    )
 
 
 @contextmanager
-def opened(browser, path, **options):
+def opened(browser, path, n_plots=5, **options):
     """A page from a file, that must ask for nothing else and have nothing to complain about."""
     context = browser.new_context(offline=True, **{"viewport": {"width": 1100, "height": 900}, **options})
     page = context.new_page()
@@ -45,7 +52,7 @@ def opened(browser, path, **options):
     page.on("console", lambda message: trouble.append(message.text))
     page.on("pageerror", lambda error: trouble.append(str(error)))
     page.goto(path.as_uri())
-    page.wait_for_function("document.querySelectorAll('.plot > .plot-container').length === 5")
+    page.wait_for_function(f"document.querySelectorAll('.plot > .plot-container').length === {n_plots}")
     yield page
     context.close()
     assert asked == [path.as_uri()]
@@ -227,3 +234,56 @@ def test_the_page_is_small_and_says_how_to_repeat_it(page, result):
     table = page.get_by_role("region", name="Settings and versions")
     expect(table.get_by_role("row", name="settings.n_test")).to_contain_text(str(N_TEST))
     expect(table.get_by_role("row", name="versions.torch")).to_contain_text(settings["versions"]["torch"])
+
+
+# Pages of sweeps and suffixes
+
+
+def sweep_page(summary, run, command):
+    row = {"prompt": HOSTILE, "completion": HOSTILE, "sample": 0, "cross_entropy": 0.5, "garbled": False}
+    rows = [
+        {**row, "method": method, "side": side, "alpha": alpha, "verdict": verdict}
+        for side, verdict in (("positive", "refusal"), ("negative", "compliance"))
+        for method, alpha in (("none", 0.0), ("affine", 0.0), ("affine", 1.0))
+    ]
+    return write_sweep(Sweep(pd.DataFrame(rows)), summary, run=run, command=command), 1
+
+
+def suffix_page(summary, run, command):
+    groups, measured = (HARMFUL, RANDOM, ADVERSARIAL, HARMLESS), {"mean": 0.3, "sd": 0.1, "n": 4}
+    heads = {"layer": 4, "head": 1}
+    analysis = SuffixAnalysis(
+        pd.DataFrame([{"group": group, "n": 5, "rate": 0.8, "low": 0.4, "high": 1.0} for group in groups]),
+        pd.DataFrame([{"group": group, "layer": layer, **measured} for group in groups for layer in range(8)]),
+        pd.DataFrame([{"group": group, **heads, **measured} for group in groups]),
+        pd.DataFrame(
+            [
+                {"group": one, **heads, "region": region, **measured}
+                for one in (RANDOM, ADVERSARIAL)
+                for region in REGIONS
+            ]
+        ),
+    )
+    suffix = Suffix(HOSTILE, (1, 2), (0.5,), (HOSTILE,), (HOSTILE,), (HOSTILE,), ("compliance",))
+    return write_suffix(suffix, analysis, summary, run=run, command=command), 3
+
+
+@pytest.mark.parametrize("make", [sweep_page, suffix_page])
+def test_other_pages_are_like_the_report(browser, result, tmp_path, make):
+    """Offline, accessible, on a phone too, and what others wrote stays text."""
+    summary = {**result.summary, "model": HOSTILE, "prompts": HOSTILE}
+    text, n_plots = make(summary, HOSTILE, HOSTILE)
+    path = tmp_path / "page.html"
+    path.write_text(text, "utf-8")
+    with opened(browser, path, n_plots, viewport={"width": 390, "height": 844}) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        assert page.evaluate("window.hacked") is None and page.locator("img, main a").count() == 0
+        header = page.locator("header")
+        expect(header).to_contain_text("direction of layer")
+        for what in ("Run ", "model ", "contrast set "):
+            expect(header).to_contain_text(f"{what}</script><script>window.hacked = 1</script>")
+        expect(page.locator("#command")).to_contain_text("<img src=x onerror='window.hacked = 1'>")
+        expect(page.locator("figcaption")).to_have_count(n_plots)
+        expect(page.locator("svg[role=img][aria-label]")).to_have_count(n_plots)
+        found = Axe().run(page)
+        assert found.violations_count == 0, found.generate_report()

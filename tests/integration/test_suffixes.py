@@ -338,12 +338,12 @@ def test_models_whose_heads_cannot_be_seen_say_so(save_model, tmp_path, directio
 
 
 def test_figures_show_the_tables(analysis):
-    lines = {trace.name: trace for trace in plot_suffix_cosines(analysis.cosines).data if trace.name}
+    lines = {trace.name: trace for trace in plot_suffix_cosines(analysis).data if trace.name}
     assert list(lines) == [HARMFUL, RANDOM, ADVERSARIAL, HARMLESS]
     shown = analysis.cosines[analysis.cosines.group == ADVERSARIAL]["mean"]
     assert list(lines[ADVERSARIAL].y) == shown.tolist()
-    bars = {bar.name: bar for bar in plot_head_contributions(analysis.contributions, 3).data}
+    bars = {bar.name: bar for bar in plot_head_contributions(analysis, 3).data}
     assert list(bars[RANDOM].y) == analysis.contributions.query("group == @RANDOM")["mean"].nlargest(3).tolist()
-    stacks = plot_head_attention(analysis.attention).data
+    stacks = plot_head_attention(analysis).data
     assert [sum(values) for values in zip(*(bar.y for bar in stacks), strict=True)] == pytest.approx([1] * 16, abs=1e-4)
     assert list(stacks[0].x[1][:2]) == ["rnd", "adv"]

@@ -211,7 +211,7 @@ def test_placebos_are_shown_with_their_range(effects):
     assert table.loc["random translation", ["low", "high", "n"]].tolist() == [0.3, 0.8, 10]
     assert table.loc["removal", "low"] < 0.1 < table.loc["removal", "high"]  # Wilson's
     assert effects.by_seed().rate.tolist() == [0.9, 0.1, 0.8, 0.3]
-    figure = plot_refusal_rates(effects.table)
+    figure = plot_refusal_rates(effects)
     assert figure.data[0].error_y.array[2] == pytest.approx(0.25)
     assert "range over seeds" in figure.layout.title.subtitle.text
     with pytest.raises(

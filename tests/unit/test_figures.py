@@ -17,6 +17,7 @@ from cosmic_tl import (
     CosmicError,
     CosmicOptions,
     Direction,
+    Effects,
     Positions,
     RefusalTokenOptions,
     cache_activations,
@@ -30,6 +31,7 @@ from cosmic_tl import (
     select_cosmic,
 )
 from cosmic_tl.experiments import Sweep
+from cosmic_tl.experiments.conditions import CONCEPT
 from cosmic_tl.figures import (
     plot_direction_cosines,
     plot_layer_similarity,
@@ -44,11 +46,13 @@ from cosmic_tl.figures import (
     restyle,
 )
 from cosmic_tl.figures.heatmaps import Panel, heatmaps
-from cosmic_tl.figures.layout import Plan, Size, lay_out
+from cosmic_tl.figures.layout import PanelLayout, Size, lay_out
 from cosmic_tl.figures.style import COLOURS, TEMPLATES, colour_scale, finish, position_labels, token_label
 from cosmic_tl.metrics.projection import Projection
 from cosmic_tl.model.chat import tokenize
+from cosmic_tl.suffixes import SuffixAnalysis
 
+ANSWER = {"prompt": "hi", "verdict": "refusal", "cross_entropy": 0.5}
 PROMPT = "Can you help me rob a <b>clerk</b>?"
 
 
@@ -120,16 +124,15 @@ def test_themes_differ_in_background_and_ink_alone(selection):
 
 
 def test_colours_keep_their_meaning_across_figures():
-    rows = [
-        {"side": side, "condition": name, "n": 4, "rate": 0.5, "low": 0.2, "high": 0.8}
-        for side, name in (("positive", "random removal"), ("negative", "induction"), ("negative", "my own"))
-    ]
-    bars = plot_refusal_rates(pd.DataFrame(rows)).data[0].marker.color
+    conditions = (("positive", "random removal"), ("negative", "induction"), ("negative", "my own"))
+    rows = [{"side": side, "condition": name, **ANSWER} for side, name in conditions]
+    bars = plot_refusal_rates(Effects(pd.DataFrame(rows))).data[0].marker.color
     assert list(bars) == [COLOURS["random"], COLOURS["induction"], COLOURS["other"]]
     cosines = pd.DataFrame(
         {"group": ["harmful"] * 2 + ["harmless"] * 2, "layer": [0, 1] * 2, "mean": 0.1, "sd": 0.1, "n": 4}
     )
-    lines = {trace.name: trace.line.color for trace in plot_suffix_cosines(cosines).data if trace.name}
+    analysis = SuffixAnalysis(pd.DataFrame(), cosines, pd.DataFrame(), pd.DataFrame())
+    lines = {trace.name: trace.line.color for trace in plot_suffix_cosines(analysis).data if trace.name}
     assert lines == {"harmful": COLOURS["positive"], "harmless": COLOURS["negative"]}
 
 
@@ -210,16 +213,29 @@ def test_comparison_of_selections(selection, by_tokens):
 
 
 def test_another_concept_is_named(demo):
-    row = {"side": "positive", "condition": "a <b> removal", "n": 4, "rate": 0.5, "low": 0.2, "high": 0.8}
-    bars = plot_refusal_rates(pd.DataFrame([row]), "share of poems", ("poem asked for", "prose asked for"))
+    effects = Effects(pd.DataFrame([{"side": "positive", "condition": "a <b> removal", **ANSWER}]))
+    bars = plot_refusal_rates(effects, outcome="share of poems", sides=("poem asked for", "prose asked for"))
     assert bars.layout.yaxis.title.text == "share of poems" and bars.layout.title.text == "Share of poems"
     assert list(bars.data[0].x[0]) == ["poem asked for"] and list(bars.data[0].x[1]) == ["a<br>&lt;b&gt;<br>removal"]
     base = {"side": "negative", "prompt": "hi", "sample": 0, "verdict": "refusal"}
     rows = [{**base, "method": "affine", "alpha": alpha} for alpha in (0.0, 1.0)]
-    lines = plot_sweep(Sweep(pd.DataFrame(rows)), "poem", ("asked for", "not asked for"))
+    lines = plot_sweep(Sweep(pd.DataFrame(rows)), outcome="poem", sides=("asked for", "not asked for"))
     assert [trace.name for trace in lines.data if trace.showlegend] == ["not asked for"]
     assert lines.layout.yaxis.title.text == "poem rate" and lines.layout.title.text.startswith("Poem against")
     assert "efus" not in lines.layout.to_plotly_json()["title"]["text"]
+    own = Effects(effects.completions, CONCEPT).plot(), Sweep(pd.DataFrame(rows), terms=CONCEPT).plot()
+    assert [figure.layout.yaxis.title.text for figure in own] == ["answers with the concept", "concept rate"]
+    assert list(own[0].data[0].x[0]) == ["positive prompts"]
+
+
+def test_what_stands_at_zero_and_one_is_not_cut_off():
+    rows = [{"side": "positive", "condition": name, "garbled": False, **ANSWER} for name in ("baseline", "removal")]
+    for figure in (
+        plot_refusal_rates(Effects(pd.DataFrame(rows))),
+        plot_refusal_rates(Effects(pd.DataFrame(rows[:1]))),
+    ):
+        low, high = figure.layout.yaxis.range
+        assert low < 0 and high > 1 and figure.data[1].cliponaxis is False
 
 
 def test_stretches_that_overlap_are_one_shade():
@@ -479,5 +495,5 @@ def test_controls_stay_on_screen_alone(pca):
 
 
 def test_lay_out_takes_any_size():
-    figure = lay_out(panels(3, columns=3), Size(500, 12.0), Plan(columns=3, span=8, height=6))
+    figure = lay_out(panels(3, columns=3), Size(500, 12.0), PanelLayout(columns=3, span=8, height=6))
     assert figure.layout.width == 500 and figure.layout.font.size == 12

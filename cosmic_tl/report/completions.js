@@ -1,6 +1,4 @@
-"use strict";
-// Model output only ever becomes text: nothing here sets innerHTML.
-const read = (id) => JSON.parse(document.getElementById(id).textContent);
+// Prompts and completions are untrusted. They only ever become text: nothing here sets innerHTML.
 const element = (tag, name, text) => {
   const made = document.createElement(tag);
   if (name) made.className = name;
@@ -8,7 +6,6 @@ const element = (tag, name, text) => {
   return made;
 };
 
-// --- completions -----------------------------------------------------------------------------------------------------
 const BATCH = 50;
 const { names, sides, verdicts, rows } = read("completion-data");
 const form = document.getElementById("filters"), list = document.getElementById("completions");
@@ -73,29 +70,3 @@ more.addEventListener("click", () => {
   first.focus();
 });
 filter();
-
-// --- figures ---------------------------------------------------------------------------------------------------------
-const templates = read("templates");
-const dark = matchMedia("(prefers-color-scheme: dark)"), narrow = matchMedia("(max-width: 720px)");
-const plots = [...document.querySelectorAll(".plot")].map((plot) => [plot, read(plot.dataset.figure)]);
-
-function draw(theme, width) {
-  for (const [plot, figure] of plots) {
-    const { data, layout } = figure[width];
-    Plotly.react(plot, data, { ...layout, template: templates[theme] }, {
-      displaylogo: false,
-      modeBarButtons: [["toImage", "resetScale2d"]],
-      toImageButtonOptions: { format: "svg", filename: plot.dataset.figure },
-    });
-    plot.querySelectorAll(".main-svg").forEach((svg, i) => {
-      svg.setAttribute("role", i ? "presentation" : "img");
-      if (!i) svg.setAttribute("aria-label", plot.dataset.alt);
-    });
-  }
-}
-
-const drawForScreen = () => draw(dark.matches ? "dark" : "light", narrow.matches ? "narrow" : "wide");
-for (const query of [dark, narrow]) query.addEventListener("change", drawForScreen);
-addEventListener("beforeprint", () => draw("light", "wide"));
-addEventListener("afterprint", drawForScreen);
-drawForScreen();

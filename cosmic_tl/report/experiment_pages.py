@@ -1,0 +1,118 @@
+"""Pages of what other commands make of a finished run: sweeps and adversarial suffixes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from cosmic_tl.experiments.sweeps import BASELINE, Sweep
+from cosmic_tl.figures.suffixes import plot_head_attention, plot_head_contributions, plot_suffix_cosines
+from cosmic_tl.figures.sweeps import plot_sweep
+from cosmic_tl.generation.sampling import generation_sentence
+from cosmic_tl.metrics.rates import Rate
+from cosmic_tl.report.parts import in_percent, render, table
+from cosmic_tl.report.pictures import Picture
+from cosmic_tl.suffixes.analysis import SuffixAnalysis
+from cosmic_tl.suffixes.groups import ADVERSARIAL, HARMFUL, RANDOM
+from cosmic_tl.suffixes.suffix import Suffix
+
+ENDED = {
+    "complied": "it ended because the model complied with all of them",
+    "steps": "it ended with the last step that was asked for",
+    "interrupted": "it was interrupted, and the best suffix so far was kept",
+}
+"""How a search ended, by `Suffix.stopped`."""
+NUMBERS = ["method", "alpha", "side", "n", "rate", "low", "high", "garbled", "cross_entropy", "score_mean"]
+"""Columns of a sweep's table in its page."""
+
+
+def _about(summary: Mapping[str, Any], run: str) -> list[str]:
+    """What the pages of a run say below the heading."""
+    d = summary["direction"]
+    return [
+        *([f"Run {run}"] if run else []),
+        f"model {summary['model']}",
+        f"contrast set {summary['prompts']}",
+        f"direction of layer {d['layer']}, position {d['position']}",
+    ]
+
+
+def write_sweep(found: Sweep, summary: Mapping[str, Any], *, run: str = "", command: str = "") -> str:
+    """The page of a sweep (`sweep.html`) as text.
+
+    Args:
+        found: From `sweep`.
+        summary: The run's, as in `summary.json`.
+        run: The run's directory. Defaults to none.
+        command: The command that repeats the sweep. Defaults to none.
+
+    Example:
+        >>> import pandas as pd
+        >>> row = {"method": "affine", "alpha": 1.0, "side": "positive", "prompt": "hi", "sample": 0, "verdict": "refusal"}
+        >>> summary = {"model": "demo", "prompts": "demo", "direction": {"layer": 6, "position": -4}}
+        >>> "<title>Refusal against" in write_sweep(Sweep(pd.DataFrame([row])), summary)
+        True
+    """
+    rates, terms, picture = found.table, found.terms, Picture(plot_sweep(found))
+    unedited = rates.method == BASELINE[0]
+    n = found.completions.groupby("side").prompt.nunique()
+    prompts = [f"{n[side]} {name}" for side, name in terms.sides.items() if side in n]
+    n_samples = found.completions["sample"].nunique()
+    each = f"{n_samples} completion{'s' * (n_samples != 1)} per prompt"
+    return render(
+        "sweep",
+        title=picture.title,
+        heading=picture.title,
+        about=[*_about(summary, run), f"{' and '.join(prompts)} test prompts, {each}"],
+        terms=terms,
+        unedited=rates[unedited].to_dict("records"),
+        steered=rates[~unedited].to_dict("records"),
+        stretches=table(in_percent(terms.of(found.non_monotonic())), "Stretches that are not monotonic"),
+        picture=picture,
+        scored="score_mean" in rates,
+        numbers=table(
+            in_percent(terms.of(rates[[name for name in NUMBERS if name in rates]])),
+            "Rates by method, side and strength",
+        ),
+        generation=generation_sentence(found.generation) if found.generation else "",
+        command=command,
+    )
+
+
+def write_suffix(
+    found: Suffix, analysis: SuffixAnalysis, summary: Mapping[str, Any], *, run: str = "", command: str = ""
+) -> str:
+    """The page of an adversarial suffix (`suffix.html`) as text.
+
+    Args:
+        found: From `find_suffix`.
+        analysis: From `analyse_suffix`.
+        summary: The run's, as in `summary.json`.
+        run: The run's directory. Defaults to none.
+        command: The command that repeats search and analysis. Defaults to none.
+    """
+    measured = analysis.rates.rename(columns={"refusal_rate": "rate"})
+    rates = {row.group: Rate(row.rate, row.low, row.high, row.n) for row in measured.itertuples()}
+    cosines, written, looks = analysis.cosines, analysis.contributions, analysis.attention
+    on_suffix = looks[looks.region == "suffix"].groupby("group")["mean"].mean()
+    return render(
+        "suffix",
+        title="Adversarial suffix",
+        heading="An adversarial suffix and the direction",
+        about=_about(summary, run),
+        suffix=found,
+        plain=rates[HARMFUL],
+        random=rates[RANDOM],
+        adversarial=rates[ADVERSARIAL],
+        rates=rates,
+        n_works=int(cosines[cosines.group == HARMFUL].n.iloc[0]),
+        pictures={
+            "cosines": Picture(plot_suffix_cosines(analysis)),
+            "contributions": Picture(plot_head_contributions(analysis)),
+            "attention": Picture(plot_head_attention(analysis)),
+        },
+        last=cosines[cosines.layer == cosines.layer.max()].set_index("group")["mean"].to_dict(),
+        strongest=written[written.group == HARMFUL].nlargest(1, "mean").to_dict("records")[0],
+        looks={"random": on_suffix[RANDOM], "adversarial": on_suffix[ADVERSARIAL]},
+        ended=ENDED[found.stopped],
+        completions=table(found.table, "Prompts that the suffix was made on"),
+        command=command,
+    )
