@@ -140,7 +140,7 @@ def measure(
             "peak memory over the weights, GB": grown,
             "seconds": took,
             "seconds, plain": plain_took,
-            "GMACs a second": rate / 1e9,
+            "GMACs per second": rate / 1e9,
             "fewer_macs": selection.plan.released_macs / macs,
         }
         results |= {f"{mode} {name}": value for name, value in some.items()}
