@@ -8,8 +8,8 @@ from typing import Any, BinaryIO
 from cosmic_tl.errors import CosmicError
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file whole or not at all.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file, text or bytes, whole or not at all.
 
     Example:
         >>> import tempfile
@@ -19,8 +19,11 @@ def write_atomically(path: Path, text: str) -> None:
         'done'
     """
     part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    try:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def is_missing_path(name: str, suffixes: tuple[str, ...] = ()) -> bool:

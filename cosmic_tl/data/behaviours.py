@@ -5,7 +5,6 @@ at the answer's last token. In the multiple-choice format that is the letter: "(
 letter is both what is read and what the model is about to say.
 """
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Any
 
 from cosmic_tl.data.contrast_set import SPLITS, Split
 from cosmic_tl.data.prompts import split_prompts
+from cosmic_tl.data.readers import read_json
 from cosmic_tl.errors import CosmicError, one_of
 
 KEYS = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
@@ -102,7 +102,7 @@ def load_behaviour(source: str | Path, *, seed: int = 0) -> BehaviourSet:
         CosmicError: If the file is missing or malformed; the entry at fault is named.
 
     Example:
-        >>> import tempfile
+        >>> import json, tempfile
         >>> pairs = [dict(zip(KEYS, (f"Question {i}?", "Yes.", "No."))) for i in range(8)]
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = Path(folder, "agreement.json").write_text(json.dumps(pairs))
@@ -112,10 +112,7 @@ def load_behaviour(source: str | Path, *, seed: int = 0) -> BehaviourSet:
     path = Path(source)
     if not path.is_file():
         raise CosmicError(f"behaviour: no file {str(source)!r}; give the path of a JSON file of answer pairs")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CosmicError(f"behaviour: {str(path)!r} is not JSON ({error}); fix the file") from error
+    data = read_json(path, "behaviour")
     if isinstance(data, dict):
         for split in data:
             one_of(f"behaviour: split of {path.name}", split, SPLITS)
@@ -142,7 +139,7 @@ def _pairs(data: Any, where: str) -> tuple[AnswerPair, ...]:
             raise CosmicError(f"behaviour: entry {number} of {where} has no text under {bad[0]!r}; add it")
         pair = AnswerPair(*(str(text).strip() for text in texts))
         if pair.matching == pair.not_matching:
-            raise CosmicError(f"behaviour: entry {number} of {where} has the same answer twice; mend it")
+            raise CosmicError(f"behaviour: entry {number} of {where} has the same answer twice; fix it")
         for answer in (pair.matching, pair.not_matching):
             if _CHOICE.fullmatch(answer) and answer not in pair.question:
                 raise CosmicError(

@@ -1,6 +1,5 @@
 """Read contrast sets from names, files, directories and memory."""
 
-import csv
 import json
 import random
 from collections import ChainMap
@@ -10,9 +9,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cosmic_tl._util.files import is_missing_path, text_lines
+from cosmic_tl._util.files import is_missing_path
 from cosmic_tl.data.contrast_set import SIDES, SPLITS, ContrastSet, Side
 from cosmic_tl.data.named import BOTH_SIDES, dataset_side, find_prompts, load_dataset_prompts, read_split
+from cosmic_tl.data.readers import read_json, read_rows, read_text
 from cosmic_tl.errors import CosmicError, check_texts, first_line, one_of
 
 Source = str | Path | Sequence[Any] | Mapping[str, Any]
@@ -98,13 +98,13 @@ def _read_both(source: Source) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     if not path.is_file():
         return _named_sides(str(source)), {}
     if path.suffix == ".json":
-        return _two_sides(_json(path), repr(str(path)))
+        return _two_sides(read_json(path), repr(str(path)))
     if path.suffix not in (".jsonl", ".csv"):
         raise CosmicError(
             f"prompts: {str(path)!r} cannot hold both sides; use .json, .jsonl or .csv, or give positive= and negative="
         )
     found: dict[str, dict[str, list[Any]]] = {side: {} for side in SIDES}
-    for number, row in enumerate(_rows(path), 1):
+    for number, row in enumerate(read_rows(path), 1):
         side, split = row.get("side"), row.get("split") or "all"
         if side not in found:
             raise CosmicError(f"prompts: row {number} of {str(path)!r} has side {side!r}; use 'positive' or 'negative'")
@@ -134,7 +134,7 @@ def _released_splits(folder: Path) -> dict[str, dict[str, Any]]:
             f"prompts: {str(folder)!r} has no {', '.join(missing)}; "
             "give a directory with {harmful,harmless}_{train,val,test}.json, or positive= and negative="
         )
-    return {side: {split: _json(path) for split, path in some.items()} for side, some in places.items()}
+    return {side: {split: read_json(path) for split, path in some.items()} for side, some in places.items()}
 
 
 def _named_sides(name: str) -> dict[str, list[dict[str, Any]]]:
@@ -228,33 +228,6 @@ def _clean(prompts: Any, where: str, name: str) -> tuple[str, ...]:
     return found
 
 
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CosmicError(f"prompts: {str(path)!r} is not JSON ({error}); fix the file") from error
-
-
-def _text(path: Path) -> list[str]:
-    try:
-        return text_lines(path)
-    except UnicodeDecodeError as error:
-        raise CosmicError(f"prompts: {str(path)!r} is not UTF-8 text ({error}); save it as UTF-8") from error
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    try:
-        if path.suffix == ".csv":
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                return list(csv.DictReader(file))
-        rows = [json.loads(line) for line in text_lines(path)]
-    except (json.JSONDecodeError, UnicodeDecodeError, csv.Error) as error:
-        raise CosmicError(f"prompts: {str(path)!r} cannot be read ({error}); fix the file") from error
-    if not all(isinstance(row, dict) for row in rows):
-        raise CosmicError(f"prompts: every line of {str(path)!r} must be a JSON object")
-    return rows
-
-
 def _column(rows: Sequence[Mapping[str, Any]], column: str | None, where: str) -> str:
     if not rows:
         raise CosmicError(f"prompts: {where!r} is empty; add prompts")
@@ -279,8 +252,8 @@ def _read_side(source: Source, side: Side, column: str | None, hf_split: str) ->
     path = Path(source)
     if path.is_file():
         if path.suffix in (".jsonl", ".csv"):
-            return _texts(_rows(path), column, str(path))
-        return _content(_json(path) if path.suffix == ".json" else _text(path), column, str(path))
+            return _texts(read_rows(path), column, str(path))
+        return _content(read_json(path) if path.suffix == ".json" else read_text(path), column, str(path))
     if is_missing_path(str(source), (".txt", ".json", ".jsonl", ".csv")):
         raise CosmicError(f"prompts: no file or directory {str(source)!r}; give the path of a prompt file")
     if column is None and hf_split == "train" and find_prompts(str(source)) and not path.exists():

@@ -1,7 +1,6 @@
 """A direction with all that is needed to apply it again."""
 
 import json
-import os
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import version
@@ -10,9 +9,10 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from cosmic_tl._util.files import write_atomically
 from cosmic_tl.errors import CosmicError, check_whole_number, first_line
 from cosmic_tl.model.fingerprint import check_origin
 from cosmic_tl.model.load import TransformerBridge
@@ -182,11 +182,9 @@ class Direction:
             "versions": self.versions,
             "reference": self.reference is not None,
         }
-        part = Path(f"{path}.part")
         tensors = {"vector": self.vector} | ({} if self.reference is None else {"reference": self.reference})
         # One entry, since safetensors writes several in any order: the same direction is the same bytes.
-        save_file(tensors, part, metadata={"settings": json.dumps(settings)})
-        os.replace(part, path)
+        write_atomically(Path(path), save(tensors, metadata={"settings": json.dumps(settings)}))
 
     @classmethod
     def load(cls, path: str | Path, model: TransformerBridge | None = None) -> "Direction":

@@ -1,7 +1,6 @@
 """Figures for papers: laid out again for a column or a page, and written to files."""
 
 import asyncio
-import os
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from plotly.colors import sample_colorscale
 from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 
+from cosmic_tl._util.files import write_atomically
 from cosmic_tl.errors import CosmicError, one_of
 from cosmic_tl.figures.layout import META, SIZES, lay_out
 from cosmic_tl.figures.style import TEMPLATES, Theme
@@ -154,12 +154,7 @@ def save_figures(
     if drawn:
         pages |= _static(drawn, scale or (2.0 if width is None else PRINT))
     for path, content in pages.items():
-        part = path.with_name(path.name + ".part")
-        try:
-            part.write_bytes(content)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        write_atomically(path, content)
     return [Path(name) for name in figures]
 
 

@@ -1,16 +1,15 @@
 """A run's directory: what may be written into it, and what the files that are derived from a run were made from."""
 
 import json
-import os
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
-from cosmic_tl._util.files import settings_file
+from cosmic_tl._util.files import settings_file, write_atomically
 from cosmic_tl.directions.candidates import Candidates
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.errors import CosmicError
@@ -178,9 +177,7 @@ def write_choice(out: Path, selection: Selection, similarity: LayerSimilarity, i
     tensors |= {f"similarity.{name}": getattr(similarity, name).contiguous() for name in _COSINES}
     tensors |= {f"shuffled.{seed}": vectors.contiguous() for seed, vectors in selection.candidates.shuffled.items()}
     tensors["layer_similarity"] = selection.layer_similarity.contiguous()
-    part = out / f"{CHOICE}.part"
-    save_file(tensors, part, metadata={"settings": json.dumps(settings, default=dict)})
-    os.replace(part, out / CHOICE)
+    write_atomically(out / CHOICE, save(tensors, metadata={"settings": json.dumps(settings, default=dict)}))
 
 
 def read_choice(

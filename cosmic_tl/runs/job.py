@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator, MutableMapping
 from contextlib import suppress
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from cosmic_tl._util.files import append_lines, read_lines, write_atomically
 from cosmic_tl._util.progress import stage, stages
@@ -122,9 +121,7 @@ def _means(
             f"{side}.n": torch.tensor(means.n),
             **{f"{side}.split.{seed}": split for seed, split in means.splits.items()},
         }
-    part = path.with_suffix(".part")
-    save_file(tensors, part)
-    os.replace(part, path)
+    write_atomically(path, save(tensors))
     return positive, negative
 
 
