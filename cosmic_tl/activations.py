@@ -58,11 +58,11 @@ def mean_activations(
     """Means at every layer and post-instruction position, in memory independent of the number of prompts.
 
     Args:
-        model: Any bridge.
+        model: A `TransformerBridge`.
         prompts: Instructions.
         positions: From `post_instruction_positions` (the default).
-        chat: Formatting; default plain.
-        batch_size: Prompts a forward pass. Default 32.
+        chat: Formatting. Defaults to the plain chat template.
+        batch_size: Prompts per forward pass. Default 32.
         label: Name on the progress bar.
         splits: From `random_splits`: also take the difference between the means of two random halves, in the same pass.
 
@@ -99,10 +99,10 @@ def mean_of_rows(
     Tokens that all prompts begin with are run once.
 
     Args:
-        model: Any bridge.
+        model: A `TransformerBridge`.
         rows: Token ids.
         n_positions: How many of the last positions.
-        batch_size: Prompts a forward pass. Default 32.
+        batch_size: Prompts per forward pass. Default 32.
         label: Name on the progress bar.
         splits: From `random_splits`, for as many prompts.
 
@@ -234,12 +234,12 @@ def cache_activations(
     Holds all of them in memory: for figures and probes. Means are cheaper by `mean_activations`.
 
     Args:
-        model: Any bridge.
+        model: A `TransformerBridge`.
         prompts: Instructions.
         site: Which of a block's hook points. Default the stream that enters it.
         positions: From `post_instruction_positions` (the default).
-        chat: Formatting; default plain.
-        batch_size: Prompts a forward pass. Default 32.
+        chat: Formatting. Defaults to the plain chat template.
+        batch_size: Prompts per forward pass. Default 32.
 
     Raises:
         CosmicError: As `mean_activations`.

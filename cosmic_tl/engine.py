@@ -8,7 +8,7 @@ reads, and what several passes have in common.
 * A pass stops after the last layer that is read, and in that block only the last token goes through the MLP.
 * What is read below the source layer is the clean value: no pass.
 * Edits at the same places share their input: they are batched, equally many rows for each.
-* The tokens that all prompts begin with are run once an edit; prompts continue from their keys and values.
+* The tokens that all prompts begin with are run once per edit; prompts continue from their keys and values.
 """
 
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -251,12 +251,12 @@ def intervened(
     """What each of many edits does to the same prompts, with as little work as gives the exact answer.
 
     Args:
-        model: Any bridge.
+        model: A `TransformerBridge`.
         rows: Token ids of the prompts, from `tokenize`.
         edits: Each one an intervention or several, on all tokens; an empty one is the clean model.
         reading: What to read, where.
-        reduce: Turns what some prompts gave under one edit into what to keep, one entry a prompt.
-        batch_size: Rows (prompts times edits) a pass. Default: by the memory at hand. When memory runs out, the rest
+        reduce: Turns what some prompts gave under one edit into what to keep, one entry per prompt.
+        batch_size: Rows (prompts times edits) per pass. Default: by available memory. When memory runs out, the rest
             goes on with half as many.
         known: Indices of edits whose results are not needed. Edits are batched as if they were, so that a stopped
             computation goes on with the very same numbers; those that share passes with others may still be yielded.

@@ -85,7 +85,7 @@ def check_model(
     why. The weights are held once; tolerances are those of float32, or of 16-bit numbers where the model holds such.
 
     Args:
-        model: Any bridge with a tokenizer.
+        model: A `TransformerBridge` with a tokenizer.
         prompts: Training prompts of both sides are used. Default: the demo's.
         chat: Formatting. Defaults to the plain chat template.
         n: Prompts per side. Default 4.

@@ -34,15 +34,15 @@ def sweep_behaviour(
     """Log-odds of the matching answer on test questions, under the directions that training answers give.
 
     Args:
-        model: Any bridge with a tokenizer.
+        model: A `TransformerBridge` with a tokenizer.
         behaviour: From `load_behaviour`.
         alphas: Strengths. Default 0, 0.5 and 1: of ACE, from the other answer's mean to the matching one's.
         layers: Where directions are taken and act. Default all that have one.
         method: Default ACE; `Addition` for multiples of the difference.
         n: Test pairs, at most. Default all.
-        chat: Formatting; default plain.
+        chat: Formatting. Defaults to the plain chat template.
         seed: Of the random directions.
-        batch_size: Rows a forward pass. Default 32.
+        batch_size: Rows per forward pass. Default 32.
 
     Returns:
         One row an edit: direction ("none", "found" or "random": of the same norm and place), layer, alpha, log_odds (nats,

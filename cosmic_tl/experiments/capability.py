@@ -32,7 +32,7 @@ class Capability:
     """Scores of the unedited model and of each edit."""
 
     table: pd.DataFrame
-    """One row a condition, task and metric: value, stderr (NaN where lm-eval gives none), difference from the baseline,
+    """One row per condition, task and metric: value, stderr (NaN where lm-eval gives none), difference from the baseline,
     and n, the number of items."""
 
     def value(self, condition: str, task: str, metric: str = "acc") -> float:
@@ -79,13 +79,13 @@ def measure_capability(
     measured. Tasks of lm-eval's own load their data from the Hugging Face hub; no code is loaded from there.
 
     Args:
-        model: Any bridge with a tokenizer.
+        model: A `TransformerBridge` with a tokenizer.
         tasks: Names of lm-eval tasks, groups or tags, such as "arc_easy" and "mmlu".
         interventions: An intervention (or several that act together), or a mapping from names to such; by default the
             unedited model alone is measured, as "baseline".
         limit: Items of each task, the first ones. Default all.
         num_fewshot: Examples before each item. Default the task's own.
-        batch_size: Rows a forward pass. Default 8.
+        batch_size: Rows per forward pass. Default 8.
         chat: True puts items in the model's chat template, few-shot examples as turns; a `ChatFormat` adds a system
             prompt and the like. Default false.
         task_folder: A folder with task files (YAML) of your own. They may name Python functions, which are run: use

@@ -78,17 +78,17 @@ def compare_selections(
     tokens tell nothing apart (Siu et al. 2025).
 
     Args:
-        model: Any bridge with a tokenizer.
+        model: A `TransformerBridge` with a tokenizer.
         prompts: The concept's contrast set.
-        cosmic: COSMIC's settings; default the paper's.
-        refusal_tokens: The other's settings; default the paper's.
-        chat: Formatting; default plain.
+        cosmic: COSMIC's settings; Default the paper's.
+        refusal_tokens: The other's settings; Default the paper's.
+        chat: Formatting. Defaults to the plain chat template.
         n_test: Test prompts per side. Default 100.
-        max_new_tokens: Most tokens of an answer. Default 64.
+        max_new_tokens: Maximum number of new tokens. Default 64.
         seed: For sampling, with a temperature above 0. Default 0.
-        batch_size: Rows a forward pass.
+        batch_size: Rows per forward pass.
         temperature: 0 (default) is greedy.
-        sampling: Top-k, top-p and repetition penalty; default none of them.
+        sampling: Top-k, top-p and repetition penalty. Default none of them.
 
     Raises:
         CosmicError: If both fail, with COSMIC's reason.

@@ -34,16 +34,16 @@ class Cost:
     """What each edit costs by each measure."""
 
     documents: pd.DataFrame
-    """One row a document, measure and condition: tokens, and the document's total under the baseline and under the edit
+    """One row per document, measure and condition: tokens, and the document's total under the baseline and under the edit
     (nats of its tokens; for KL the divergence, and one token)."""
     seed: int = 0
     """Of the bootstrap."""
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row a condition and measure.
+        """One row per condition and measure.
 
-        Cross-entropies and KL are means over tokens, in nats a token; `low` and `high` bound the 95 % interval of the
+        Cross-entropies and KL are means over tokens, in nats per token; `low` and `high` bound the 95 % interval of the
         difference, bootstrapped over documents (NaN for a single one); `n` counts documents. A perplexity is the
         exponential of its cross-entropy; KL has none.
 
@@ -175,7 +175,7 @@ def measure_cost(
     completion, texts are prompt: an edit of completions alone costs texts nothing and has no KL.
 
     Args:
-        model: Any bridge with a tokenizer.
+        model: A `TransformerBridge` with a tokenizer.
         interventions: An intervention (or several that act together), or a mapping from names to such.
         texts: Documents of plain text.
         instructions: (instruction, response) pairs; the loss is on the response alone.
@@ -184,7 +184,7 @@ def measure_cost(
         max_new_tokens: Most tokens of an own completion. Default 64.
         context: Tokens of a window of plain text. Default 1024, or the model's context where that is shorter.
         stride: New tokens of each further window of a text. Default half of `context`.
-        batch_size: Rows a forward pass. Default 8.
+        batch_size: Rows per forward pass. Default 8.
         seed: Of the bootstrap.
 
     Raises:

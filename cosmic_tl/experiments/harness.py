@@ -55,9 +55,9 @@ class BridgeLM(HFLM):  # type: ignore[misc]
         """Wrap a bridge; nothing of it is changed.
 
         Args:
-            model: Any bridge with a tokenizer.
-            interventions: Steering; default none.
-            batch_size: Rows a forward pass. Default 8.
+            model: A `TransformerBridge` with a tokenizer.
+            interventions: Steering. Default none.
+            batch_size: Rows per forward pass. Default 8.
             chat: How `apply_chat_template` formats; default plain.
 
         Raises:

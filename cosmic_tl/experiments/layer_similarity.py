@@ -59,14 +59,14 @@ def layer_similarities(
     """Cosine between steered and reference activations, before and after the intervention.
 
     Args:
-        model: Any bridge.
+        model: A `TransformerBridge`.
         prompts: A contrast set, whose val prompts are taken, or a pair of lists: positive and negative prompts.
         selection: What was chosen, with its mode and strength; or a bare direction together with a mode.
         mode: "linear" or "affine"; with a direction only.
         alpha: Strength of the induction. Defaults to the selection's, or to 1 for a direction.
-        chat: Formatting; default plain.
+        chat: Formatting. Defaults to the plain chat template.
         n_positions: How many of the last positions; default every post-instruction token.
-        batch_size: Prompts a forward pass. Default 32.
+        batch_size: Prompts per forward pass. Default 32.
 
     Raises:
         CosmicError: If a direction comes without a mode, it does not fit the model, or a prompt does not fit its context.

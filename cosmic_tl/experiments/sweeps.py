@@ -76,7 +76,7 @@ class Sweep(Plotted):
     """Completions and refusal scores for every method and α, and what they come to."""
 
     completions: pd.DataFrame
-    """One row a completion: method, alpha, side, prompt, sample, completion, verdict, cross_entropy (nats per token, of the
+    """One row per completion: method, alpha, side, prompt, sample, completion, verdict, cross_entropy (nats per token, of the
     unsteered model; None for an empty completion), late_nats and repetition (as in `evaluation.fluency`), garbled, and, if
     refusal tokens were given, score (the prompt's, so the same for all its samples). The model without intervention is
     `BASELINE`."""
@@ -87,7 +87,7 @@ class Sweep(Plotted):
 
     @property
     def scores(self) -> pd.DataFrame:
-        """One row a prompt and condition: method, alpha, side, prompt, score (the log-odds of refusal's first tokens).
+        """One row per prompt and condition: method, alpha, side, prompt, score (the log-odds of refusal's first tokens).
 
         Example:
             >>> row = {"method": "affine", "alpha": 1.0, "side": "positive", "prompt": "hi", "sample": 0, "score": 2.5}
@@ -100,10 +100,10 @@ class Sweep(Plotted):
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row a method, side and α: refusal rate over all completions, and quartiles over prompts.
+        """One row per method, side and α: refusal rate over all completions, and quartiles over prompts.
 
         `low` and `high` are the Wilson 95 % interval of the rate, as if completions were independent; `rate_q25` and
-        `rate_q75` the quartiles of each prompt's own rate, which say something only with several completions a prompt.
+        `rate_q75` the quartiles of each prompt's own rate, which say something only with several completions per prompt.
         `garbled` is the share of garbled completions (`evaluation.fluency`), `cross_entropy` the mean over completions.
         Scores (mean and quartiles over prompts) are there if refusal tokens were given.
 
@@ -149,7 +149,7 @@ class Sweep(Plotted):
             tolerance: By more than this. Default 0.05.
 
         Returns:
-            One row a stretch: method, side, peak_alpha (the α that reached more), from_alpha and to_alpha (the first and
+            One row per stretch: method, side, peak_alpha (the α that reached more), from_alpha and to_alpha (the first and
             last that fall short of it), lowest_alpha, drop (from the peak to the lowest), and separated (whether the
             Wilson intervals of the two do not overlap; if they do, the drop may be chance).
 
@@ -223,24 +223,24 @@ def sweep(
     """Refusal rate, and refusal score, against α for several methods (Marshall et al. 2025).
 
     Args:
-        model: Any bridge with a tokenizer.
+        model: A `TransformerBridge` with a tokenizer.
         prompts: A contrast set, whose test prompts are taken, or a pair of lists: positive and negative prompts.
         direction: With its reference.
         alphas: Strengths, in units of `r`. Default −1 … 2.
         methods: Name to a function of the direction and α that gives interventions. Default `METHODS`.
         tokens: From `find_refusal_tokens` or `refusal_tokens`: measures refusal scores too, which needs no completions and
             interventions on all tokens. Default None.
-        chat: Formatting; default plain.
-        n_samples: Completions a prompt. Default 1.
-        max_new_tokens: Most tokens of an answer. Default 64.
+        chat: Formatting. Defaults to the plain chat template.
+        n_samples: Completions per prompt. Default 1.
+        max_new_tokens: Maximum number of new tokens. Default 64.
         temperature: 0 (default) is greedy.
         seed: For sampling; the sample number `k` uses `seed + k`, so every condition has the same random numbers.
-        batch_size: Prompts a batch; by default 32 for completions, and by the memory at hand for scores.
+        batch_size: Prompts per batch; by default 32 for completions, and by available memory for scores.
         known: Rows of conditions (method, α and side) that are already done, made with the same settings. Other
             methods and α among them are kept.
         on_rows: Called with the rows of each condition as it is done.
         judge: Says which completions are refusals, or show another concept. Default the phrases of `SubstringJudge`.
-        sampling: Top-k, top-p and repetition penalty; default none of them, whatever the checkpoint's defaults are.
+        sampling: Top-k, top-p and repetition penalty. Default none of them, whatever the checkpoint's defaults are.
 
     Raises:
         CosmicError: If α are missing, repeated or not finite, methods or prompts are missing, several samples are asked for

@@ -25,7 +25,7 @@ def standard_variants(options: CosmicOptions | None = None) -> dict[str, CosmicO
     """The variants of the paper and its released code, by name.
 
     Args:
-        options: What they are variants of; default the paper's.
+        options: What they are variants of; Default the paper's.
 
     Example:
         >>> list(standard_variants())
@@ -53,14 +53,14 @@ def compare_variants(
     """Select once under each of several settings, on the same training means.
 
     Args:
-        model: Any bridge.
+        model: A `TransformerBridge`.
         prompts: The concept's contrast set.
         variants: Name to settings; the first is what the others are compared with. Default: `standard_variants`.
-        chat: Formatting; default plain.
-        batch_size: Rows (prompts times candidates) a forward pass. Default: by the memory at hand.
+        chat: Formatting. Defaults to the plain chat template.
+        batch_size: Rows (prompts times candidates) per forward pass. Default: by available memory.
 
     Returns:
-        One row a variant: variant, mode, target, evaluation_layers, layer, position, s_comply, s_refuse, score, kl,
+        One row per variant: variant, mode, target, evaluation_layers, layer, position, s_comply, s_refuse, score, kl,
         `cosine` with the first variant's direction, warnings (also that a filter left nothing) and notes. Scores of
         different targets are different quantities: compare the choices and not the scores.
 

@@ -121,11 +121,11 @@ class TwoRounds:
     between: tuple[Intervention, ...]
     """The intervention that is in place during round two."""
     table: pd.DataFrame
-    """One row a split, set (positive, negative, and on test contrast positive, contrast negative), direction (none, first,
+    """One row per split, set (positive, negative, and on test contrast positive, contrast negative), direction (none, first,
     second, both) and α: n, refusal_rate with its Wilson interval (low, high), cross_entropy under the unsteered model, garbled,
     and with the demo models well_formed and names_topic."""
     completions: pd.DataFrame
-    """One row a completion: split, set, direction, alpha, prompt, completion, verdict."""
+    """One row per completion: split, set, direction, alpha, prompt, completion, verdict."""
     generation: Mapping[str, Any] = field(default_factory=dict)
     """How completions were generated, as in `Effects`."""
 
@@ -158,7 +158,7 @@ class TwoRounds:
         return (*(self.between if which == "both" else ()), _edit(self.edit, selection.direction, alpha))
 
     def rates(self, split: Split = "test") -> pd.DataFrame:
-        """Refusal rates of a split, a row a direction and α, a column a set.
+        """Refusal rates of a split, one row per direction and α, a column a set.
 
         Args:
             split: "test" (default) or "val".
@@ -207,16 +207,16 @@ def two_rounds(
         model: A model that hardly expresses the concept.
         prompts: The concept's contrast set. Where it has contrast pairs, they are reported apart.
         options: Settings of both selections. Default: the paper's for weakly aligned models (`exclude_first_half`).
-        chat: Formatting; default plain.
+        chat: Formatting. Defaults to the plain chat template.
         alphas: Strengths of the sweep. Default 1, 2, 3, in units of `r`.
         edit: "amplification" (default) or "affine"; the module's text has what each is.
         between: The intervention during round two, made of round one's direction. By default what `edit` says.
         n: Prompts of each set, at most. Default 100.
-        max_new_tokens: Most tokens of an answer. Default 64.
-        batch_size: Prompts a batch of completions, and rows a pass of the selection. Default 32, and by the memory.
+        max_new_tokens: Maximum number of new tokens. Default 64.
+        batch_size: Prompts per batch of completions, and rows per pass of the selection. Default 32, and by the memory.
         temperature: 0 (default) is greedy.
         seed: For sampling.
-        sampling: Top-k, top-p and repetition penalty; default none of them.
+        sampling: Top-k, top-p and repetition penalty. Default none of them.
 
     Raises:
         NoCandidateError: If a selection's filters leave nothing.

@@ -215,7 +215,7 @@ def run(
     read and left as it is (`Run.was_complete`).
 
     Args:
-        model: Any bridge with a tokenizer.
+        model: A `TransformerBridge` with a tokenizer.
         prompts: The concept's contrast set.
         out: The directory; made if needed.
         settings: Default those of the papers.

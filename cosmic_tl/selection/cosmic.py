@@ -180,10 +180,10 @@ def plan_selection(
     assumed, which is the most expensive.
 
     Args:
-        model: Any bridge.
+        model: A `TransformerBridge`.
         prompts: The concept's contrast set.
-        options: Thresholds and numbers; default the paper's.
-        chat: Formatting; default plain.
+        options: Thresholds and numbers. Default the paper's.
+        chat: Formatting. Defaults to the plain chat template.
 
     Raises:
         CosmicError: As `select_cosmic`.
@@ -223,13 +223,13 @@ def select_cosmic(
     """Choose the direction whose removal and induction bring one class's activations closest to the other's.
 
     Args:
-        model: Any bridge.
+        model: A `TransformerBridge`.
         prompts: The concept's contrast set; train makes the candidates, val scores them.
-        options: Thresholds and numbers; default the paper's.
+        options: Thresholds and numbers. Default the paper's.
         candidates: Directions to choose among. Default the difference in means of the training prompts, at every layer and
             position.
-        chat: Formatting; default plain.
-        batch_size: Rows (prompts times candidates) a forward pass. Default: by the memory at hand.
+        chat: Formatting. Defaults to the plain chat template.
+        batch_size: Rows (prompts times candidates) per forward pass. Default: by available memory.
         scores: What is already known, by layer, position and measure ("s_comply", "s_refuse", "kl" with its
             details "kl_median", "kl_max" and "kl_max_prompt"); new scores are put
             in as they come, so that a mapping that writes them down makes the selection resumable.

@@ -19,13 +19,13 @@ class CosmicScorer(Scorer):
     """S_comply, S_refuse and KL (Siu et al. 2025, section 3).
 
     Args:
-        model: Any bridge.
+        model: A `TransformerBridge`.
         positive: Token ids of the positive validation prompts.
         negative: The same of the negative ones.
         candidates: From `difference_in_means`.
         layers: The evaluation layers.
         options: Mode, strength and target.
-        batch_size: Rows a forward pass; None is by the memory at hand.
+        batch_size: Rows per forward pass; None is by available memory.
         scores: What is already known; new ones are put in as they come.
     """
 

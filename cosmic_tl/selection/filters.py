@@ -43,11 +43,11 @@ def apply_filters(table: pd.DataFrame, filters: list[Filter]) -> tuple[pd.DataFr
     """Mark candidates as kept or not, and say what each filter took.
 
     Args:
-        table: Scores, one row a candidate.
+        table: Scores, one row per candidate.
         filters: In the order in which reasons are named.
 
     Returns:
-        The table with `kept` and `reason`, and a summary with a row a filter.
+        The table with `kept` and `reason`, and a summary with one row per filter.
 
     Example:
         >>> scores = pd.DataFrame({"score": [2.0, 1.0]})

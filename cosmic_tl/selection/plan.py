@@ -59,7 +59,7 @@ class Tokens:
 
     prompts: int
     prefix: int
-    """Tokens that all share and that are run once an edit."""
+    """Tokens that all share and that are run once per edit."""
     own: int
     """All other tokens, over all prompts."""
     looked_at: int
@@ -108,13 +108,13 @@ class Plan:
     """The passes of a selection."""
 
     cells: pd.DataFrame
-    """One row a measure of a candidate, with the columns layer, position, measure, status, reason, source, last and macs. A
+    """One row per measure of a candidate, with the columns layer, position, measure, status, reason, source, last and macs. A
     status is "pass"; "known" without a pass; "lazy", made if the choice comes to depend on it; or "skipped", since nothing
     reads it."""
     clean_macs: int
     """Of the unedited model on all validation prompts."""
     released_macs: int
-    """What the papers' released programs spend: three full passes a candidate, with the logits of every position."""
+    """What the papers' released programs spend: three full passes per candidate, with the logits of every position."""
     evaluation_layers: tuple[int, ...]
     n_prompts: tuple[int, int]
     n_prefix: int
@@ -145,7 +145,7 @@ class Plan:
         return self.clean_macs + made + (int(lazy.macs.max()) if len(lazy) else 0)
 
     def summary(self) -> pd.DataFrame:
-        """One row a measure, status and reason: candidates and GMACs.
+        """One row per measure, status and reason: candidates and GMACs.
 
         Example:
             >>> columns = {"measure": ["kl"], "status": ["lazy"], "reason": ["filter"], "macs": [2_000_000_000]}
@@ -186,10 +186,10 @@ def plan_cosmic(
     """Decide which passes a selection takes.
 
     Args:
-        model: Any bridge.
+        model: A `TransformerBridge`.
         positive: Token ids of the positive validation prompts.
         negative: Token ids of the negative validation prompts.
-        n_positions: Candidates a layer.
+        n_positions: Candidates per layer.
         layers: The evaluation layers.
         options: Settings of the selection.
         undefined: Candidates that have no direction.

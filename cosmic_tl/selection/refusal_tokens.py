@@ -132,13 +132,13 @@ def select_by_refusal_tokens(
     best ones until one does.
 
     Args:
-        model: Any bridge.
+        model: A `TransformerBridge`.
         prompts: The concept's contrast set; train makes the candidates, val scores them.
-        options: Thresholds and numbers; default the paper's.
+        options: Thresholds and numbers. Default the paper's.
         candidates: Directions to choose among. Default the difference in means of the training prompts, at every layer and
             position.
-        chat: Formatting; default plain.
-        batch_size: Rows (prompts times candidates) a forward pass. Default: by the memory at hand.
+        chat: Formatting. Defaults to the plain chat template.
+        batch_size: Rows (prompts times candidates) per forward pass. Default: by available memory.
         scores: What is already known, by layer, position and measure ("bypass", "induce", "kl" with its details
             "kl_median", "kl_max" and "kl_max_prompt"); new ones are put in as they come.
         means: Training means of the positive and the negative side, if already taken; the prompts are then not filtered

@@ -29,12 +29,12 @@ class Selection(Plotted):
 
     direction: Direction
     table: pd.DataFrame
-    """One row a candidate: position, layer, s_comply, s_refuse, score, kl (mean over prompts), kl_median, kl_max,
+    """One row per candidate: position, layer, s_comply, s_refuse, score, kl (mean over prompts), kl_median, kl_max,
     kl_max_prompt (which of the negative validation prompts that were used, from 0), not_needed, share_comply, share_refuse,
     kept, reason. `not_needed` names what was not computed because the choice does not depend on it (all of it is with
     `full_table`); a candidate counts as kept as long as nothing that was computed drops it."""
     filters: pd.DataFrame
-    """One row a filter: name, taken, taken_alone, best_score among the taken, nearest and farthest value from the limit among
+    """One row per filter: name, taken, taken_alone, best_score among the taken, nearest and farthest value from the limit among
     those that it alone took, option that admits them."""
     notes: tuple[str, ...]
     """Properties of the data and of the margin: close candidates, a prompt that decides alone, prompts that the unedited

@@ -55,13 +55,13 @@ class Scorer(ABC):
     procedure's.
 
     Args:
-        model: Any bridge.
+        model: A `TransformerBridge`.
         positive: Token ids of the positive validation prompts.
         negative: The same of the negative ones.
         candidates: From `difference_in_means`.
         edits: How a direction is removed and induced.
         reading: What to read of the passes for the first two measures.
-        batch_size: Rows a forward pass; None is by the memory at hand.
+        batch_size: Rows per forward pass; None is by available memory.
         scores: What is already known; new ones are put in as they come. `Scorer.scores` has those alone that were asked for
             since: a stopped selection then chooses among what an undisturbed one would have computed.
     """
@@ -87,7 +87,7 @@ class Scorer(ABC):
 
     @abstractmethod
     def reduce(self, outcome: Outcome) -> Tensor:
-        """What to keep of some prompts under one edit, one entry a prompt."""
+        """What to keep of some prompts under one edit, one entry per prompt."""
 
     @abstractmethod
     def value(self, measure: str, reached: Tensor) -> float:
