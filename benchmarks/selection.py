@@ -36,7 +36,7 @@ from cosmic_tl.model.batching import batches
 from cosmic_tl.model.chat import tokenize
 from cosmic_tl.model.forward import TokenBatch
 from cosmic_tl.model.matmul import FastLinear
-from cosmic_tl.selection.plan import MEASURES
+from cosmic_tl.selection.plan import COSMIC_MEASURES
 
 N, SIDES = 32, ("positive", "negative")
 STORED = Path(__file__).with_name("plain_scores.json")
@@ -177,7 +177,7 @@ def compare(selection: Selection, plain: dict[tuple[int, int], list[float]]) -> 
     """Largest difference of any score that was computed."""
     largest = 0.0
     for row in selection.table.itertuples():
-        for measure, value in zip(MEASURES, plain.get((row.layer, row.position), []), strict=False):
+        for measure, value in zip(COSMIC_MEASURES, plain.get((row.layer, row.position), []), strict=False):
             if measure not in row.not_needed and getattr(row, measure) == getattr(row, measure):
                 largest = max(largest, abs(getattr(row, measure) - value))
     return largest

@@ -1,46 +1,20 @@
 from . import (
     check as check,
-)
-from . import (
     data as data,
-)
-from . import (
     engine as engine,
-)
-from . import (
     experiments as experiments,
-)
-from . import (
     export as export,
-)
-from . import (
     figures as figures,
-)
-from . import (
     interventions as interventions,
-)
-from . import (
     judges as judges,
-)
-from . import (
     metrics as metrics,
-)
-from . import (
     model as model,
-)
-from . import (
     selection as selection,
-)
-from . import (
     suffixes as suffixes,
 )
 from .activations import (
     MeanActivations as MeanActivations,
-)
-from .activations import (
     cache_activations as cache_activations,
-)
-from .activations import (
     mean_activations as mean_activations,
 )
 from .check.model_check import (
@@ -60,8 +34,6 @@ from .directions.difference_in_means import (
 )
 from .directions.direction import (
     Direction as Direction,
-)
-from .directions.direction import (
     random_direction as random_direction,
 )
 from .errors import (
@@ -78,8 +50,6 @@ from .experiments.cost import (
 )
 from .experiments.effects import (
     Effects as Effects,
-)
-from .experiments.effects import (
     measure_effects as measure_effects,
 )
 from .experiments.layer_similarity import (
@@ -108,14 +78,8 @@ from .interventions.affine_map import (
 )
 from .interventions.edits import (
     Ablation as Ablation,
-)
-from .interventions.edits import (
     Addition as Addition,
-)
-from .interventions.edits import (
     AffineEdit as AffineEdit,
-)
-from .interventions.edits import (
     MapEdit as MapEdit,
 )
 from .interventions.erasers import (
@@ -147,8 +111,6 @@ from .model.options import (
 )
 from .model.positions import (
     Positions as Positions,
-)
-from .model.positions import (
     post_instruction_positions as post_instruction_positions,
 )
 from .runs.job import (
@@ -162,8 +124,6 @@ from .runs.settings import (
 )
 from .selection.cosmic import (
     plan_selection as plan_selection,
-)
-from .selection.cosmic import (
     select_cosmic as select_cosmic,
 )
 from .selection.filters import (
@@ -171,8 +131,6 @@ from .selection.filters import (
 )
 from .selection.options import (
     CosmicOptions as CosmicOptions,
-)
-from .selection.options import (
     RefusalTokenOptions as RefusalTokenOptions,
 )
 from .selection.refusal_tokens import (

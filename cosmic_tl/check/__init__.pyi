@@ -1,9 +1,5 @@
 from .model_check import (
     Check as Check,
-)
-from .model_check import (
     ModelCheck as ModelCheck,
-)
-from .model_check import (
     check_model as check_model,
 )

@@ -164,8 +164,7 @@ def sweep(
     prompts = run.test_prompts(settings.n_test)
     bridge, direction = source.load()
     from cosmic_tl._util.files import append_lines, read_lines
-    from cosmic_tl.experiments.sweeps import BASELINE
-    from cosmic_tl.experiments.sweeps import sweep as sweep_all
+    from cosmic_tl.experiments.sweeps import BASELINE, sweep as sweep_all
     from cosmic_tl.metrics.refusal_score import find_refusal_tokens
     from cosmic_tl.model.batching import BATCH_SIZE
     from cosmic_tl.report.experiment_pages import write_sweep

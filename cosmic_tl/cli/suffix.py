@@ -34,8 +34,9 @@ def suffix(source: RunOptions, options: SuffixOptions, *, n_prompts: int = 4, n_
     from cosmic_tl.report.experiment_pages import write_suffix
     from cosmic_tl.runs.derived import derivation, digest
     from cosmic_tl.suffixes.analysis import analyse_suffix
-    from cosmic_tl.suffixes.search import attackable_prompts, compliant_targets, find_suffix
+    from cosmic_tl.suffixes.search import find_suffix
     from cosmic_tl.suffixes.suffix import Suffix
+    from cosmic_tl.suffixes.targets import attackable_prompts, compliant_targets
 
     mode, chat = run.selection.mode, run.settings.chat
     made = derivation(

@@ -9,7 +9,7 @@ from cosmic_tl.data.behaviours import BehaviourSet
 from cosmic_tl.directions.difference_in_means import difference_in_means
 from cosmic_tl.directions.direction import random_direction
 from cosmic_tl.errors import CosmicError
-from cosmic_tl.experiments.sweeps import Method
+from cosmic_tl.experiments.sweep_methods import Method
 from cosmic_tl.interventions.edits import AffineEdit, Interventions
 from cosmic_tl.metrics.answers import answer_log_odds, answer_means
 from cosmic_tl.metrics.rates import rate

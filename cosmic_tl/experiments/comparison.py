@@ -80,8 +80,8 @@ def compare_selections(
     Args:
         model: A `TransformerBridge` with a tokenizer.
         prompts: The concept's contrast set.
-        cosmic: COSMIC's settings; Default the paper's.
-        refusal_tokens: The other's settings; Default the paper's.
+        cosmic: COSMIC's settings. Default the paper's.
+        refusal_tokens: The other's settings. Default the paper's.
         chat: Formatting. Defaults to the plain chat template.
         n_test: Test prompts per side. Default 100.
         max_new_tokens: Maximum number of new tokens. Default 64.

@@ -15,12 +15,11 @@ positive one, on harmful and harmless prompts alike.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import isfinite, isnan
 from typing import Any, get_args
 
 import pandas as pd
-import torch
 from jaxtyping import Float64
 from torch import Tensor
 
@@ -32,9 +31,10 @@ from cosmic_tl.directions.direction import Direction
 from cosmic_tl.engine import Outcome, Reading, intervened
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.experiments.conditions import REFUSAL, Row, Terms, terms_of
+from cosmic_tl.experiments.sweep_methods import METHODS, Method
 from cosmic_tl.generation.completions import complete
 from cosmic_tl.generation.sampling import Sampling, describe_generation
-from cosmic_tl.interventions.edits import Addition, AffineEdit, Interventions
+from cosmic_tl.interventions.edits import Interventions
 from cosmic_tl.judges.base import Judge
 from cosmic_tl.judges.substring import SubstringJudge
 from cosmic_tl.metrics.fluency import garbled_share, mark_garbled, measure_fluency
@@ -44,31 +44,12 @@ from cosmic_tl.model.batching import BATCH_SIZE
 from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.load import TransformerBridge
 
-Method = Callable[[Direction, float], Interventions]
-Condition = tuple[str, float]
+Setting = tuple[str, float]
 """A method and an α."""
-BASELINE: Condition = ("none", 0.0)
+BASELINE: Setting = ("none", 0.0)
 """The model without intervention."""
 DEFAULT_ALPHAS = (-1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 STRETCH = ("method", "side", "peak_alpha", "from_alpha", "to_alpha", "lowest_alpha", "drop", "separated")
-
-
-def ablation_addition(direction: Direction, alpha: float) -> AffineEdit:
-    """`x' = x − (x·r̂) r̂ + α r` at the source layer: ACE with the origin as its reference.
-
-    Example:
-        >>> edit = ablation_addition(Direction(torch.ones(4), torch.ones(4), 0, -1), alpha=0.5)
-        >>> edit.map(torch.tensor([3.0, 1.0, 1.0, 3.0]))
-        tensor([ 1.5000, -0.5000, -0.5000,  1.5000])
-    """
-    return AffineEdit(replace(direction, reference=torch.zeros_like(direction.vector)), alpha)
-
-
-METHODS: Mapping[str, Method] = {
-    "addition": Addition,
-    "ablation + addition": ablation_addition,
-    "affine": AffineEdit,
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,7 +245,7 @@ def sweep(
     strengths = [float(alpha) for alpha in alphas]
     _check(strengths, methods, n_samples, temperature)
     generation = describe_generation(model, max_new_tokens, temperature, sampling)
-    edits: dict[Condition, Interventions] = {BASELINE: ()}
+    edits: dict[Setting, Interventions] = {BASELINE: ()}
     edits |= {(name, alpha): method(direction, alpha) for name, method in methods.items() for alpha in strengths}
     sides: dict[Side, Sequence[str]] = dict(zip(get_args(Side), (positive, negative), strict=True))
     rows = list(known)
@@ -318,11 +299,11 @@ def sweep(
 def _scores(
     model: TransformerBridge,
     prompts: Sequence[str],
-    edits: Mapping[Condition, Interventions],
+    edits: Mapping[Setting, Interventions],
     tokens: RefusalTokens,
     chat: ChatFormat | None,
     batch_size: int | None,
-) -> dict[Condition, Float64[Tensor, " prompt"]]:
+) -> dict[Setting, Float64[Tensor, " prompt"]]:
     """Each prompt's refusal score under every edit, in one run of the engine."""
 
     def score(outcome: Outcome) -> Tensor:

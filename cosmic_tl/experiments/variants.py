@@ -25,7 +25,7 @@ def standard_variants(options: CosmicOptions | None = None) -> dict[str, CosmicO
     """The variants of the paper and its released code, by name.
 
     Args:
-        options: What they are variants of; Default the paper's.
+        options: What they are variants of. Default the paper's.
 
     Example:
         >>> list(standard_variants())

@@ -52,7 +52,8 @@ Strengthening = Literal["amplification", "affine", "ace"]
 """What strengthens the concept; "ace" is accepted for "affine"."""
 Which = Literal["none", "first", "second", "both"]
 """Which directions steer: none, the first round's, the second's, or the second's on top of the edit between the rounds."""
-SPLITS: tuple[Split, Split] = ("val", "test")
+CHOSEN_ON: Split = "val"
+REPORTED_ON: Split = "test"
 """α is chosen on the one and reported on the other."""
 
 
@@ -101,7 +102,7 @@ def best_setting(table: pd.DataFrame) -> tuple[Which, float]:
         >>> best_setting(pd.DataFrame({"split": "val", "direction": "first", **rates}))
         ('first', 1.0)
     """
-    rates = _by_setting(table[table.split == SPLITS[0]])
+    rates = _by_setting(table[table.split == CHOSEN_ON])
     which, alpha = (rates.positive - rates.negative).idxmax()
     return which, float(alpha)
 
@@ -158,7 +159,7 @@ class TwoRounds:
         return (*(self.between if which == "both" else ()), _edit(self.edit, selection.direction, alpha))
 
     def rates(self, split: Split = "test") -> pd.DataFrame:
-        """Refusal rates of a split, one row per direction and α, a column a set.
+        """Refusal rates of a split, one row per direction and α, one column per set.
 
         Args:
             split: "test" (default) or "val".
@@ -175,7 +176,7 @@ class TwoRounds:
         ]
         for name, some in (("unsteered", ("none", 0.0)), (f"best: {which}, α = {alpha:g}", (which, alpha))):
             rows = self.table[
-                (self.table.split == SPLITS[1]) & (self.table.direction == some[0]) & (self.table.alpha == some[1])
+                (self.table.split == REPORTED_ON) & (self.table.direction == some[0]) & (self.table.alpha == some[1])
             ]
             found = [f"{r['set']} {r.rate:.1%} [{r.low:.1%}, {r.high:.1%}]" for _, r in rows.iterrows()]
             lines.append(f"  {name}: refused {', '.join(found)}")
@@ -282,9 +283,9 @@ def two_rounds(
 def _sets(prompts: ContrastSet, side: Literal[0, 1], n: int) -> list[tuple[Split, str, list[str]]]:
     """Split, prefix of the name, and prompts of every set of one side, positive (0) or negative."""
     which: tuple[Side, Side] = ("positive", "negative")
-    found = [(split, "", prompts.side(which[side], split, n)) for split in SPLITS]
-    if pairs := prompts.contrast.get(SPLITS[1], ())[:n]:
-        found.append((SPLITS[1], "contrast ", [pair[side] for pair in pairs]))
+    found = [(split, "", prompts.side(which[side], split, n)) for split in (CHOSEN_ON, REPORTED_ON)]
+    if pairs := prompts.contrast.get(REPORTED_ON, ())[:n]:
+        found.append((REPORTED_ON, "contrast ", [pair[side] for pair in pairs]))
     return found
 
 

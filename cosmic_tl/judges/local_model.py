@@ -7,7 +7,8 @@ from cosmic_tl.generation.completions import complete
 from cosmic_tl.judges.base import Judgement
 from cosmic_tl.judges.templates import JudgeTemplate, judge_with
 from cosmic_tl.model.chat import ChatFormat
-from cosmic_tl.model.load import TransformerBridge
+from cosmic_tl.model.fingerprint import model_fingerprint
+from cosmic_tl.model.load import TransformerBridge, model_label
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +30,19 @@ class ModelJudge:
     chat: ChatFormat = field(default_factory=ChatFormat)
     """The judge's formatting. Not used by a template that is the whole of what the judge reads."""
     batch_size: int = 8
-    """Questions a batch; changes no verdict."""
+    """Questions per batch; changes no verdict."""
+
+    @property
+    def name(self) -> str:
+        """What its verdicts depend on: model, template and formatting.
+
+        Example:
+            >>> from cosmic_tl import load_model
+            >>> from cosmic_tl.judges.templates import LLAMA_GUARD_3
+            >>> ModelJudge(load_model("demo", device="cpu"), LLAMA_GUARD_3).name.startswith("demo")
+            True
+        """
+        return f"{model_label(self.model)} ({model_fingerprint(self.model)}), {self.template}, {self.chat}"
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[Judgement]:
         """One judgement a completion, in order.

@@ -18,8 +18,6 @@ from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.forward import next_token_logits
 from cosmic_tl.model.load import TransformerBridge
 
-MEASURES = ("bypass", "induce", "kl")
-
 
 @dataclass(frozen=True)
 class RefusalTokens:

@@ -3,8 +3,6 @@ from .fingerprint import (
 )
 from .load import (
     load_model as load_model,
-)
-from .load import (
     model_label as model_label,
 )
 from .options import (
@@ -12,7 +10,5 @@ from .options import (
 )
 from .positions import (
     Positions as Positions,
-)
-from .positions import (
     post_instruction_positions as post_instruction_positions,
 )

@@ -97,7 +97,7 @@ def prepare_directory(out: Path, identity: dict[str, Any], overwrite: bool = Fal
         raise CosmicError(f"out: {str(out)!r} is not empty and holds no run; choose another directory")
     if settings.exists() and not overwrite:
         found = read_settings(out)
-        if differing := [key for key in identity if found.get(key) != identity[key]]:
+        if differing := [key for key in (identity | found) if found.get(key) != identity.get(key)]:
             raise CosmicError(
                 f"out: {str(out)!r} holds a run with other settings ({', '.join(differing)}); "
                 "choose another directory or pass --overwrite"

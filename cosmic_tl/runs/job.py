@@ -28,7 +28,7 @@ from cosmic_tl.experiments.placebos import (
     calibration_notes,
     placebo_conditions,
 )
-from cosmic_tl.judges.base import strip_thinking, unfinished_thinking
+from cosmic_tl.judges.base import Judge, strip_thinking, unfinished_thinking
 from cosmic_tl.model.batching import BATCH_SIZE
 from cosmic_tl.model.chat import chat_notes
 from cosmic_tl.model.fingerprint import model_fingerprint
@@ -73,7 +73,9 @@ class _ScoreLog(MutableMapping[ScoreKey, float]):
         return len(self.known)
 
 
-def _identity(model: TransformerBridge, prompts: ContrastSet, settings: RunSettings) -> dict[str, Any]:
+def _identity(
+    model: TransformerBridge, prompts: ContrastSet, settings: RunSettings, judge: Judge | None
+) -> dict[str, Any]:
     """What must be the same for a run to be resumed."""
     texts = json.dumps([dict(prompts.positive), dict(prompts.negative)], sort_keys=True)
     return {
@@ -82,8 +84,19 @@ def _identity(model: TransformerBridge, prompts: ContrastSet, settings: RunSetti
         "dtype": str(model.cfg.dtype),
         "prompts": {"name": prompts.name, "sha256": hashlib.sha256(texts.encode()).hexdigest()[:16]},
         "settings": settings.to_json(),
+        **({} if judge is None else {"judge": _name_of(judge)}),
         "versions": versions(),
     }
+
+
+def _name_of(judge: Judge) -> str:
+    """A judge's name, which tells its verdicts from another's."""
+    name = getattr(judge, "name", None)
+    if not isinstance(name, str) or not name:
+        raise CosmicError(
+            'judge: it has no name, by which a run tells its verdicts from another judge\'s; set `judge.name = "…"`'
+        )
+    return name
 
 
 def _means(
@@ -205,6 +218,7 @@ def run(
     out: str | Path,
     settings: RunSettings | None = None,
     *,
+    judge: Judge | None = None,
     command: str = "",
     overwrite: bool = False,
 ) -> Run:
@@ -219,6 +233,8 @@ def run(
         prompts: The concept's contrast set.
         out: The directory; made if needed.
         settings: Default those of the papers.
+        judge: Judges completions in place of the settings' phrases. It needs a `name`, which belongs to what the results
+            depend on.
         command: How the run was started, for the report.
         overwrite: Replace an earlier run in the same directory, and all that other commands derived from it. If only settings
             differ on which no activation or score depends (thresholds, test prompts, phrases), those are kept.
@@ -240,10 +256,12 @@ def run(
     started = time.perf_counter()
     settings = settings or RunSettings()
     out = Path(out)
-    options, chat, judge = settings.selection, settings.chat, settings.judge
+    if judge is not None and settings.phrases is not None:
+        raise CosmicError("judge: found one beside phrases in the settings; give one of them")
+    options, chat = settings.selection, settings.chat
     test_positive, test_negative = (prompts.side(side, "test", settings.n_test) for side in ("positive", "negative"))
     notes = [*chat_notes(model, chat), *prompts.notes]
-    identity = _identity(model, prompts, settings)
+    identity = _identity(model, prompts, settings, judge)
     prepare_directory(out, identity, overwrite)
     if all((out / name).exists() for name in RESULTS):
         with suppress(CosmicError):  # damaged; its results are written again from what is under `resume/`
@@ -287,7 +305,7 @@ def run(
         batch_size=settings.batch_size or BATCH_SIZE,
         known=[row for line in read_lines(resume / RESUME_FILES[2]) for row in line["rows"]],
         on_rows=lambda rows: append_lines(resume / RESUME_FILES[2], [{"rows": rows}]),
-        judge=judge,
+        judge=judge or settings.judge,
         sampling=settings.sampling,
     )
     if prompts.categories:

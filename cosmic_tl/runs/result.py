@@ -10,11 +10,14 @@ from safetensors import SafetensorError
 
 from cosmic_tl._util.files import read_lines
 from cosmic_tl.data.contrast_set import Side
+from cosmic_tl.directions.candidates import Candidates
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.experiments.conditions import terms_of
 from cosmic_tl.experiments.effects import Effects
 from cosmic_tl.experiments.layer_similarity import LayerSimilarity
+from cosmic_tl.model.fingerprint import check_origin
+from cosmic_tl.model.load import TransformerBridge, load_model
 from cosmic_tl.runs.directory import CHOICE, RESULTS, read_choice, read_settings
 from cosmic_tl.runs.settings import RunSettings
 from cosmic_tl.selection.result import Selection
@@ -37,6 +40,44 @@ class Run:
     """As in `settings.json`: all that the results depend on."""
     was_complete: bool = False
     """Whether `run` found it finished, and did nothing."""
+
+    @property
+    def direction(self) -> Direction:
+        """The chosen direction.
+
+        Example:
+            >>> Run.direction.fget.__name__
+            'direction'
+        """
+        return self.selection.direction
+
+    @property
+    def candidates(self) -> Candidates:
+        """All candidate directions.
+
+        Example:
+            >>> Run.candidates.fget.__name__
+            'candidates'
+        """
+        return self.selection.candidates
+
+    def load_model(self, **options: Any) -> TransformerBridge:
+        """The model that the run was made on, with the run's number format.
+
+        Args:
+            **options: As for `load_model`; `device="cpu"`, say.
+
+        Raises:
+            CosmicError: If it cannot be loaded, or is not the model that the run was made on.
+
+        Example:
+            >>> callable(Run.load_model)
+            True
+        """
+        settings = {"dtype": self.identity["dtype"].removeprefix("torch."), **options}
+        model = load_model(self.identity["model"], **settings)
+        check_origin(model, self.identity["fingerprint"], self.identity["model"], "run")
+        return model
 
     @classmethod
     def load(cls, out: str | Path) -> "Run":

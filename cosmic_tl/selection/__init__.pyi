@@ -1,7 +1,5 @@
 from .cosmic import (
     plan_selection as plan_selection,
-)
-from .cosmic import (
     select_cosmic as select_cosmic,
 )
 from .filters import (
@@ -9,8 +7,6 @@ from .filters import (
 )
 from .options import (
     CosmicOptions as CosmicOptions,
-)
-from .options import (
     RefusalTokenOptions as RefusalTokenOptions,
 )
 from .plan import (

@@ -31,7 +31,7 @@ from cosmic_tl.selection.filters import (
 )
 from cosmic_tl.selection.notes import before_any_edit, notes_about, warnings_about
 from cosmic_tl.selection.options import PLACEBOS, Cell, CosmicOptions
-from cosmic_tl.selection.plan import MEASURES, Plan, plan_cosmic
+from cosmic_tl.selection.plan import COSMIC_MEASURES, Plan, plan_cosmic
 from cosmic_tl.selection.result import Selection
 from cosmic_tl.selection.scores import ScoreKey, Scores, undefined
 
@@ -114,11 +114,11 @@ def _table(
     finalists: Container[Cell] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The score table with its filters applied as far as scores are known."""
-    table = score_table(scores, cells, MEASURES)
+    table = score_table(scores, cells, COSMIC_MEASURES)
     table.insert(table.columns.get_loc("kl"), "score", table.s_comply + table.s_refuse)
     for name in ("comply", "refuse"):
         table[f"share_{name}"] = (table[f"s_{name}"] - clean) / (1 - clean) if clean < 1 else nan
-    filters = common_filters(table, MEASURES, n_layers, options.max_layer_share, options.max_kl)
+    filters = common_filters(table, COSMIC_MEASURES, n_layers, options.max_layer_share, options.max_kl)
     if finalists is not None:
         out = [cell not in finalists for cell in zip(table.layer, table.position, strict=True)]
         option = "successive_halving=False (without --successive-halving)"
@@ -280,7 +280,7 @@ def select_cosmic(
         some = [side[: max(1, round(share * len(side)))] for side in rows]
         return CosmicScorer(model, some[0], some[1], candidates, layers, options, batch_size, known)
 
-    wanted = {measure: plan.of(measure, "pass", "known") for measure in MEASURES}
+    wanted = {measure: plan.of(measure, "pass", "known") for measure in COSMIC_MEASURES}
     finalists: list[Cell] | None = None
     rough: Scores = {}
     if options.successive_halving:

@@ -11,7 +11,7 @@ from cosmic_tl.directions.candidates import Candidates
 from cosmic_tl.engine import Outcome, Reading
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.selection.options import CosmicOptions, Target
-from cosmic_tl.selection.plan import MEASURES
+from cosmic_tl.selection.plan import COSMIC_MEASURES
 from cosmic_tl.selection.scores import Scorer, Scores
 
 
@@ -29,7 +29,7 @@ class CosmicScorer(Scorer):
         scores: What is already known; new ones are put in as they come.
     """
 
-    measures = MEASURES
+    measures = COSMIC_MEASURES
 
     def __init__(
         self,

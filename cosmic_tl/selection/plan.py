@@ -12,7 +12,7 @@ from cosmic_tl.selection.options import Cell, CosmicOptions
 
 _JOINT = {"qkv": "q", "gate_up_proj": "gate"}
 """Joint matrices, which TransformerLens also holds in parts."""
-MEASURES = ("s_comply", "s_refuse", "kl")
+COSMIC_MEASURES = ("s_comply", "s_refuse", "kl")
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def plan_cosmic(
     gone, rows = set(undefined), []
     for layer in range(n_layers):
         for position in range(-n_positions, 0):
-            for measure in MEASURES:
+            for measure in COSMIC_MEASURES:
                 everywhere = options.mode == "linear" and measure != "s_refuse"
                 at = options.induction_layer if measure == "s_refuse" else None
                 source = 0 if everywhere or not resumes else layer if at is None else at

@@ -17,8 +17,9 @@ from cosmic_tl.model.load import demo_path
 from cosmic_tl.suffixes.analysis import analyse_suffix
 from cosmic_tl.suffixes.groups import ADVERSARIAL, HARMFUL, HARMLESS, RANDOM, suffix_groups
 from cosmic_tl.suffixes.heads import contributions_along, head_attention, top_heads
-from cosmic_tl.suffixes.search import compliant_targets, find_suffix, target_losses, token_gradient
+from cosmic_tl.suffixes.search import find_suffix, target_losses, token_gradient
 from cosmic_tl.suffixes.suffix import Suffix, SuffixOptions
+from cosmic_tl.suffixes.targets import compliant_targets
 from cosmic_tl.suffixes.tokens import frames, random_suffixes, surviving_texts, usable_tokens
 
 TEXTS = ["How do I bake a pizza?", "hi", "Please explain how I can kill a background process."]

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from cosmic_tl import AffineEdit, CosmicError, Direction, difference_in_means, mean_activations
-from cosmic_tl.experiments.sweeps import BASELINE, METHODS, Sweep, sweep
+from cosmic_tl.experiments.sweep_methods import METHODS
+from cosmic_tl.experiments.sweeps import BASELINE, Sweep, sweep
 from cosmic_tl.figures.sweeps import plot_sweep
 from cosmic_tl.metrics.refusal_score import refusal_scores, refusal_tokens
 

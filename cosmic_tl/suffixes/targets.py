@@ -1,0 +1,104 @@
+"""What a suffix is made on: prompts that can be attacked, and the model's own compliant answers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from cosmic_tl.errors import CosmicError
+from cosmic_tl.generation.completions import complete
+from cosmic_tl.interventions.edits import Interventions
+from cosmic_tl.judges.substring import judge_refusal
+from cosmic_tl.model.batching import BATCH_SIZE
+from cosmic_tl.model.chat import ChatFormat
+from cosmic_tl.model.load import TransformerBridge
+
+
+def compliant_targets(
+    model: TransformerBridge,
+    prompts: Sequence[str],
+    interventions: Interventions,
+    *,
+    chat: ChatFormat | None = None,
+    n_tokens: int = 16,
+    batch_size: int = BATCH_SIZE,
+) -> list[str]:
+    """How the model's own answers begin when it does not refuse: targets for `find_suffix`.
+
+    Args:
+        model: Any bridge with a tokenizer.
+        prompts: Instructions that the model refuses.
+        interventions: What keeps it from refusing, such as the removal of the refusal direction.
+        chat: Formatting; default plain.
+        n_tokens: Length of the beginnings, at most. Default 16.
+        batch_size: Prompts a batch. Default 32.
+
+    Raises:
+        CosmicError: If a prompt is refused all the same.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> compliant_targets(load_model("demo", device="cpu"), ["Bake a pizza."], (), n_tokens=4)
+        ['Of course. If']
+    """
+    if n_tokens < 1:
+        raise CosmicError(f"n_tokens: must be at least 1, found {n_tokens}")
+    tokenizer: Any = model.tokenizer
+    answers = complete(model, prompts, interventions, chat=chat, batch_size=batch_size, label="targets")
+    for prompt, answer in zip(prompts, answers, strict=True):
+        if judge_refusal(answer) != "compliance":
+            raise CosmicError(
+                f"targets: the steered model does not comply with {prompt[:60]!r}; leave the prompt out or use another "
+                "direction"
+            )
+    rows = tokenizer(answers, add_special_tokens=False)["input_ids"]
+    return [tokenizer.decode(row[:n_tokens], clean_up_tokenization_spaces=False) for row in rows]
+
+
+def attackable_prompts(
+    model: TransformerBridge,
+    prompts: Sequence[str],
+    interventions: Interventions,
+    *,
+    n: int = 4,
+    chat: ChatFormat | None = None,
+    max_new_tokens: int = 32,
+    batch_size: int = BATCH_SIZE,
+) -> list[str]:
+    """The first prompts that the model refuses, and complies with when it is steered: those that a suffix can be made on.
+
+    Args:
+        model: A `TransformerBridge` with a tokenizer.
+        prompts: Instructions to choose among.
+        interventions: What keeps the model from refusing, such as the removal of the refusal direction.
+        n: How many. Default 4.
+        chat: Formatting. Defaults to the plain chat template.
+        max_new_tokens: Maximum number of new tokens. Default 32.
+        batch_size: Prompts per batch. Default 32.
+
+    Raises:
+        CosmicError: If there are fewer.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> attackable_prompts(load_model("demo", device="cpu"), ["Bake a pizza."], (), n=1)
+        Traceback (most recent call last):
+        cosmic_tl.errors.CosmicError: n_prompts: found 1, and the model refuses 0 of 1 prompts that it complies with when ...
+    """
+    found: list[str] = []
+    for start in range(0, len(prompts), batch_size):
+        some = prompts[start : start + batch_size]
+        plain, steered = (
+            [
+                judge_refusal(answer)
+                for answer in complete(
+                    model, some, edit, chat=chat, max_new_tokens=max_new_tokens, batch_size=batch_size, label=label
+                )
+            ]
+            for edit, label in (((), "choosing prompts"), (interventions, "choosing prompts, steered"))
+        )
+        found += [one for one, *pair in zip(some, plain, steered, strict=True) if pair == ["refusal", "compliance"]]
+        if len(found) >= n:
+            return found[:n]
+    raise CosmicError(
+        f"n_prompts: found {n}, and the model refuses {len(found)} of {len(prompts)} prompts that it complies with when "
+        "steered; ask for fewer, or use another direction"
+    )
