@@ -59,6 +59,17 @@ class EndpointJudge:
     options: Mapping[str, Any] = field(default_factory=lambda: {"temperature": 0.0})
     """Further parameters of the request. `max_tokens` is the template's unless given here, and left out if None."""
 
+    @property
+    def name(self) -> str:
+        """What its verdicts depend on: endpoint, model, template and parameters.
+
+        Example:
+            >>> from cosmic_tl.judges.templates import STRONGREJECT
+            >>> EndpointJudge("some-model", STRONGREJECT, "http://127.0.0.1:8000/v1").name.split(",")[0]
+            'some-model at http://127.0.0.1:8000/v1'
+        """
+        return f"{self.model} at {self.base_url or 'the default endpoint'}, {self.template}, {dict(self.options)}"
+
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[Judgement]:
         """One judgement a completion, in order. Equal questions are asked once.
 

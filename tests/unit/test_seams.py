@@ -142,3 +142,29 @@ def test_effects_take_a_selection_or_conditions(demo, prompts, selection):
         ct.measure_effects(demo, prompts, selection, conditions=[])
     found = ct.measure_effects(demo, prompts, selection, n=1, max_new_tokens=2)
     assert {"removal", "induction"} <= set(found.table.condition)
+
+
+def test_a_run_is_that_of_its_judge(demo, prompts, tmp_path):
+    def judge(asked, texts):
+        return [Judgement("refusal" if len(text) > 20 else "compliance") for text in texts]
+
+    options = CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=50.0)
+    settings = ct.RunSettings(options, n_test=1, max_new_tokens=4, n_placebos=1)
+    with pytest.raises(CosmicError, match="judge: it has no name"):
+        ct.run(demo, prompts, tmp_path / "run", settings, judge=judge)
+    judge.name = "by length"
+    found = ct.run(demo, prompts, tmp_path / "run", settings, judge=judge)
+    assert found.identity["judge"] == "by length"
+    assert ct.run(demo, prompts, tmp_path / "run", settings, judge=judge).was_complete
+
+    def other(asked, texts):
+        return judge(asked, texts)
+
+    other.name = "by another length"
+    for another in (None, other):
+        with pytest.raises(CosmicError, match=r"holds a run with other settings \(judge\)"):
+            ct.run(demo, prompts, tmp_path / "run", settings, judge=another)
+    again = ct.Run.load(tmp_path / "run")
+    assert again.direction.layer == found.direction.layer
+    assert torch.equal(again.candidates.vectors, found.candidates.vectors)
+    assert ct.model.model_fingerprint(again.load_model(device="cpu")) == ct.model.model_fingerprint(demo)
