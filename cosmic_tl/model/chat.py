@@ -1,6 +1,6 @@
 """Instructions to tokens: chat templates, thinking blocks, post-instruction positions, left-padded batches.
 
-Everything downstream reads the last positions, so prompts are padded on the left and the mask travels with the tokens.
+All activations are read at the last positions, so prompts are padded on the left, and the mask is kept with the tokens.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from cosmic_tl.model.batching import batches
 from cosmic_tl.model.forward import next_token_logits
 
 THINKING_TAGS = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("[THINK]", "[/THINK]"))
-"""Markers with which models open and close a thinking block."""
+"""Tags that open and close a thinking block."""
 _answers_begin: WeakKeyDictionary[TransformerBridge, dict[tuple[str, str], bool]] = WeakKeyDictionary()
 
 
@@ -26,24 +26,24 @@ class ChatFormat:
     """How an instruction becomes a prompt."""
 
     system: str | None = None
-    """System prompt. Where the template has no system role, it goes before the user's text."""
+    """System prompt. If the template has no system role, it is put before the user's text."""
     prefix: str = ""
-    """Text that the assistant's answer begins with."""
+    """Text that the answer begins with."""
     thinking: Literal["close", "open"] = "close"
     """"close": a thinking block that the template or the model opens is closed at once, so that positions and
-    judgements come after it. A model thinks if its template speaks of it, or if its own answer begins with a thinking tag; a
-    tag in the vocabulary alone is none. "open": leave the template as it is."""
+    judgements come after it. A model counts as thinking if its template mentions a thinking tag or its own answer
+    begins with one; a tag in the vocabulary alone does not count. "open": leave the template as it is."""
     template_options: Mapping[str, Any] = field(default_factory=dict)
     """Variables for the chat template, such as `enable_thinking`."""
     use_template: bool | None = None
-    """False feeds instructions as they are; None uses the tokenizer's template where it has one."""
+    """False uses instructions as they are; None uses the tokenizer's template if it has one."""
 
     def __post_init__(self) -> None:
         one_of("thinking", self.thinking, ("close", "open"))
 
 
 def _message_text(model: TransformerBridge, chat: ChatFormat, user: str, merge_system: bool = False) -> str:
-    """The template's rendering of one exchange up to where the answer begins."""
+    """The rendered template of one exchange, up to the beginning of the answer."""
     tokenizer: Any = model.tokenizer
     options = dict(chat.template_options)
     if chat.thinking == "close" and "enable_thinking" in str(tokenizer.chat_template):
@@ -58,10 +58,10 @@ def _message_text(model: TransformerBridge, chat: ChatFormat, user: str, merge_s
 
 
 def uses_template(model: TransformerBridge, chat: ChatFormat) -> bool:
-    """Whether prompts go through a chat template.
+    """Whether prompts are formatted with a chat template.
 
     Raises:
-        CosmicError: If a template is asked for and the tokenizer has none.
+        CosmicError: If a template is required and the tokenizer has none.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -80,7 +80,7 @@ def uses_template(model: TransformerBridge, chat: ChatFormat) -> bool:
 
 @dataclass(frozen=True)
 class _Rendering:
-    """What has to be done to every prompt, found once on a probe."""
+    """How every prompt is formatted, determined once on a probe."""
 
     merge_system: bool
     suffix: str
@@ -131,7 +131,9 @@ def _left_open(text: str) -> str:
 
 
 def _begins_with(model: TransformerBridge, prompt: str, tag: str) -> bool:
-    """Whether the model's greedy answer begins with a tag; a vocabulary may hold tags that the model never says."""
+    """Whether the model's greedy answer begins with a tag; a vocabulary may hold tags that the model never
+    generates.
+    """
     token = model.tokenizer.get_added_vocab().get(tag)
     if token is None:
         return False
@@ -145,13 +147,13 @@ def _begins_with(model: TransformerBridge, prompt: str, tag: str) -> bool:
 
 
 def opened_block(model: TransformerBridge, chat: ChatFormat | None = None) -> str:
-    """The tag of the thinking block that every prompt leaves open; empty if there is none.
+    """The tag of a thinking block that every prompt leaves open; empty if there is none.
 
-    Answers then begin inside of the block, and do not say so themselves.
+    Answers then begin inside the block, without a tag of their own.
 
     Args:
         model: A `TransformerBridge` with a tokenizer.
-        chat: Formatting; default plain.
+        chat: Formatting. Defaults to the plain chat template.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -163,7 +165,7 @@ def opened_block(model: TransformerBridge, chat: ChatFormat | None = None) -> st
 
 
 def chat_notes(model: TransformerBridge, chat: ChatFormat | None = None) -> tuple[str, ...]:
-    """What the formatting does that a user would want to be told, in sentences.
+    """What a user should know about the formatting, in sentences.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -177,7 +179,7 @@ def chat_notes(model: TransformerBridge, chat: ChatFormat | None = None) -> tupl
 
 
 def render(model: TransformerBridge, instructions: Sequence[str], chat: ChatFormat | None = None) -> list[str]:
-    """Instructions as the model will see them, in text.
+    """Formatted instructions, as text.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -195,12 +197,13 @@ def tokenize(model: TransformerBridge, instructions: Sequence[str], chat: ChatFo
     """Token ids of each formatted instruction, unpadded.
 
     Args:
-        model: Any bridge with a tokenizer.
+        model: A `TransformerBridge` with a tokenizer.
         instructions: User texts.
-        chat: System prompt, prefix and template options; default none.
+        chat: Formatting. Defaults to the plain chat template.
 
     Raises:
-        CosmicError: If they are no list of texts, there are none, one of them is blank, or one exceeds the model's context.
+        CosmicError: If `instructions` is not a list of texts or is empty, or one of them is blank or exceeds the
+            model's context.
 
     Example:
         >>> from cosmic_tl import load_model
