@@ -9,7 +9,7 @@ InductionTokens = Literal["all", "prompt"]
 
 
 def check_induction(mode: Mode, layer: int | None, tokens: InductionTokens) -> None:
-    """Make sure that there is such an induction.
+    """Check the options of an induction.
 
     Raises:
         CosmicError: If a name is unknown, or another layer is given for ACE.
