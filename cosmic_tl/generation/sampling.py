@@ -1,4 +1,4 @@
-"""How the next token is chosen: nothing but what is asked for, whatever defaults a checkpoint brings."""
+"""How the next token is chosen. A checkpoint's own sampling defaults are not used."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,11 +15,11 @@ from cosmic_tl.model.load import TransformerBridge
 
 @dataclass(frozen=True)
 class Sampling:
-    """What may reshape the model's distribution over the next token, besides the temperature; by default nothing.
+    """Changes to the model's next-token distribution besides the temperature. Defaults to none.
 
-    Checkpoints ship defaults of their own (`generation_config.json`: a repetition penalty, top-k, top-p), which
-    `transformers` applies without being asked. They are not used here, so that greedy means the most likely token and
-    temperature 1 the model's own distribution.
+    Checkpoints come with defaults (`generation_config.json`: a repetition penalty, top-k, top-p) that `transformers`
+    applies by itself. They are not used here, so that greedy means the most likely token, and temperature 1 the model's
+    own distribution.
 
     Raises:
         CosmicError: If a value is out of range.
@@ -34,7 +34,8 @@ class Sampling:
     top_p: float | None = None
     """Sample from the fewest tokens whose probabilities sum to `top_p`. None: all."""
     repetition_penalty: float = 1.0
-    """Above 1, tokens that are already in the prompt or the completion become less likely; acts on greedy decoding too."""
+    """Above 1, tokens that are already in the prompt or the completion become less likely. Also affects greedy
+    decoding."""
 
     def __post_init__(self) -> None:
         if self.top_k is not None and self.top_k < 1:
@@ -45,7 +46,7 @@ class Sampling:
             raise CosmicError(f"repetition_penalty: must be positive, found {self.repetition_penalty}; 1 is none")
 
     def check(self, temperature: float) -> None:
-        """Make sure that a temperature goes with it.
+        """Check that it can be combined with a temperature.
 
         Raises:
             CosmicError: If the temperature is negative or not finite, or 0 with a top-k or top-p, which greedy decoding
@@ -67,13 +68,13 @@ class Sampling:
 def generation_config(
     model: TransformerBridge, max_new_tokens: int, temperature: float = 0.0, sampling: Sampling | None = None
 ) -> GenerationConfig:
-    """A complete configuration for `generate`, of which the checkpoint gives the end and padding tokens alone.
+    """A complete configuration for `generate`. Only the end and padding tokens come from the checkpoint.
 
     Args:
         model: A `TransformerBridge` with a tokenizer.
         max_new_tokens: Maximum number of new tokens.
         temperature: 0 (default) is greedy.
-        sampling: Default nothing.
+        sampling: Defaults to none.
 
     Raises:
         CosmicError: If `max_new_tokens` is not positive, or as `Sampling.check`.
@@ -89,7 +90,7 @@ def generation_config(
     sampling = sampling or Sampling()
     sampling.check(temperature)
     ends, pad = _end_tokens(model), model.tokenizer.pad_token_id
-    # None would be filled in by transformers, with top-k 50.
+    # transformers would replace None by top-k 50.
     shape = {"temperature": temperature, "top_k": sampling.top_k or 0, "top_p": sampling.top_p or 1.0}
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -102,7 +103,7 @@ def generation_config(
 
 
 def _end_tokens(model: TransformerBridge) -> list[int]:
-    """What ends an answer, by the first that says so of checkpoint's defaults, config and tokenizer."""
+    """The tokens that end an answer, from the checkpoint's defaults, the config or the tokenizer, in this order."""
     inner = model.original_model
     for source in (inner.generation_config, inner.config, model.tokenizer):
         if (found := getattr(source, "eos_token_id", None)) is not None:
@@ -112,7 +113,8 @@ def _end_tokens(model: TransformerBridge) -> list[int]:
 
 @contextmanager
 def only(model: TransformerBridge, config: GenerationConfig) -> Iterator[None]:
-    """Have `generate` use this configuration: it fills what is left open from the model's own, which gives way meanwhile.
+    """Make `generate` use this configuration only: the model's own, from which it fills unset values, is replaced
+    meanwhile.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -131,13 +133,13 @@ def only(model: TransformerBridge, config: GenerationConfig) -> Iterator[None]:
 
 
 _DEFAULTS = {"temperature": 1.0, "top_k": None, "top_p": 1.0, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
-"""What checkpoints like to set, and what would be none of it."""
+"""Settings that checkpoints often have, with their neutral values."""
 
 
 def describe_generation(
     model: TransformerBridge, max_new_tokens: int, temperature: float = 0.0, sampling: Sampling | None = None
 ) -> dict[str, Any]:
-    """What decided the completions, to be written beside them.
+    """How completions are generated, to be saved with them.
 
     Returns:
         max_new_tokens, temperature (0 is greedy), top_k, top_p, repetition_penalty, eos_token_id (list), pad_token_id, and
@@ -197,7 +199,8 @@ def _spoken(name: str) -> str:
 
 @contextmanager
 def random_state_kept() -> Iterator[None]:
-    """Put torch's random state back at the end: that of the CPU and of every accelerator, all of which `torch.manual_seed` sets.
+    """Restore torch's random state at the end, on the CPU and on every accelerator: `torch.manual_seed` sets all of
+    them.
 
     Example:
         >>> before = torch.get_rng_state()
