@@ -50,7 +50,7 @@ def find_suffix(
         prompts: Instructions that the model refuses; with several the suffix is universal.
         targets: How a compliant answer to each begins, as from `compliant_targets`.
         options: Length, budget and seed.
-        chat: Formatting; default plain. The suffix stands at the end of the user's text.
+        chat: Formatting. Defaults to the plain chat template. The suffix stands at the end of the user's text.
         start: The suffix to begin with; its length replaces `options.n_tokens`. Default: random tokens.
 
     Raises:
@@ -161,7 +161,7 @@ def token_gradient(
     the embedding's output, times every token's embedding.
 
     Args:
-        model: Any bridge.
+        model: A `TransformerBridge`.
         places: Around the suffix, one a prompt.
         suffix: Its tokens.
         goals: Tokens of the targets, one a prompt.
@@ -210,7 +210,7 @@ def target_losses(
     """Each suffix's negative log-likelihood of the targets, in nats a token, mean over prompts.
 
     Args:
-        model: Any bridge.
+        model: A `TransformerBridge`.
         places: Around the suffix, one a prompt.
         suffixes: Token sequences.
         goals: Tokens of the targets, one a prompt.
