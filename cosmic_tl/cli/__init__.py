@@ -7,7 +7,7 @@ import warnings
 import cyclopts
 
 import cosmic_tl
-from cosmic_tl.cli import check, edit, evaluate, select, suffix
+from cosmic_tl.cli import edit, evaluate, select, suffix
 from cosmic_tl.cli.errors import in_one_line
 from cosmic_tl.cli.output import printable
 from cosmic_tl.errors import CosmicError
@@ -20,7 +20,7 @@ app = cyclopts.App(
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
-for number, command in enumerate(one for part in (select, edit, evaluate, suffix, check) for one in part.COMMANDS):
+for number, command in enumerate(one for part in (select, edit, evaluate, suffix) for one in part.COMMANDS):
     app.command(command, sort_key=number)
 
 

@@ -52,19 +52,8 @@ _HEADINGS = {
 }
 
 
-@dataclass(frozen=True)
-class Only:
-    """In an annotation: the fields of a dataclass that a command takes. The others keep their defaults.
-
-    Example:
-        >>> Only("seed", "temperature").names
-        ('seed', 'temperature')
-    """
-
-    names: tuple[str, ...]
-
-    def __init__(self, *names: str) -> None:
-        object.__setattr__(self, "names", names)
+class Only(frozenset[str]):
+    """In an annotation: the fields of a dataclass that a command takes. The others keep their defaults."""
 
 
 @dataclass(frozen=True)
@@ -106,10 +95,9 @@ def _classes(hint: Any) -> tuple[type, ...]:
 
 def _kept(hint: Any) -> tuple[Any, Callable[[str], bool]]:
     """A hint without its annotation, and which fields are options."""
-    for one in getattr(hint, "__metadata__", ()):
-        if isinstance(one, Only):
-            return get_args(hint)[0], one.names.__contains__
-    return hint, lambda name: True
+    if get_origin(hint) is not Annotated:
+        return hint, lambda name: True
+    return hint.__origin__, next(one for one in hint.__metadata__ if isinstance(one, Only)).__contains__
 
 
 def _default(field: Field[Any], owner: Any) -> Any:
@@ -221,11 +209,10 @@ def _parameter(name: str, some: Sequence[_Option]) -> Parameter:
     (core,) = [one for one in get_args(hint) if one is not NoneType] if NoneType in get_args(hint) else [hint]
     parts = get_args(core)
     if get_origin(core) is tuple and parts[0] in (int, float):
-        # A minus sign is no option here.
-        more |= {"converter": partial(_numbers, name, parts), "n_tokens": 1, "allow_leading_hyphen": True}
-        more["metavar"] = ",".join("…" if part is Ellipsis else part.__name__.upper() for part in parts)
+        # One text, which may begin with a minus sign.
+        hint, more["converter"], more["allow_leading_hyphen"] = str, partial(_numbers, name, parts), True
     elif get_origin(core) is Mapping:
-        hint, more["converter"], more["metavar"] = tuple[str, ...], partial(_pairs, name), "NAME=VALUE"
+        hint, more["converter"] = tuple[str, ...], partial(_pairs, name)
     elif core is bool and not any(one.default for one in some) and hint is bool:
         more["negative"] = ()
     if texts:

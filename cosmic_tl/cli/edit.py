@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cosmic_tl._util.progress import LOADING, stage
 from cosmic_tl.cli.derive import Only, derived
-from cosmic_tl.cli.options import GENERATION, TESTING, RunOptions
+from cosmic_tl.cli.options import GENERATION, TESTING, RunOptions, generation
 from cosmic_tl.cli.output import print_frame, printable
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.runs.settings import RunSettings
@@ -41,23 +41,14 @@ def steer(
         answers[f"removal ({edits.mode})"] = edits.removal(direction)
     answers[f"induction ({edits.mode}, alpha {strength:g})"] = edits.induction(direction, strength)
     for name, interventions in answers.items():
-        text = complete(
-            bridge,
-            [prompt],
-            interventions,
-            chat=run.settings.chat,
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
-            seed=settings.seed,
-            sampling=settings.sampling,
-        )[0]
+        text = complete(bridge, [prompt], interventions, chat=run.settings.chat, **generation(settings))[0]
         print(f"[{name}]\n{printable(text)}\n")
 
 
 @derived(LOADING, "completions before the edit", "weights", "completions after the edit")
 def orthogonalize(
     source: RunOptions,
-    settings: Annotated[RunSettings, Only("max_new_tokens", "batch_size")],
+    settings: Annotated[RunSettings, Only(("max_new_tokens", "batch_size"))],
     *,
     out: Path,
     strength: float = 1.0,
@@ -157,7 +148,7 @@ def sweep(
     measured again.
 
     Args:
-        alphas: Strengths.
+        alphas: Strengths, such as 0,0.5,1.
         n_samples: Completions per prompt, with a temperature above 0.
     """
     run = source.run
@@ -180,12 +171,7 @@ def sweep(
         prompts=digest(prompts),
         phrases=judge.phrases,
         n_samples=n_samples,
-        generation={
-            "max_new_tokens": settings.max_new_tokens,
-            "temperature": settings.temperature,
-            **asdict(settings.sampling),
-        },
-        seed=settings.seed,
+        **generation(settings) | {"sampling": asdict(settings.sampling)},
         alphas=list(alphas),
     )
     log = made.part(".jsonl", "alphas")
@@ -205,14 +191,11 @@ def sweep(
         tokens=tokens,
         chat=chat,
         n_samples=n_samples,
-        max_new_tokens=settings.max_new_tokens,
-        temperature=settings.temperature,
-        seed=settings.seed,
         batch_size=settings.batch_size,
         known=[row for row in known if row["method"] == BASELINE[0] or row["alpha"] in alphas],
         on_rows=lambda rows: append_lines(log, [{"rows": rows}]),
         judge=judge,
-        sampling=settings.sampling,
+        **generation(settings),
     )
     table = found.table
     page = write_sweep(found, run.summary, run=str(run.out), command=shlex.join(["cosmic-tl", *sys.argv[1:]]))

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cosmic_tl._util.files import settings_file, text_lines
 from cosmic_tl._util.progress import LOADING, stage
 from cosmic_tl.cli.derive import Only, derived
-from cosmic_tl.cli.options import ModelOptions, RunOptions, check_file
-from cosmic_tl.cli.output import check_folder, print_frame, printable, write_csv
+from cosmic_tl.cli.options import ModelOptions, RunOptions, check_paths
+from cosmic_tl.cli.output import print_frame, printable, write_csv
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.interventions.options import Mode
 from cosmic_tl.model.options import ChatFormat
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cosmic_tl.judges.base import Judge
     from cosmic_tl.model.load import TransformerBridge
 
-_BATCHES = Only("batch_size")
+_BATCHES = Only(("batch_size",))
 
 
 @derived("judging")
@@ -128,8 +128,7 @@ def cost(
         n_test: The run's negative test prompts, for KL and the model's own answers.
         alpha: Strength of the induction. By default the run's.
     """
-    check_file("texts", texts)
-    check_file("instructions", instructions)
+    check_paths(texts=texts, instructions=instructions)
     documents, pairs = None, None
     if texts is not None:
         try:
@@ -205,7 +204,7 @@ def behaviour(
     file: Path,
     model: ModelOptions,
     chat: ChatFormat,
-    settings: Annotated[RunSettings, Only("seed", "batch_size")],
+    settings: Annotated[RunSettings, Only(("seed", "batch_size"))],
     *,
     alphas: tuple[float, ...] = (0.0, 0.5, 1.0),
     layers: tuple[int, ...] | None = None,
@@ -217,14 +216,13 @@ def behaviour(
 
     Args:
         file: JSON of questions with two answers, as in the CAA data sets.
-        alphas: Strengths.
+        alphas: Strengths, such as 0,0.5,1.
         layers: Layers to steer at, such as 3,4. By default all of them.
         mode: linear: add the direction. affine: affine concept editing (ACE); ace is accepted for it.
         n_test: Maximum number of test pairs. By default all of them.
         csv: Also write the table to this file.
     """
-    check_file("file", file)
-    check_folder(csv)
+    check_paths(csv, file=file)
     from cosmic_tl.data.behaviours import load_behaviour
 
     found = load_behaviour(file, seed=settings.seed)

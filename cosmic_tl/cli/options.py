@@ -1,6 +1,6 @@
 """Options of the command line alone: which model, which prompts, which finished run."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,23 +16,32 @@ if TYPE_CHECKING:
     from cosmic_tl.directions.direction import Direction
     from cosmic_tl.model.load import TransformerBridge
     from cosmic_tl.runs.result import Run
+    from cosmic_tl.runs.settings import RunSettings
 
-GENERATION = Only("max_new_tokens", "temperature", "seed", "sampling")
+GENERATION = Only(("max_new_tokens", "temperature", "seed", "sampling"))
 """The settings of a run that commands need which only generate."""
-TESTING = Only("n_test", "batch_size", *GENERATION.names)
+TESTING = Only(("n_test", "batch_size", *GENERATION))
 """Those that commands need which choose directions and test them."""
 
 
-def check_file(name: str, path: Path | None) -> None:
-    """A file that an option names has to be there.
+def generation(settings: "RunSettings") -> dict[str, Any]:
+    """The settings that are arguments of everything that generates."""
+    return {name: getattr(settings, name) for name in GENERATION}
+
+
+def check_paths(csv: Path | None = None, **files: Path | None) -> None:
+    """Files that are read have to be there, and the folder of a table that is written: hours may pass before.
 
     Example:
-        >>> check_file("texts", Path("nowhere.txt"))
+        >>> check_paths(texts=Path("nowhere.txt"))
         Traceback (most recent call last):
         cosmic_tl.errors.CosmicError: texts: no file 'nowhere.txt'; check the path
     """
-    if path is not None and not path.is_file():
-        raise CosmicError(f"{name}: no file {str(path)!r}; check the path")
+    for name, path in files.items():
+        if path is not None and not path.is_file():
+            raise CosmicError(f"{name}: no file {str(path)!r}; check the path")
+    if csv is not None and not csv.parent.is_dir():
+        raise CosmicError(f"csv: no folder {str(csv.parent)!r}; make it first")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,15 +117,8 @@ class DataOptions:
         """
         from cosmic_tl.data.prompts import load_prompts
 
-        return load_prompts(
-            self.prompts,
-            positive=self.positive,
-            negative=self.negative,
-            column=self.column,
-            hf_split=self.hf_split,
-            seed=self.seed,
-            shuffle=not self.keep_order,
-        )
+        given = asdict(self)
+        return load_prompts(given.pop("prompts"), shuffle=not given.pop("keep_order"), **given)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Commands that choose a direction: run, plan, compare, variants, two-rounds."""
+"""Commands that begin with a model: run, plan, compare, variants, two-rounds, check."""
 
 import shlex
 import sys
@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from cosmic_tl._util.progress import LOADING
 from cosmic_tl.cli.derive import derived
-from cosmic_tl.cli.options import TESTING, DataOptions, ModelOptions
-from cosmic_tl.cli.output import check_folder, print_frame, print_result, printable, write_csv
+from cosmic_tl.cli.options import TESTING, DataOptions, ModelOptions, check_paths, generation
+from cosmic_tl.cli.output import print_frame, print_result, printable, write_csv
 from cosmic_tl.model.options import ChatFormat
 from cosmic_tl.runs.settings import STAGES, RunSettings
 from cosmic_tl.selection.options import CosmicOptions, RefusalTokenOptions
@@ -71,7 +71,7 @@ def compare(
     Args:
         csv: Also write the table to this file.
     """
-    check_folder(csv)
+    check_paths(csv)
     contrast = data.load()
     bridge = model.load()
     from cosmic_tl.experiments.comparison import compare_selections
@@ -83,11 +83,8 @@ def compare(
         refusal_tokens=refusal_tokens,
         chat=chat,
         n_test=settings.n_test,
-        max_new_tokens=settings.max_new_tokens,
-        seed=settings.seed,
         batch_size=settings.batch_size,
-        temperature=settings.temperature,
-        sampling=settings.sampling,
+        **generation(settings),
     )
     print_frame(found.table)
     for remark in found.remarks:
@@ -122,10 +119,10 @@ def two_rounds(
     Args:
         edit: What strengthens the concept. amplification: add the direction in proportion to how much of it is there.
             affine: ACE, as in the paper's released code; ace is accepted for it.
-        alphas: Strengths.
+        alphas: Strengths, such as 0,0.5,1.
         csv: Also write the table to this file.
     """
-    check_folder(csv)
+    check_paths(csv)
     contrast = data.load()
     bridge = model.load()
     from cosmic_tl.experiments.weak_alignment import two_rounds as both_rounds
@@ -138,14 +135,27 @@ def two_rounds(
         alphas=alphas,
         edit=edit,
         n=settings.n_test,
-        max_new_tokens=settings.max_new_tokens,
         batch_size=settings.batch_size,
-        temperature=settings.temperature,
-        seed=settings.seed,
-        sampling=settings.sampling,
+        **generation(settings),
     )
     print(printable(repr(found)))
     write_csv(found.table, csv)
 
 
-COMMANDS = (run, plan, compare, variants, two_rounds)
+@derived(LOADING)
+def check(model: ModelOptions, data: DataOptions, chat: ChatFormat, *, n: int = 4) -> int:
+    """Check positions, activations, scores, edits, completions, memory and speed on a model; exit code 1 if one fails.
+
+    Args:
+        n: Prompts per side.
+    """
+    contrast = data.load()
+    bridge = model.load()
+    from cosmic_tl.check.model_check import check_model
+
+    found = check_model(bridge, contrast, chat=chat, n=n, on_check=lambda one: print(printable(str(one)), flush=True))
+    print("All checks hold." if found.ok else "Some checks FAILED: do not rely on results of this model.")
+    return 0 if found.ok else 1
+
+
+COMMANDS = (run, plan, compare, variants, two_rounds, check)

@@ -227,7 +227,7 @@ def test_a_run_can_be_judged_costed_swept_and_exported(command, tmp_path):
     code, text, error = command("orthogonalize", out, "--out", tmp_path / "edited", "--n-test", "4")
     assert code == 0, error
     assert "evaluated removal by ACE (affine mode); weight orthogonalization is directional ablation" in text
-    measured = {line.rsplit(maxsplit=4)[0].strip(): line.split()[-4:-2] for line in text.splitlines()[-3:]}
+    measured = {line.rsplit(maxsplit=4)[0].strip(): line.split()[-4:-2] for line in text.splitlines()[-4:-1]}
     assert measured["baseline"] == ["4", "1"]
     assert list(measured) == ["baseline", "removal (affine)", "orthogonalized"]
     assert (tmp_path / "edited" / "model.safetensors").exists()
@@ -256,8 +256,8 @@ def test_a_linear_run_is_steered_and_exported_as_it_was_chosen(command, tmp_path
     few = ["--n-test", "3", "--max-new-tokens", "6"]
     code, text, error = command("orthogonalize", out, "--out", tmp_path / "edited", *few)
     assert code == 0, error
-    assert "ACE" not in text
-    rates = [line.split()[-3:] for line in text.splitlines()[-2:]]
+    assert "ACE" not in text and text.splitlines()[-1] == f"Saved in {tmp_path / 'edited'}"
+    rates = [line.split()[-3:] for line in text.splitlines()[-3:-1]]
     assert rates[0] == rates[1]  # the run's ablation, and the weights without the direction
     code, text, _ = command("orthogonalize", out, "--out", tmp_path / "unmeasured", "--n-test", "0")
     assert code == 0 and "The edited model was not measured (--n-test 0)." in text and "baseline" not in text
