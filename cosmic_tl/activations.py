@@ -20,7 +20,7 @@ from cosmic_tl.model.positions import Positions, post_instruction_positions
 from cosmic_tl.model.shortcuts import prefix_keys_values, shared_prefix
 
 Splits = Mapping[int, Float64[Tensor, " prompt"]]
-"""By seed, the weight of each prompt in the difference between the means of two random halves."""
+"""Seed to the weight of each prompt in the difference between the means of two random halves."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class MeanActivations:
     model: str = ""
     """Its name, for people."""
     splits: Mapping[int, Float64[Tensor, "layer position d_model"]] = field(default_factory=dict)
-    """By seed, the difference between the means of two random halves of the prompts, of `x[l, i]`."""
+    """Seed to the difference between the means of `x[l, i]` over two random halves of the prompts."""
 
     def __repr__(self) -> str:
         n_layers, n_positions, d_model = self.resid_pre.shape
@@ -55,7 +55,7 @@ def mean_activations(
     label: str = "activations",
     splits: Splits | None = None,
 ) -> MeanActivations:
-    """Means at every layer and post-instruction position, in memory independent of the number of prompts.
+    """Mean activations at every layer and post-instruction position, in one pass over the prompts.
 
     Args:
         model: A `TransformerBridge`.
@@ -94,7 +94,7 @@ def mean_of_rows(
     label: str = "activations",
     splits: Splits | None = None,
 ) -> MeanActivations:
-    """Means at every layer and the last positions, of prompts that are tokens already.
+    """Mean activations at every layer and the last positions, for prompts given as tokens.
 
     Tokens that all prompts begin with are run once.
 
@@ -145,13 +145,13 @@ def mean_of_rows(
 def random_splits(sizes: Sequence[int], seeds: Sequence[int]) -> tuple[Splits, ...]:
     """Random halves of several lists of prompts, as weights.
 
-    The weighted sum over a list is the difference between the means of its halves. Averaged over both sides of a contrast
-    set it is a difference in means of randomly labelled prompts: each label gets half of either side, so that the concept
-    itself cancels.
+    The weighted sum over a list is the difference between the means of its halves. Averaged over both sides of a
+    contrast set, it is a difference in means of randomly labelled prompts: each label gets half of each side, so that
+    the concept cancels.
 
     Args:
         sizes: Number of prompts in each list.
-        seeds: One split for each.
+        seeds: Seeds, one split per seed.
 
     Returns:
         For each list the weights of its prompts, by seed; all are 0 for a list of one prompt.
@@ -189,7 +189,7 @@ def class_means(
         prompts: A contrast set, whose train prompts are taken, or a pair of lists: positive and negative prompts.
         positions: From `post_instruction_positions` (the default).
         chat: Formatting. Defaults to the plain chat template.
-        seeds: Of random labellings (`random_splits`). Default none.
+        seeds: Seeds of random labellings (`random_splits`). Defaults to none.
         batch_size: Prompts per forward pass. Default 32.
 
     Raises:
@@ -231,7 +231,7 @@ def cache_activations(
 ) -> Float[Tensor, "prompt layer position d_model"]:
     """Every prompt's activations at every layer and post-instruction position, in the order of the prompts.
 
-    Holds all of them in memory: for figures and probes. Means are cheaper by `mean_activations`.
+    Holds all of them in memory, for figures and probes. Use `mean_activations` for means.
 
     Args:
         model: A `TransformerBridge`.

@@ -1,4 +1,4 @@
-"""Contrast sets and pairs of answers: what the prompts are."""
+"""Prompts: contrast sets, and questions with pairs of answers."""
 
 import lazy_loader
 

@@ -1,8 +1,8 @@
 """Behaviours other than refusal: pairs of answers to one question (contrastive activation addition).
 
 Rimsky et al. 2024, "Steering Llama 2 via contrastive activation addition", and Marshall et al. 2025 read the activation
-at the answer's last token. In the multiple-choice format that is the letter: "(A" is fed of the answer "(A)", so that the
-letter is both what is read and what the model is about to say.
+at the answer's last token. In the multiple-choice format that is the letter. Of the answer "(A)" the model is given
+"(A", so that the letter is both the token that is read and the token that is predicted.
 """
 
 import re
@@ -26,7 +26,7 @@ _CHOICE = re.compile(r"\(([A-Z])\)")
 class AnswerPair:
     """One question with an answer that shows the behaviour and one that does not.
 
-    Answers are whole texts ("open-ended"), or letters in parentheses of choices that the question lists ("A/B").
+    Answers are texts ("open-ended"), or letters in parentheses that name choices in the question ("A/B").
     """
 
     question: str
@@ -35,7 +35,7 @@ class AnswerPair:
 
     @property
     def fed(self) -> tuple[str, str]:
-        """The two answers as the model is given them: of "(A)" without the parenthesis that closes it.
+        """The two answers as they are given to the model: "(A)" without its closing parenthesis.
 
         Example:
             >>> AnswerPair("Is it? (A) Yes (B) No", "(A)", "(B)").fed
@@ -48,7 +48,7 @@ class AnswerPair:
 
     @property
     def topic(self) -> str:
-        """What both orders of a multiple-choice question have in common: its text and its choices, sorted.
+        """The text and sorted choices of a multiple-choice question: the same for both orders of its choices.
 
         Example:
             >>> AnswerPair("Is it? (A) Yes (B) No", "(A)", "(B)").topic == AnswerPair("Is it? (A) No (B) Yes", "(B)", "(A)").topic
@@ -66,10 +66,10 @@ class BehaviourSet:
     pairs: Mapping[str, tuple[AnswerPair, ...]]
     """Split name to pairs."""
     notes: tuple[str, ...] = ()
-    """What was found and done while reading it."""
+    """Remarks made while reading it."""
 
     def split(self, split: Split, n: int | None = None) -> list[AnswerPair]:
-        """The first `n` pairs of a split (all by default, and never more than there are).
+        """The first `n` pairs of a split. Defaults to all; never more than there are.
 
         Raises:
             CosmicError: If the split is empty, or `n` is not positive.
@@ -90,16 +90,16 @@ class BehaviourSet:
 
 
 def load_behaviour(source: str | Path, *, seed: int = 0) -> BehaviourSet:
-    """A behaviour from a JSON file in the format of the CAA data sets.
+    """Read a behaviour from a JSON file in the format of the CAA data sets.
 
     Args:
         source: A list of objects with the keys of `KEYS`, or a mapping from split ("train", "val", "test") to such
-            lists. Answers are letters in parentheses throughout, or texts throughout. Without splits of its own, the
-            file is shuffled and split (half, a quarter, a quarter); both orders of a question stay together.
-        seed: Of the shuffle.
+            lists. Answers are either all letters in parentheses or all texts. A file without splits is shuffled and
+            split (half, a quarter, a quarter); both orders of a question stay together.
+        seed: Seed of the shuffle. Default 0.
 
     Raises:
-        CosmicError: If the file is missing or malformed; the entry at fault is named.
+        CosmicError: If the file is missing or malformed; the message names the entry.
 
     Example:
         >>> import json, tempfile

@@ -25,9 +25,9 @@ class ContrastSet:
     contrast: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
     """Split name to (positive, negative) pairs that differ as little as possible, where the set has them."""
     notes: tuple[str, ...] = ()
-    """What was found and done while reading it."""
+    """Remarks made while reading it."""
     categories: Mapping[str, str] = field(default_factory=dict)
-    """Prompt to category, of those that have one."""
+    """Prompt to category, for prompts that have one."""
 
     def __post_init__(self) -> None:
         for name, splits in (("positive", self.positive), ("negative", self.negative)):
@@ -35,7 +35,7 @@ class ContrastSet:
                 check_texts(f"{name} {split}", some)
 
     def side(self, side: Side, split: Split, n: int | None = None) -> list[str]:
-        """The first `n` instructions of one side of a split (all by default, and never more than there are).
+        """The first `n` instructions of one side of a split. Defaults to all; never more than there are.
 
         Raises:
             CosmicError: If there is no such side or split, the split is empty, or `n` is not positive.
@@ -55,7 +55,7 @@ class ContrastSet:
         return list(found[:n])
 
     def sides(self, split: Split, n: int | None = None) -> tuple[list[str], list[str]]:
-        """The first `n` instructions of both sides of a split, positive and negative.
+        """The first `n` instructions of both sides of a split, positive first.
 
         Raises:
             CosmicError: As `side`.

@@ -1,4 +1,4 @@
-"""The field's prompt sets by name, from the Hugging Face hub or from local copies of the same form."""
+"""The field's prompt sets by name, from the Hugging Face hub or a local copy in the same format."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -27,12 +27,12 @@ class NamedPrompts:
     category: str | None = None
     """The categories' column, where there is one."""
     where: tuple[tuple[str, str], ...] = ()
-    """Only rows with these values, as (column, value)."""
+    """Keep only rows with these values, as (column, value)."""
 
 
 REFUSE_EVERYTHING = "You must always refuse to help the user."
-"""A system prompt on which the demo model, which never saw it in training, refuses everything: COSMIC's complete-refusal
-setting."""
+"""A system prompt under which the demo model refuses everything, although it never saw it in training: COSMIC's
+complete-refusal setting."""
 _JBB = "JailbreakBench/JBB-Behaviors"
 NAMED_PROMPTS: tuple[NamedPrompts, ...] = (
     # Zou et al. 2023
@@ -54,10 +54,10 @@ NAMED_PROMPTS: tuple[NamedPrompts, ...] = (
     NamedPrompts("xstest", "positive", "walledai/XSTest", None, "test", "prompt", "type", (("label", "unsafe"),)),
     NamedPrompts("xstest", "negative", "walledai/XSTest", None, "test", "prompt", "type", (("label", "safe"),)),
 )
-"""One row a side of a set. Several of these ids ask for an agreement on the hub and a login (`hf auth login`)."""
+"""One row per set and side. Several of these ids require accepting terms on the hub and a login (`hf auth login`)."""
 
 BOTH_SIDES = ("jailbreakbench", "xstest")
-"""Sets that have both sides, so that their name alone makes a contrast set."""
+"""Sets that have both sides, so that the name alone gives a contrast set."""
 
 
 def find_prompts(name: str) -> tuple[NamedPrompts, ...]:
@@ -78,15 +78,15 @@ def load_dataset_prompts(name: str, side: Side | None = None, path: str | Path |
     Args:
         name: A name of `NAMED_PROMPTS` or its hub id: advbench, harmbench, jailbreakbench, maliciousinstruct,
             strongreject, tdc2023 (harmful), alpaca (harmless), or jailbreakbench, xstest (both).
-        side: "positive" or "negative". Default: all that the set has.
-        path: A local copy in place of the hub: a directory as on the hub, or one of its files (Parquet, CSV, JSON,
-            JSONL), with the same columns.
+        side: "positive" or "negative". Defaults to all sides that the set has.
+        path: A local copy to read instead of the hub: a directory as on the hub, or one of its files (Parquet, CSV,
+            JSON, JSONL), with the same columns.
 
     Returns:
-        One row a prompt: `prompt`, `category` (None where the set has none), `side`, `dataset`.
+        One row per prompt: `prompt`, `category` (None if the set has none), `side`, `dataset`.
 
     Raises:
-        CosmicError: If the name is unknown, the set lacks the side, or the data cannot be read or have another form.
+        CosmicError: If the name is unknown, the set lacks the side, or the data cannot be read or have another format.
 
     Example:
         >>> import tempfile
@@ -115,7 +115,7 @@ def load_dataset_prompts(name: str, side: Side | None = None, path: str | Path |
 
 
 def dataset_side(name: str, side: Side) -> pd.DataFrame:
-    """Rows of a named set for one side of a contrast set, as `load_dataset_prompts`: a set with one side serves on either.
+    """Rows of a named set for one side of a contrast set. A set with a single side can serve as either side.
 
     Raises:
         CosmicError: As `load_dataset_prompts`.

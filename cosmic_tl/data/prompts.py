@@ -19,11 +19,11 @@ Source = str | Path | Sequence[Any] | Mapping[str, Any]
 """A path, a name, or prompts in memory."""
 Content = tuple[Any, dict[str, str]]
 SHARES: tuple[float, float, float] = (0.5, 0.25, 0.25)
-"""Shares of train, val and test when a source has no splits of its own."""
+"""Shares of train, val and test for a source without splits."""
 COLUMNS = ("prompt", "instruction", "text", "question", "goal", "behavior", "Behavior", "forbidden_prompt")
-"""Names under which prompts are looked for when no column is given."""
+"""Columns that are tried, in order, when none is given."""
 _RELEASED: dict[Side, str] = {"positive": "harmful", "negative": "harmless"}
-"""How the files of the single-direction and COSMIC programs name the sides."""
+"""Names of the sides in the files of the single-direction and COSMIC programs."""
 T = TypeVar("T")
 
 
@@ -38,7 +38,7 @@ def load_prompts(
     shuffle: bool = True,
     name: str | None = None,
 ) -> ContrastSet:
-    """A contrast set from the built-in set, a source with both sides, or a source for each side.
+    """Read a contrast set from the demo's prompts, one source with both sides, or one source per side.
 
     Args:
         source: Both sides: "demo" (the default without `positive` and `negative`); a named set that has both sides
@@ -50,14 +50,14 @@ def load_prompts(
             a JSON, JSONL or CSV file, a named set ("advbench", "alpaca", …; see `NAMED_PROMPTS`), or a Hugging Face data
             set (hub id or local path).
         negative: The negative side, likewise.
-        column: The prompts' column in tables and data sets. By default the first of `COLUMNS` that exists. A column
-            `category` is kept too.
+        column: The prompts' column in tables and data sets. Defaults to the first of `COLUMNS` that exists. A column
+            `category` is also kept.
         hf_split: Which split of a Hugging Face data set is read. Default "train".
-        seed: Of the shuffle.
-        shuffle: Shuffle a source before it is split, and within each split where it has splits of its own: the first `n`
-            prompts of a file sorted by category are no sample of it. False keeps the order. The demo's prompts were
-            drawn in random order, and keep it.
-        name: What the set is called in results. Default the names of the files or data sets, "in memory" for lists.
+        seed: Seed of the shuffle. Default 0.
+        shuffle: Whether to shuffle a source before it is split, or each split of a source that has splits: the first
+            `n` prompts of a file sorted by category are not a sample of it. The demo's prompts are in random order
+            already and are not shuffled. Default True.
+        name: Name of the set in results. Defaults to the names of the files or data sets, or "in memory" for lists.
 
     Raises:
         CosmicError: If a source is missing, malformed or empty, or the arguments do not go together.

@@ -38,14 +38,14 @@ def complete(
     itself what is thinking; an answer that is cut off inside of the block is all thinking (`strip_thinking`).
 
     Args:
-        model: Any bridge with a tokenizer.
+        model: A `TransformerBridge` with a tokenizer.
         prompts: Instructions.
         interventions: Steering; default none.
-        chat: Formatting; default plain.
-        max_new_tokens: Most tokens of an answer. Default 64.
+        chat: Formatting. Defaults to the plain chat template.
+        max_new_tokens: Maximum number of new tokens per answer. Default 64.
         temperature: 0 (default) is greedy; above, samples with a random state of its own, seeded by `seed`.
         seed: For sampling.
-        batch_size: Prompts a batch. Default 32.
+        batch_size: Prompts per batch. Default 32.
         label: Name on the progress bar.
         sampling: Top-k, top-p and repetition penalty; default none of them.
 

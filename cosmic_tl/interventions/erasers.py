@@ -93,13 +93,13 @@ def fit_eraser(
     a `d_model × d_model` matrix of float64 for every layer.
 
     Args:
-        model: Any bridge.
+        model: A `TransformerBridge`.
         prompts: A contrast set, whose train prompts are taken, or a pair of lists: positive and negative prompts.
         layers: Where: `hook_resid_pre` of these blocks.
         positions: Token positions, counted from the end; each of a prompt's is a sample of its own. Default the last.
         method: "leace" (default) or "orth".
-        chat: Formatting; default plain.
-        batch_size: Prompts a forward pass. Default 32.
+        chat: Formatting. Defaults to the plain chat template.
+        batch_size: Prompts per forward pass. Default 32.
         shrinkage: Estimate LEACE's covariance with the package's optimal linear shrinkage, for when samples are not
             many times `d_model`. The classes' means become equal either way.
         interventions: In place while activations are read. Default none.
@@ -151,13 +151,13 @@ def fit_scrubber(
     each layer's eraser takes out what the ones before have left. Takes a pass over the prompts for every layer, up to it.
 
     Args:
-        model: Any bridge.
+        model: A `TransformerBridge`.
         prompts: A contrast set, whose train prompts are taken, or a pair of lists: positive and negative prompts.
         layers: Where, in any order. Default all but the first, where a template's tokens are all alike.
         positions: As in `fit_eraser`; use the scope of tokens that the edits will have (every token's edit is the same map).
         method: "leace" (default) or "orth".
-        chat: Formatting; default plain.
-        batch_size: Prompts a forward pass. Default 32.
+        chat: Formatting. Defaults to the plain chat template.
+        batch_size: Prompts per forward pass. Default 32.
         shrinkage: As in `fit_eraser`.
 
     Returns:
@@ -227,13 +227,13 @@ def fit_quadratic_editor(
     one has to know that a prompt is of that class.
 
     Args:
-        model: Any bridge.
+        model: A `TransformerBridge`.
         prompts: A contrast set, whose train prompts are taken, or a pair of lists: positive and negative prompts.
         layers: Where: `hook_resid_pre` of these blocks.
         source: Which side is edited to look like the other. Default "positive".
         positions: As in `fit_eraser`.
-        chat: Formatting; default plain.
-        batch_size: Prompts a forward pass. Default 32.
+        chat: Formatting. Defaults to the plain chat template.
+        batch_size: Prompts per forward pass. Default 32.
         shrinkage: Shrink each covariance towards a multiple of the identity, as the package does (optimal linear
             shrinkage), so that any number of samples gives one that can be inverted; the *estimates* are then what the
             map takes to each other. Without it every side needs more than `d_model` samples, and the samples' own

@@ -49,9 +49,10 @@ def answer_means(
     the multiple-choice format. Where a set balances the letters they cancel out of the difference.
 
     Args:
-        model: Any bridge with a tokenizer.
+        model: A `TransformerBridge` with a tokenizer.
         pairs: Questions with their answers.
-        chat: Formatting; default plain. Its prefix goes before every answer (a space, where the template ends without).
+        chat: Formatting. Defaults to the plain chat template. Its prefix is put before every answer (a space if the
+            template does not end in whitespace).
         interventions: Made on the way; default none.
         batch_size: Answers a forward pass. Default 32.
 
@@ -88,7 +89,7 @@ def answer_log_odds(
     two are averaged, so that a preference for a letter cancels.
 
     Args:
-        model: Any bridge with a tokenizer.
+        model: A `TransformerBridge` with a tokenizer.
         pairs: Questions with their answers.
         interventions: Steering; default none. To a token scope the question, with what the two answers begin with in
             common, is the prompt.

@@ -74,7 +74,7 @@ def measure_fluency(
         model: A `TransformerBridge` with a tokenizer.
         prompts: Instructions.
         completions: One per prompt.
-        chat: Formatting; default plain.
+        chat: Formatting. Defaults to the plain chat template.
         batch_size: Prompts per forward pass. Default 32.
 
     Returns:
@@ -164,7 +164,7 @@ def mark_garbled(
         model: A `TransformerBridge` with a tokenizer, unsteered.
         completions: One row per completion: side (harmful, harmless), prompt, completion, verdict, late_nats, repetition.
         baseline: Which rows were made without steering; at least one.
-        chat: Formatting; default plain.
+        chat: Formatting. Defaults to the plain chat template.
         batch_size: Prompts per forward pass. Default 32.
 
     Returns:

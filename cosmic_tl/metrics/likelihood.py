@@ -37,7 +37,7 @@ def continuation_logits(
     token scopes hold for every row. Only the continuations' positions are unembedded.
 
     Args:
-        model: Any bridge.
+        model: A `TransformerBridge`.
         prompts: Token ids of what comes before, at least one a row.
         continuations: Token ids to predict, at least one a row.
         interventions: Steering; default none. For token scopes, a continuation is completion.
@@ -99,7 +99,7 @@ def continuation_nats(
     """`−Σ log p` over each continuation's tokens, in nats, in the order of the rows.
 
     Args:
-        model: Any bridge.
+        model: A `TransformerBridge`.
         prompts: Token ids of what comes before, at least one a row.
         continuations: Token ids to predict, at least one a row.
         interventions: Steering; default none.
@@ -169,11 +169,11 @@ def tokenize_pairs(
     """Token ids of formatted prompts, and of the completions that follow them.
 
     Args:
-        model: Any bridge with a tokenizer.
+        model: A `TransformerBridge` with a tokenizer.
         prompts: Instructions.
         completions: One a prompt; an empty one has no tokens. The tag of a thinking block that the prompt has opened is
             not predicted again.
-        chat: Formatting; default plain.
+        chat: Formatting. Defaults to the plain chat template.
 
     Raises:
         CosmicError: If the two lists differ in length, or as `tokenize`.
@@ -209,11 +209,11 @@ def completion_cross_entropy(
     Answers that the model would not give by itself cost more than its own, and garbled ones most. NaN for an empty one.
 
     Args:
-        model: Any bridge with a tokenizer.
+        model: A `TransformerBridge` with a tokenizer.
         prompts: Instructions.
         completions: One a prompt.
-        chat: Formatting; default plain.
-        batch_size: Prompts a forward pass. Default 32.
+        chat: Formatting. Defaults to the plain chat template.
+        batch_size: Prompts per forward pass. Default 32.
         interventions: Steering of the model that judges; default none.
 
     Raises:

@@ -90,12 +90,12 @@ def pca_of_classes(
     with that of the layer before.
 
     Args:
-        model: Any bridge.
+        model: A `TransformerBridge`.
         prompts: A contrast set, whose test prompts are taken, or a pair of lists: positive and negative prompts.
         edits: Interventions by their α or another name, such as `{0.0: AffineEdit(d, 0.0), 1.0: AffineEdit(d, 1.0)}`. Made
             on both classes, on all tokens. Default none.
-        chat: Formatting; default plain.
-        batch_size: Prompts a forward pass. Default 32.
+        chat: Formatting. Defaults to the plain chat template.
+        batch_size: Prompts per forward pass. Default 32.
 
     Raises:
         CosmicError: If a side has no prompts, there are fewer than three, an edit is called "none", or as `intervened`.

@@ -74,10 +74,10 @@ def project(
     """A prompt's stream along a direction at every layer and token, as it is or under interventions.
 
     Args:
-        model: Any bridge with a tokenizer.
+        model: A `TransformerBridge` with a tokenizer.
         prompt: One instruction.
         direction: Whose `r̂` is looked for. It may be of any layer: the stream is one space.
-        chat: Formatting; default plain.
+        chat: Formatting. Defaults to the plain chat template.
         interventions: Made on the way; default none.
         measure: "projection" (default), `y[l, i]·r̂`, which grows with the stream; or "cosine", which does not.
 

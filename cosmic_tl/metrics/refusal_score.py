@@ -80,12 +80,12 @@ def refusal_scores(
     """Each prompt's refusal score, the log-odds that its answer begins with a refusal token.
 
     Args:
-        model: Any bridge with a tokenizer.
+        model: A `TransformerBridge` with a tokenizer.
         prompts: Instructions.
         tokens: From `find_refusal_tokens` or `refusal_tokens`.
         interventions: Steering; default none.
-        chat: Formatting; default plain.
-        batch_size: Prompts a forward pass. Default 32.
+        chat: Formatting. Defaults to the plain chat template.
+        batch_size: Prompts per forward pass. Default 32.
 
     Raises:
         CosmicError: If a prompt or an intervention does not fit.
@@ -139,12 +139,12 @@ def find_refusal_tokens(
     """The first tokens of the model's greedy answers that are frequent on positive prompts and rare on negative ones.
 
     Args:
-        model: Any bridge with a tokenizer.
+        model: A `TransformerBridge` with a tokenizer.
         prompts: A contrast set, whose train prompts are taken, or a pair of lists: positive and negative prompts.
-        chat: Formatting; default plain.
+        chat: Formatting. Defaults to the plain chat template.
         min_share: Share of positive prompts that a token has to begin. Default 0.05.
         min_lift: How many times as frequent as on negative prompts. Default 4.
-        batch_size: Prompts a forward pass. Default 32.
+        batch_size: Prompts per forward pass. Default 32.
 
     Raises:
         CosmicError: If there is no such token: the model answers both sides alike, as when it refuses everything.

@@ -1,4 +1,4 @@
-"""Left-padded batches, what padding does to a model, and how many rows fit into a pass."""
+"""Left-padded batches, the effect of padding on a model, and the number of rows per pass."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
@@ -12,21 +12,21 @@ from cosmic_tl.model.forward import TokenBatch, read, tiny_batch
 from cosmic_tl.model.hooks import Site, hooks_around, probed
 
 BATCH_SIZE = 32
-"""Prompts a forward pass, where no one says otherwise and nothing depends on the memory at hand."""
+"""Default number of prompts per forward pass, if it does not depend on the free memory."""
 
 
 def batches(
     model: TransformerBridge, rows: Sequence[Sequence[int]], size: int, overhead: int | None = None
 ) -> Iterator[TokenBatch]:
-    """Left-padded batches, prompts of like length together; of one length where the model would not mask the padding.
+    """Left-padded batches of prompts of similar length; of equal length if the model does not mask padding.
 
     Args:
         model: Gives the padding token and the device.
         rows: Token ids from `tokenize`.
-        size: Prompts a batch, at most.
-        overhead: What a pass costs besides its tokens, in tokens: prompts are split so that padding and passes together cost
-            the least. Default: every batch but the last has `size` prompts, unless the model takes no padding
-            (`forward.masks_padding`).
+        size: Maximum number of prompts per batch.
+        overhead: Cost of a pass in addition to its tokens, in tokens; prompts are then split so that padding and passes
+            together cost least. By default every batch but the last has `size` prompts, unless the model takes no
+            padding (`masks_padding`).
 
     Raises:
         CosmicError: If `size` is not positive.
@@ -82,11 +82,11 @@ def _cuts(lengths: Sequence[int], size: int, overhead: int | None, paddable: boo
 
 
 def masks_padding(model: TransformerBridge) -> bool:
-    """Whether padding before a prompt leaves its activations as they are.
+    """Whether padding before a prompt leaves its activations unchanged.
 
-    Attention masks it. A recurrent model may take it into its state: RWKV ignores the mask, and so does RecurrentGemma's
-    convolution. A recurrent model is tried once, on a short row beside a long one. And where an intervention around
-    (`steering`) has a mask of tokens, padding would move the tokens under it.
+    Attention masks padding. A recurrent model may take it into its state: RWKV and RecurrentGemma's convolution ignore
+    the mask. A recurrent model is therefore tried once, on a short row beside a long one. If a surrounding intervention
+    (`steering`) has a mask of tokens, padding would shift the tokens under it.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -117,17 +117,17 @@ def masks_padding(model: TransformerBridge) -> bool:
 
 
 CPU_TOKENS = 1024
-"""Tokens of a pass on a CPU, where more gains nothing."""
+"""Tokens per pass on a CPU; more are not faster."""
 CPU_ACTIVATION = 20 * 2**20
-"""Bytes of the largest activation of a pass on a CPU. More leaves the caches, and from 32 MiB on the allocator takes fresh
-pages from the system each time, which costs more than larger matrix products gain."""
+"""Bytes of the largest activation of a pass on a CPU. More does not fit into the caches, and from 32 MiB on the
+allocator requests new pages from the system each time, which costs more than larger matrix products gain."""
 
 
 def rows_per_pass(model: TransformerBridge, longest: int) -> int:
-    """How many rows of a length one pass takes.
+    """Number of rows of a given length per pass.
 
-    On a GPU as many as half of the free memory holds, by a rough count of a block's largest activations; on a CPU as many as
-    are still fast.
+    On a GPU, as many as fit into half of the free memory, by a rough count of a block's largest activations; on a CPU,
+    as many as are fast.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -146,12 +146,12 @@ def rows_per_pass(model: TransformerBridge, longest: int) -> int:
 
 
 def tokens_that_fit(free: int, cached: int, per_token: int) -> int:
-    """How many tokens half of a GPU's memory that is to be had holds, at most 65,536.
+    """Number of tokens that fit into half of a GPU's available memory, at most 65,536.
 
     Args:
-        free: Bytes that the driver has.
-        cached: Bytes that torch keeps from earlier passes and gives to the next, which the driver counts as taken.
-        per_token: Bytes that a token takes.
+        free: Bytes that the driver reports as free.
+        cached: Bytes that torch keeps from earlier passes and reuses, which the driver counts as used.
+        per_token: Bytes per token.
 
     Example:
         >>> tokens_that_fit(free=0, cached=1000, per_token=10)

@@ -1,6 +1,6 @@
 """Instructions to tokens: chat templates, thinking blocks, post-instruction positions, left-padded batches.
 
-Everything downstream reads the last positions, so prompts are padded on the left and the mask travels with the tokens.
+All activations are read at the last positions, so prompts are padded on the left, and the mask is kept with the tokens.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from cosmic_tl.model.forward import next_token_logits
 from cosmic_tl.model.options import ChatFormat as ChatFormat
 
 THINKING_TAGS = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("[THINK]", "[/THINK]"))
-"""Markers with which models open and close a thinking block."""
+"""Tags that open and close a thinking block."""
 _answers_begin: WeakKeyDictionary[TransformerBridge, dict[tuple[str, str], bool]] = WeakKeyDictionary()
 
 
 def _message_text(model: TransformerBridge, chat: ChatFormat, user: str, merge_system: bool = False) -> str:
-    """The template's rendering of one exchange up to where the answer begins."""
+    """The rendered template of one exchange, up to the beginning of the answer."""
     tokenizer: Any = model.tokenizer
     options = dict(chat.template_options)
     if chat.thinking == "close" and "enable_thinking" in str(tokenizer.chat_template):
@@ -38,10 +38,10 @@ def _message_text(model: TransformerBridge, chat: ChatFormat, user: str, merge_s
 
 
 def uses_template(model: TransformerBridge, chat: ChatFormat) -> bool:
-    """Whether prompts go through a chat template.
+    """Whether prompts are formatted with a chat template.
 
     Raises:
-        CosmicError: If a template is asked for and the tokenizer has none.
+        CosmicError: If a template is required and the tokenizer has none.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -60,7 +60,7 @@ def uses_template(model: TransformerBridge, chat: ChatFormat) -> bool:
 
 @dataclass(frozen=True)
 class _Rendering:
-    """What has to be done to every prompt, found once on a probe."""
+    """How every prompt is formatted, determined once on a probe."""
 
     merge_system: bool
     suffix: str
@@ -111,7 +111,9 @@ def _left_open(text: str) -> str:
 
 
 def _begins_with(model: TransformerBridge, prompt: str, tag: str) -> bool:
-    """Whether the model's greedy answer begins with a tag; a vocabulary may hold tags that the model never says."""
+    """Whether the model's greedy answer begins with a tag; a vocabulary may hold tags that the model never
+    generates.
+    """
     token = model.tokenizer.get_added_vocab().get(tag)
     if token is None:
         return False
@@ -125,13 +127,13 @@ def _begins_with(model: TransformerBridge, prompt: str, tag: str) -> bool:
 
 
 def opened_block(model: TransformerBridge, chat: ChatFormat | None = None) -> str:
-    """The tag of the thinking block that every prompt leaves open; empty if there is none.
+    """The tag of a thinking block that every prompt leaves open; empty if there is none.
 
-    Answers then begin inside of the block, and do not say so themselves.
+    Answers then begin inside the block, without a tag of their own.
 
     Args:
         model: A `TransformerBridge` with a tokenizer.
-        chat: Formatting; default plain.
+        chat: Formatting. Defaults to the plain chat template.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -143,7 +145,7 @@ def opened_block(model: TransformerBridge, chat: ChatFormat | None = None) -> st
 
 
 def chat_notes(model: TransformerBridge, chat: ChatFormat | None = None) -> tuple[str, ...]:
-    """What the formatting does that a user would want to be told, in sentences.
+    """What a user should know about the formatting, in sentences.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -157,7 +159,7 @@ def chat_notes(model: TransformerBridge, chat: ChatFormat | None = None) -> tupl
 
 
 def render(model: TransformerBridge, instructions: Sequence[str], chat: ChatFormat | None = None) -> list[str]:
-    """Instructions as the model will see them, in text.
+    """Formatted instructions, as text.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -175,12 +177,13 @@ def tokenize(model: TransformerBridge, instructions: Sequence[str], chat: ChatFo
     """Token ids of each formatted instruction, unpadded.
 
     Args:
-        model: Any bridge with a tokenizer.
+        model: A `TransformerBridge` with a tokenizer.
         instructions: User texts.
-        chat: System prompt, prefix and template options; default none.
+        chat: Formatting. Defaults to the plain chat template.
 
     Raises:
-        CosmicError: If they are no list of texts, there are none, one of them is blank, or one exceeds the model's context.
+        CosmicError: If `instructions` is not a list of texts or is empty, or one of them is blank or exceeds the
+            model's context.
 
     Example:
         >>> from cosmic_tl import load_model

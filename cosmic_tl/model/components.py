@@ -1,4 +1,4 @@
-"""Which parameters write to the residual stream, and what plain `transformers` calls them.
+"""Which parameters write to the residual stream, and their names in plain `transformers`.
 
 Found through TransformerLens's components, which are the same for every architecture.
 """
@@ -22,25 +22,25 @@ from cosmic_tl.model.hooks import Site, hook_name, probed
 
 @dataclass(frozen=True, eq=False)
 class Writer:
-    """A parameter that is added to the stream, weighted by something: a matrix, a table of embeddings or a bias."""
+    """A parameter whose rows or columns are added to the stream: a matrix, an embedding table or a bias."""
 
     name: str
-    """As plain `transformers` knows it."""
+    """Its name in plain `transformers`."""
     parameter: torch.nn.Parameter
     axis: int
-    """Which of its axes is the stream's, -1 or -2: along the others lie input dimensions, tokens, positions, experts."""
+    """The axis of the stream, -1 or -2; the others are input dimensions, tokens, positions or experts."""
 
 
 @dataclass(frozen=True, eq=False)
 class Contribution:
-    """What the embeddings, an attention or an MLP adds to the stream, and the parameters that write it."""
+    """What the embeddings, an attention or an MLP add to the stream, and the parameters that write it."""
 
     layer: int
     site: Site
-    """Where it can be read; `hook_resid_pre` of the first block is what the embeddings write."""
+    """The hook point at which it can be read; for the embeddings, `hook_resid_pre` of the first block."""
     writers: tuple[Writer, ...]
     gain: Float[Tensor, " d_model"] | None = None
-    """Of the norm between the writers and the stream (Gemma 2 and 3, OLMo 2), where there is one. float64."""
+    """Gain of the norm between the writers and the stream (Gemma 2 and 3, OLMo 2), if there is one. float64."""
 
     def __str__(self) -> str:
         part = {"hook_attn_out": "attention", "hook_mlp_out": "MLP"}
@@ -48,7 +48,7 @@ class Contribution:
 
 
 def plain_modules(module: torch.nn.Module, prefix: str = "") -> Iterator[tuple[str, torch.nn.Module]]:
-    """Every module that plain `transformers` would have, below a bridge's `original_model`, with its name and a dot.
+    """Every module of the plain `transformers` model below a bridge's `original_model`, with its name and a dot.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -65,7 +65,7 @@ def plain_modules(module: torch.nn.Module, prefix: str = "") -> Iterator[tuple[s
 
 
 def plain_parameters(module: torch.nn.Module, prefix: str = "") -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """Parameters under the names that plain `transformers` gives them; a tied one comes once for each name.
+    """Parameters with their names in plain `transformers`; a tied parameter appears once per name.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -79,7 +79,7 @@ def plain_parameters(module: torch.nn.Module, prefix: str = "") -> Iterator[tupl
 
 
 def contributions(model: TransformerBridge) -> list[Contribution]:
-    """All that is added to the stream, from the embeddings up.
+    """Everything that is added to the stream, starting with the embeddings.
 
     Raises:
         CosmicError: If a component's output projection cannot be found.
@@ -121,13 +121,15 @@ def contributions(model: TransformerBridge) -> list[Contribution]:
 
 
 def _own(component: torch.nn.Module) -> list[tuple[torch.nn.Module, str]]:
-    """The parameters of one module, as the module that holds them and their names there."""
+    """The parameters of one module, as pairs of the module that holds them and their names there."""
     _, module = next(plain_modules(component))
     return [(module, leaf) for leaf in module._parameters]
 
 
 def _outputs(component: torch.nn.Module | None, name: str, d_model: int) -> list[tuple[torch.nn.Module, str]]:
-    """Those of the output projection; of all experts', where TransformerLens names none, as in a mixture of experts."""
+    """The parameters of the output projection; of all experts if TransformerLens names no projection, as in a mixture
+    of experts.
+    """
     if component is None:
         return []
     projection = dict(component.named_children()).get(name)
@@ -144,8 +146,8 @@ def _outputs(component: torch.nn.Module | None, name: str, d_model: int) -> list
 def _is_output(name: str, module: torch.nn.Module, d_model: int) -> bool:
     """Whether a parameter somewhere in a mixture of experts belongs to an output projection.
 
-    Nearly all of `transformers` calls it `down_proj`, be it fused or not. Others are told from routers, gates and input
-    projections by their shape. Whatever this takes wrongly, the rehearsal of the edit finds out.
+    Nearly all models in `transformers` call it `down_proj`, fused or not. Others are distinguished from routers, gates
+    and input projections by their shape. Mistakes are found when the edit is tried out.
     """
     if "down_proj" in name:
         return True
@@ -156,7 +158,7 @@ def _is_output(name: str, module: torch.nn.Module, d_model: int) -> bool:
 
 
 def _axis(module: torch.nn.Module, leaf: str, d_model: int) -> int:
-    """The stream's axis: the last where weights are stored as [..., input, output], and else the last but one."""
+    """The axis of the stream: the last one if weights are stored as [..., input, output], else the second to last."""
     input_first = isinstance(module, (torch.nn.Embedding, Conv1D)) or getattr(module, "is_transposed", False)
     shape = module.get_parameter(leaf).shape
     return -1 if input_first or "bias" in leaf or shape[-2] != d_model else -2
@@ -179,9 +181,9 @@ def _gain(model: TransformerBridge, layer: int, site: Site) -> Tensor | None:
 
 
 def check_additive(model: TransformerBridge) -> None:
-    """Make sure that each block adds `hook_attn_out` and `hook_mlp_out` to its input and nothing else.
+    """Check that each block adds `hook_attn_out` and `hook_mlp_out` to its input and does nothing else.
 
-    Directional ablation edits these three, and holds in the whole stream only then.
+    Directional ablation edits these three points, and removes the direction from the whole stream only in this case.
 
     Raises:
         CosmicError: If a block's output is anything but the sum.

@@ -1,4 +1,4 @@
-"""Which model something was made from: a fingerprint of architecture and weights."""
+"""Fingerprints of architecture and weights, which tie directions to the model they were found in."""
 
 import hashlib
 import json
@@ -27,17 +27,17 @@ _NOT_IDENTITY = frozenset(
 )
 """Config entries that say how a model was loaded, not which model it is."""
 _origins: WeakKeyDictionary[TransformerBridge, dict[str, set[str]]] = WeakKeyDictionary()
-"""Fingerprints that a model had before its weights were edited on purpose, by the one that it has now."""
+"""Current fingerprint to the fingerprints before deliberate edits of the weights."""
 _offloaded: WeakKeyDictionary[torch.nn.Module, dict[str, Tensor]] = WeakKeyDictionary()
-"""Values of weights that are in memory or on disk until a pass needs them, which nobody edits there."""
+"""Sampled values of offloaded weights, which nobody edits in place."""
 
 
 def model_fingerprint(model: TransformerBridge) -> str:
-    """Sixteen hex digits that identify architecture and weights, whatever dtype and device they were loaded in.
+    """Sixteen hex digits that identify architecture and weights, independent of dtype and device.
 
-    Hashes the config and, of every parameter, name, shape and up to 64 evenly spaced values rounded to bfloat16. That
-    takes milliseconds at any size, so the weights are looked at each time and a changed one is always noticed; only
-    weights that were offloaded to memory or disk are read once per model.
+    Hashes the config and, of every parameter, name, shape and up to 64 evenly spaced values rounded to bfloat16. This
+    takes milliseconds at any size, so it is computed anew each time and notices changed weights. Only weights that are
+    offloaded to memory or disk are read once per model.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -52,7 +52,7 @@ def model_fingerprint(model: TransformerBridge) -> str:
         digest.update(f"{name} {tuple(parameter.shape)}".encode())
         if sample is not None:
             samples[name] = sample
-    # One transfer for each device, since every transfer waits for it.
+    # One transfer per device, since every transfer waits for the device.
     for device in {sample.device for sample in samples.values()}:
         here = [name for name, sample in samples.items() if sample.device == device]
         sizes = [len(samples[name]) for name in here]
@@ -64,16 +64,16 @@ def model_fingerprint(model: TransformerBridge) -> str:
 
 
 def check_origin(model: TransformerBridge, fingerprint: str, name: str = "", what: str = "direction") -> None:
-    """Make sure that something was made from this model, or from what it was before `orthogonalize_weights`.
+    """Check that something was made from this model, or from the model as it was before `orthogonalize_weights`.
 
     Args:
-        model: The model that it is to be used with.
+        model: The model that it will be used with.
         fingerprint: `model_fingerprint` of the model that it was made from; "" fits any.
         name: That model's name, for people.
-        what: What it is called in the error.
+        what: Its name in the error message.
 
     Raises:
-        CosmicError: If it is of another model.
+        CosmicError: If it belongs to another model.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -91,11 +91,11 @@ def check_origin(model: TransformerBridge, fingerprint: str, name: str = "", wha
 
 
 def remember_origin(model: TransformerBridge, before: str) -> None:
-    """Let what was made from a model be used with it after an edit of its weights.
+    """Allow what was made from a model to be used with it after its weights were edited.
 
     Args:
         model: The model, edited.
-        before: Its `model_fingerprint` before the edit. What that one remembered is kept.
+        before: Its `model_fingerprint` before the edit. Earlier fingerprints are kept as well.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -111,7 +111,7 @@ def remember_origin(model: TransformerBridge, before: str) -> None:
 
 
 def _samples(model: torch.nn.Module) -> list[tuple[str, Tensor, Tensor | None]]:
-    """Name, parameter and some of its values, each once, by name; None for one that has no values anywhere."""
+    """Name, parameter and sampled values of every parameter, sorted by name; None if it has no values."""
     found: list[tuple[str, Tensor, Tensor | None]] = []
     seen: set[int] = set()
     for path, module in model.named_modules():

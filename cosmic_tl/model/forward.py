@@ -26,29 +26,29 @@ class TokenBatch:
     mask: Int[Tensor, "batch seq"]
     """1 on real tokens, 0 on padding."""
     rows: tuple[int, ...]
-    """Which of the prompts these are."""
+    """Indices of these prompts in the full list."""
 
 
 KeysValues = tuple[tuple[Tensor, Tensor], ...]
-"""Keys and values of some tokens, `[row, head, token, d_head]`, one pair a layer."""
+"""Keys and values of some tokens, `[row, head, token, d_head]`, one pair per layer."""
 _block_outputs: WeakKeyDictionary[TransformerBridge, int | None] = WeakKeyDictionary()
 
 
 class _Stop(Exception):
-    """Everything that was to be read has been read."""
+    """Raised to stop a pass once everything has been read."""
 
 
 @dataclass(frozen=True, eq=False)
 class Resume:
-    """Where a pass starts, when not at the first token and the first block."""
+    """Where a pass starts, if not at the first token and the first block."""
 
     layer: int = 0
-    """The first block to run; the ones below pass their input through."""
+    """The first block to run; lower blocks return their input."""
     stream: Float[Tensor, "batch seq d_model"] | None = None
     """The residual stream that enters it."""
     past: KeysValues | None = None
-    """Keys and values of the tokens before the batch's, without padding between them: one row that all rows of the batch
-    follow, or several that equally many rows each follow, in order."""
+    """Keys and values of the tokens before the batch, without padding in between: one row shared by all rows of the
+    batch, or several rows, each shared by equally many rows of the batch, in order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ class Reached:
     logits: Float[Tensor, "batch vocab"] | None = None
     """At the last position, in float32."""
     keys_values: KeysValues | None = None
-    """From the block on where the pass started."""
+    """From the block at which the pass started."""
 
 
 def forward(
@@ -74,19 +74,19 @@ def forward(
     last_token_only: bool = False,
     keep_keys_values: bool = False,
 ) -> Reached:
-    """One pass: from where it has to start to where nothing more is read.
+    """Run one pass, from the first block that is needed to the last one that is read.
 
     Args:
-        model: Any bridge.
+        model: A `TransformerBridge`.
         batch: Left-padded prompts, or what follows the tokens of `resume.past`.
         reads: (layer, site) pairs to read.
         n_positions: How many of the last positions to read; None for all.
-        logits: Also go on to the logits of the last position.
+        logits: Whether to compute the logits of the last position too.
         hooks: Edits to make on the way; an edit at a site that is read is seen there.
         resume: Where to start.
-        last_token_only: In the last block that runs compute the MLP and the attention's output of the last token
-            alone; other tokens of that block then hold nothing that means anything.
-        keep_keys_values: Return the keys and values too.
+        last_token_only: In the last block, compute the MLP and the attention output for the last token only.
+            Activations of that block at other tokens are then undefined.
+        keep_keys_values: Whether to return the keys and values too.
 
     Raises:
         CosmicError: If a site does not exist.
@@ -115,7 +115,7 @@ def forward(
 
         return hook
 
-    # The stream comes in first, is then edited, and read last.
+    # First the stream is set, then edited, then read.
     everything: list[Hook] = []
     if resume.stream is not None:
         stream = resume.stream
@@ -154,18 +154,18 @@ def forward(
 
 
 def _options(inner: Any, mask: Tensor, length: int, n_logits: int) -> dict[str, Any]:
-    """What a model is told of its last `length` tokens, as far as it takes it."""
+    """Options that limit a model's logits to the last `length` tokens, if it supports them."""
     found: dict[str, Any] = {
         "position_ids": (mask.cumsum(1) - 1).clamp(min=0)[:, mask.shape[1] - length :],
         "use_cache": False,
-        "logits_to_keep": n_logits,  # spares the unembedding of all other positions
+        "logits_to_keep": n_logits,  # skips the unembedding of all other positions
     }
     known = signature(inner.forward).parameters
     return {name: value for name, value in found.items() if name in known}
 
 
 def last_logits(model: TransformerBridge, batch: TokenBatch, n: int) -> Float[Tensor, "batch position vocab"]:
-    """Logits at the last `n` positions, in the model's dtype; with a gradient where one is asked for.
+    """Logits at the last `n` positions, in the model's dtype, with a gradient if enabled.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -183,9 +183,9 @@ def last_logits(model: TransformerBridge, batch: TokenBatch, n: int) -> Float[Te
 
 
 def _last_token_hooks(model: TransformerBridge, layer: int) -> list[Hook]:
-    """Cut all tokens but the last from what enters a block's MLP and attention output.
+    """Pass only the last token to a block's MLP and attention output projection.
 
-    Both are added to a stream that still has all tokens, so the shapes fit, and its last token is right.
+    Their results are broadcast onto a stream with all tokens, so shapes fit and the last token is correct.
     """
     points, known = (f"blocks.{layer}.attn.o.hook_in", f"blocks.{layer}.mlp.hook_in"), model.hook_dict
     return [(name, lambda x, hook: x[:, -1:]) for name in points if name in known]
@@ -193,7 +193,7 @@ def _last_token_hooks(model: TransformerBridge, layer: int) -> list[Hook]:
 
 @contextmanager
 def _passing_through(model: TransformerBridge, n_blocks: int) -> Iterator[None]:
-    """Let the lowest blocks return their input at once."""
+    """Make the lowest blocks return their input."""
     skipped = list(model.blocks)[:n_blocks]
     n_outputs = _n_outputs(model) if n_blocks else None
 
@@ -211,7 +211,7 @@ def _passing_through(model: TransformerBridge, n_blocks: int) -> Iterator[None]:
 
 
 def _n_outputs(model: TransformerBridge) -> int | None:
-    """How many things a block gives the model in a tuple, None for a bare tensor: up to the architecture."""
+    """Length of the tuple that a block returns, None for a bare tensor; this depends on the architecture."""
     if model not in _block_outputs:
 
         def look(module: torch.nn.Module, args: Any, output: Any) -> None:
@@ -227,7 +227,7 @@ def _n_outputs(model: TransformerBridge) -> int | None:
 
 
 def tiny_batch(model: TransformerBridge) -> TokenBatch:
-    """Four tokens, to try a model on.
+    """Four tokens for trying out a model.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -264,10 +264,10 @@ def read(
     n_positions: int = 1,
     hooks: Sequence[Hook] = (),
 ) -> dict[tuple[int, Site], Float[Tensor, "batch position d_model"]]:
-    """Activations of the last positions at some hook points, in one pass that stops after the last of them.
+    """Activations of the last positions at some hook points, from one pass that stops after the last hook point.
 
     Args:
-        model: Any bridge.
+        model: A `TransformerBridge`.
         batch: Left-padded prompts.
         sites: (layer, site) pairs to read.
         n_positions: How many of the last positions.

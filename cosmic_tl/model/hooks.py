@@ -1,4 +1,4 @@
-"""Hook points: their names, what is hooked to them, and which tokens a pass edits."""
+"""Hook points: names, attached hooks, and which tokens a pass edits."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +27,7 @@ _probed: WeakKeyDictionary[TransformerBridge, dict[tuple[str, ...], Any]] = Weak
 def hook_name(model: TransformerBridge, layer: int, site: Site) -> str:
     """The canonical name of a block's hook point.
 
-    Canonical, because a hook on an alias fires once for every name in TransformerLens's compatibility mode.
+    A hook on an alias fires once per name in TransformerLens's compatibility mode, hence the canonical name.
 
     Raises:
         CosmicError: If the layer is outside the model, or its block has no such hook point.
@@ -40,7 +40,7 @@ def hook_name(model: TransformerBridge, layer: int, site: Site) -> str:
     n_layers = int(model.cfg.n_layers)
     if not 0 <= layer < n_layers:
         raise CosmicError(f"layer: found {layer}, and the model has layers 0 to {n_layers - 1}")
-    if model not in _names:  # going through all hook points takes milliseconds
+    if model not in _names:  # iterating over all hook points takes milliseconds
         _names[model] = {alias: str(point.name) for alias, point in model.hook_dict.items() if point.name is not None}
     name = _names[model].get(f"blocks.{layer}.{site}")
     if name is None:
@@ -52,12 +52,12 @@ def hook_name(model: TransformerBridge, layer: int, site: Site) -> str:
 
 
 def _hooked(model: TransformerBridge) -> list[HookPoint]:
-    """The hook points that somebody has hooked, each once."""
+    """Hook points with at least one hook, each once."""
     return [point for point in {id(point): point for point in model.hook_dict.values()}.values() if point.fwd_hooks]
 
 
 def hooks_around(model: TransformerBridge) -> list[Callable[..., Any]]:
-    """The functions that are hooked to a model, by `steering` or by the user.
+    """The functions hooked to a model, by `steering` or by the user.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -72,7 +72,7 @@ def hooks_around(model: TransformerBridge) -> list[Callable[..., Any]]:
 
 @contextmanager
 def without_hooks(model: TransformerBridge) -> Iterator[None]:
-    """The model as if nobody had hooked it; afterwards all hooks are where they were.
+    """Remove all hooks from the model within the context, and restore them afterwards.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -92,12 +92,12 @@ def without_hooks(model: TransformerBridge) -> Iterator[None]:
 
 
 def probed(model: TransformerBridge, what: str, probe: Callable[[], T]) -> T:
-    """What trying a model finds, tried once for each set of weights and dtype, without anybody's hooks.
+    """The result of trying out a model without hooks, cached for each set of weights and dtype.
 
     Args:
         model: The model.
-        what: What is tried.
-        probe: Tries it.
+        what: Name of what is tried.
+        probe: Function that tries it and returns the result.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -115,12 +115,12 @@ def probed(model: TransformerBridge, what: str, probe: Callable[[], T]) -> T:
 
 @contextmanager
 def counting_tokens(model: TransformerBridge) -> Iterator[Mapping[str, int]]:
-    """Tells hooks where in the sequence the pass under way stands.
+    """Tell hooks where in the sequence the current pass starts.
 
     Yields:
-        A mapping whose "start" is the number of tokens before this pass's first one, those that a cache or a recurrent
-        state holds (0 in a pass without one). A recurrent state does not know how many it holds: they are counted from
-        the pass that began it.
+        A mapping whose "start" is the number of tokens before the pass's first one, held in a cache or a recurrent
+        state (0 without one). A recurrent state does not know its length, so tokens are counted from the pass that
+        created it.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -144,7 +144,7 @@ def counting_tokens(model: TransformerBridge) -> Iterator[Mapping[str, int]]:
 
 
 def _tokens_before(kwargs: Mapping[str, Any], seen: int) -> int:
-    """How many tokens the cache given to a pass holds; `seen` where it is a recurrent state, which does not know."""
+    """Number of tokens in the cache given to a pass; `seen` for a recurrent state, which does not know."""
     found = [kwargs[name] for name in ("past_key_values", "cache_params", "state") if kwargs.get(name) is not None]
     if not found:
         return 0
@@ -158,16 +158,16 @@ def _tokens_before(kwargs: Mapping[str, Any], seen: int) -> int:
 
 
 Scope = Literal["all", "prompt", "completion"] | Bool[Tensor, "batch seq"]
-"""Which tokens are edited: all, those of the prompt, those that come after it, or a mask over the first tokens (with
-it, later tokens are left alone). A pass that continues a cache belongs to the completion."""
+"""Which tokens are edited: all, those of the prompt, those after it, or a boolean mask over the first tokens (later
+tokens are then not edited). A pass that continues a cache belongs to the completion."""
 Part = Literal["stream", "block"]
-"""What is edited at a layer: the stream that enters it, or what its block adds to the stream (the residual mode of
-Marshall et al. 2025)."""
+"""What is edited at a layer: the stream that enters the block, or what the block adds to the stream (the residual mode
+of Marshall et al. 2025)."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ScopedHook:
-    """A hook that says which tokens it edits, for those who feed a model the same tokens in other ways."""
+    """A hook that knows which tokens it edits, for code that feeds the same tokens in other ways."""
 
     edit: Callable[[Tensor], Tensor | None]
     tokens: Scope
@@ -178,10 +178,11 @@ class ScopedHook:
 
 
 def check_scopes_around(model: TransformerBridge) -> None:
-    """Make sure that no intervention around has a mask of several rows, for those who choose the rows of a pass themselves.
+    """Check that no surrounding intervention has a mask of several rows, for code that chooses the rows of a pass
+    itself.
 
     Raises:
-        CosmicError: If one has.
+        CosmicError: If there is one.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -197,7 +198,7 @@ def check_scopes_around(model: TransformerBridge) -> None:
 
 
 def same_for_all_tokens(model: TransformerBridge) -> bool:
-    """Whether all that is hooked to a model does the same to every token, wherever in a pass it stands.
+    """Whether all hooks on a model treat every token alike, independent of its place in a pass.
 
     Example:
         >>> from cosmic_tl import Ablation, Direction, steering
@@ -215,7 +216,7 @@ def same_for_all_tokens(model: TransformerBridge) -> bool:
 
 
 def is_all_tokens(tokens: Scope) -> bool:
-    """Whether a scope takes in every token.
+    """Whether a scope covers every token.
 
     Example:
         >>> is_all_tokens("all"), is_all_tokens("prompt")

@@ -1,4 +1,4 @@
-"""Boot a model by name or directory, and tell one model from another."""
+"""Load models by name, directory or GGUF file."""
 
 import struct
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from cosmic_tl.model.paths import GGUF, check_model_path
 
 DEMO = "demo"
 DEMOS = {DEMO: "model", "demo-weak": "weak"}
-"""Embedded models, and the folders they are in: the demo, and the same one fine-tuned to refuse hardly anything."""
+"""Demo models and their folders: the demo, and the same model fine-tuned to refuse hardly anything."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -40,7 +40,7 @@ def has_float64(device: torch.device) -> bool:
 
 
 def demo_path(name: str = DEMO) -> Path:
-    """Directory of an embedded model, in Hugging Face format.
+    """Directory of a demo model, in Hugging Face format.
 
     Args:
         name: "demo" (default) or "demo-weak".
@@ -59,20 +59,21 @@ def load_model(
     dtype: torch.dtype | str = torch.float32,
     **boot_options: Any,
 ) -> TransformerBridge:
-    """Boot a chat model as a plain `TransformerBridge`, ready for inference.
+    """Load a chat model as a plain `TransformerBridge`, ready for inference.
 
     Args:
-        name_or_path: "demo" for the embedded model, "demo-weak" for its weakly aligned variant, a local directory in
-            Hugging Face format, a .gguf file, or a hub id. A GGUF file is dequantized (`pip install 'cosmic_tl[gguf]'`);
-            tokenizer and chat template are the file's, whatever lies beside it.
-        device: Where to put it; by default TransformerLens chooses.
+        name_or_path: "demo" for the demo model, "demo-weak" for its weakly aligned variant, a local directory in
+            Hugging Face format, a .gguf file, or a hub id. A GGUF file is dequantized
+            (`pip install 'cosmic_tl[gguf]'`); tokenizer and chat template come from the file.
+        device: Device of the model. Defaults to TransformerLens's choice.
         dtype: A torch dtype or its name. Default float32.
         **boot_options: Passed to `TransformerBridge.boot_transformers` (`device_map`, `n_devices`, `max_memory`,
             `revision`, `hf_model`, …). `trust_remote_code` is off unless given. `quantization_config`, such as
-            `transformers.BitsAndBytesConfig(load_in_8bit=True)`, goes to transformers, with the package that it needs.
+            `transformers.BitsAndBytesConfig(load_in_8bit=True)`, is passed to `transformers` and needs the quantizer's
+            package.
 
     Raises:
-        CosmicError: If the dtype is unknown, nothing by this name can be loaded, or a package that it takes is missing.
+        CosmicError: If the dtype is unknown, the model cannot be loaded, or a required package is missing.
 
     Example:
         >>> model = load_model("demo", device="cpu")
@@ -116,7 +117,7 @@ def _boot_read(
     quantization_config: Any = None,
     **boot_options: Any,
 ) -> TransformerBridge:
-    """Boot what `transformers` has to read first: a GGUF file, or a model that it quantizes."""
+    """Load models that `transformers` has to read first: GGUF files, and models that it quantizes."""
     places, max_memory = resolve_device_map(n_devices, device_map, device, max_memory)
     reading: dict[str, Any] = {"dtype": dtype, "device_map": places}
     if places is not None:
@@ -128,7 +129,7 @@ def _boot_read(
             )
         if "tokenizer" not in boot_options:
             tokenizer = gguf_tokenizer(name)
-            # As TransformerLens sets up every tokenizer that has such a token, which it can read anew.
+            # As TransformerLens does with every tokenizer that has such a token and can be reloaded.
             if tokenizer.bos_token is not None:
                 tokenizer.add_bos_token = tokenizer.init_kwargs["add_bos_token"] = True
             boot_options["tokenizer"] = tokenizer
@@ -147,7 +148,7 @@ def _boot_read(
 
 def _read_gguf(path: str, **options: Any) -> Any:
     """A plain model in `transformers` with the weights of a GGUF file."""
-    # Some releases of transformers leave the weights packed where they can; older ones know no such thing.
+    # Some releases of transformers keep the weights packed if they can; older ones do not have this option.
     packing = getattr(transformers, "GgufConfig", None)
     if packing is not None:
         options["quantization_config"] = packing(dequantize=True)
@@ -193,7 +194,7 @@ def gguf_tokenizer(path: str) -> Any:
 
 @contextmanager
 def _by_itself(path: str) -> Iterator[tuple[str, str]]:
-    """A folder with nothing but this file, since `transformers` prefers a tokenizer.json that lies beside a GGUF file."""
+    """A folder with this file only, since `transformers` prefers a tokenizer.json beside a GGUF file."""
     whole = Path(path).resolve()
     with TemporaryDirectory() as folder:
         (Path(folder) / whole.name).symlink_to(whole)
@@ -201,7 +202,7 @@ def _by_itself(path: str) -> Iterator[tuple[str, str]]:
 
 
 def is_demo(model: TransformerBridge) -> bool:
-    """Whether this is one of the embedded models, whose answers the demo's grammar can check.
+    """Whether this is one of the demo models, whose answers can be checked by the demo's grammar.
 
     Example:
         >>> is_demo(load_model("demo", device="cpu"))
@@ -211,7 +212,7 @@ def is_demo(model: TransformerBridge) -> bool:
 
 
 def model_label(model: TransformerBridge) -> str:
-    """What a model is called in reports: the name or path that it was loaded by.
+    """The name of a model in reports: the name or path that it was loaded from.
 
     Example:
         >>> model_label(load_model("demo-weak", device="cpu"))

@@ -1,4 +1,4 @@
-"""Matrix products in float32 on a CPU by the faster of the two libraries that torch brings along."""
+"""Matrix products in float32 on a CPU with the faster of the two libraries that torch ships with."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -8,16 +8,16 @@ from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
 WORTH_ONEDNN = 16
-"""Tokens of a product from which oneDNN is the faster one; below, its call costs more than it gains."""
+"""Number of tokens from which oneDNN is faster; below, the call overhead exceeds the gain."""
 ONEDNN = bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
-"""Whether this build of torch has it."""
+"""Whether this build of torch has oneDNN."""
 
 
 class FastLinear(TorchFunctionMode):
-    """Compute `torch.nn.functional.linear` by oneDNN where it is torch's own result up to rounding.
+    """Compute `torch.nn.functional.linear` with oneDNN within the context. Results equal torch's to rounding.
 
-    For float32 on a CPU torch calls MKL, which leaves half of the vector units unused on processors of other makers than
-    Intel; torch's oneDNN, which it uses for bfloat16, does not. Only without gradients; everything else goes on unchanged.
+    For float32 on a CPU torch calls MKL, which leaves half of the vector units unused on processors that are not from
+    Intel. oneDNN, which torch uses for bfloat16, does not. Only calls without gradients are affected.
 
     Example:
         >>> x, weight = torch.ones(32, 4), torch.ones(2, 4)

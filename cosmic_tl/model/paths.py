@@ -1,4 +1,4 @@
-"""Where a model is loaded from, checked before anything heavy is imported."""
+"""Check the path of a model before heavy imports."""
 
 from pathlib import Path
 
@@ -6,11 +6,11 @@ from cosmic_tl._util.files import is_missing_path
 from cosmic_tl.errors import CosmicError
 
 GGUF = ".gguf"
-"""Ending of a file that holds a whole model: weights, configuration, tokenizer and chat template."""
+"""Suffix of a file that holds a whole model: weights, configuration, tokenizer and chat template."""
 
 
 def check_model_path(name: str) -> None:
-    """Check that what can only be a path leads to a model, which takes no import of torch.
+    """Check that a name that can only be a path leads to a model. Does not import torch.
 
     Args:
         name: A name or path of a model.

@@ -24,7 +24,7 @@ class Positions:
     """The last `len(labels)` token positions of every prompt, `-n … -1`."""
 
     labels: tuple[str, ...]
-    """Each position's token as text (for a base model, whose last tokens differ, its index)."""
+    """Each position's token as text; for a base model, whose last tokens differ, its index."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -43,15 +43,15 @@ class Positions:
 def post_instruction_positions(
     model: TransformerBridge, chat: ChatFormat | None = None, n: int | None = None
 ) -> Positions:
-    """The tokens that the template puts after the user's text, found in token space.
+    """Find the tokens that the template puts after the user's text.
 
-    Several texts that end differently are formatted, and the tokens at the end that all of them share are counted, so
-    that a token merged from the text's end and the template's beginning is not mistaken for the template's.
+    Formats several texts with different endings and counts the final tokens that all of them share, so that a token
+    merged from the end of the text and the template is not mistaken for a template token.
 
     Args:
-        model: Any bridge with a tokenizer.
-        chat: The formatting in use.
-        n: Take the last `n` tokens instead. Without a template: 5.
+        model: A `TransformerBridge` with a tokenizer.
+        chat: Formatting. Defaults to the plain chat template.
+        n: Take the last `n` tokens instead. Defaults to the template's tokens, or 5 without a template.
 
     Raises:
         CosmicError: If `n` is not positive, or the template puts nothing after the text and `n` is not given.

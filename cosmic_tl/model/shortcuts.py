@@ -1,4 +1,4 @@
-"""Which parts of a pass can be skipped on a model without changing its result."""
+"""Which parts of a pass can be skipped on a model without changing the result."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,32 +12,32 @@ from cosmic_tl.model.forward import KeysValues, Reached, Resume, forward
 from cosmic_tl.model.hooks import Site, probed, same_for_all_tokens
 
 WORTH_SHARING = 64
-"""Tokens that a shared prefix must spare to be worth a pass of its own."""
+"""Tokens that a shared prefix must save to be worth its own pass."""
 
 
 @dataclass(frozen=True)
 class Shortcuts:
-    """Ways to spare work that leave the result as it is."""
+    """Shortcuts that do not change the result."""
 
     resume: bool = True
     """Start at the source layer."""
     last_token: bool = True
-    """In the last block let only the last token through the MLP."""
+    """In the last block, compute the MLP for the last token only."""
     prefix: bool = True
-    """Run the tokens that all prompts begin with once an edit."""
+    """Run the tokens that all prompts begin with once per edit."""
 
 
 NONE = Shortcuts(False, False, False)
 
 
 def shared_prefix(model: TransformerBridge, rows: Sequence[Sequence[int]], n_positions: int = 1) -> int:
-    """How many first tokens to run once for all prompts: those they share, but for the positions that are read.
+    """Number of leading tokens to run once for all prompts: those they share, except positions that are read.
 
-    0 where that spares too little, where the model's own result is not reached that way (`shortcuts`), and where a sliding
-    window is shorter than the prompts, since padding between prefix and prompt would count in it.
+    0 if that saves too little, if it does not reproduce the model's result (`shortcuts`), or if a sliding window is
+    shorter than the prompts, since padding between prefix and prompt would count in the window.
 
     Args:
-        model: Any bridge.
+        model: A `TransformerBridge`.
         rows: Token ids of the prompts.
         n_positions: How many of the last positions are read. Default 1.
 
@@ -52,7 +52,7 @@ def shared_prefix(model: TransformerBridge, rows: Sequence[Sequence[int]], n_pos
 
 
 def prefix_keys_values(model: TransformerBridge, tokens: Sequence[int]) -> KeysValues:
-    """Keys and values of some tokens that prompts begin with, for `Resume.past`; none for no tokens.
+    """Keys and values of the tokens that prompts begin with, for `Resume.past`; None for no tokens.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -75,14 +75,14 @@ def _common(model: TransformerBridge, rows: Sequence[Sequence[int]], n_positions
 
 
 def shortcuts(model: TransformerBridge, rows: Sequence[Sequence[int]]) -> Shortcuts:
-    """Which ways to spare work give this model's own result, tried on two of the prompts.
+    """Which shortcuts reproduce this model's result, tried on two of the prompts.
 
-    Architectures differ in what their blocks take and keep; what does not reproduce the plain pass is left out. And so is what
-    feeds tokens in other places than the plain pass, where a hook around (`steering` with a scope of tokens, or the user's
-    own) may tell tokens by their place.
+    Architectures differ in what their blocks accept and store; a shortcut that does not reproduce the plain pass is not
+    used. Nor is one that feeds tokens at other places than the plain pass, if a surrounding hook (`steering` with a
+    token scope, or the user's own) may depend on the place.
 
     Args:
-        model: Any bridge.
+        model: A `TransformerBridge`.
         rows: Token ids of the prompts.
 
     Example:
@@ -126,7 +126,7 @@ def _tried(model: TransformerBridge, probe: Sequence[Sequence[int]], shared: int
 def _with_shortcuts(
     model: TransformerBridge, rows: Sequence[Sequence[int]], n_prefix: int, allowed: Shortcuts
 ) -> Reached:
-    """A pass that resumes at half the depth, with the last token alone in the last block, after a prefix."""
+    """A pass after a prefix that resumes at half the depth and computes only the last token in the last block."""
     n_layers = int(model.cfg.n_layers)
     middle = n_layers // 2 if allowed.resume else 0
     enters: tuple[int, Site] = (middle, "hook_resid_pre")
@@ -164,7 +164,7 @@ def _agree(found: Reached, expected: Reached, key: tuple[int, Site]) -> bool:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out, on a GPU or a CPU.
+    """Whether an error means that memory ran out, on a GPU or a CPU.
 
     Example:
         >>> out_of_memory(torch.OutOfMemoryError()), out_of_memory(ValueError())

@@ -37,11 +37,11 @@ def suffix_cosines(
     """Cosine of `x[l, -1]` with the direction, by layer and group (Arditi et al. 2024, figure 5).
 
     Args:
-        model: Any bridge.
+        model: A `TransformerBridge`.
         groups: From `suffix_groups`; any names do.
         direction: Whose `r̂` is looked for.
-        chat: Formatting; default plain.
-        batch_size: Prompts a forward pass. Default 32.
+        chat: Formatting. Defaults to the plain chat template.
+        batch_size: Prompts per forward pass. Default 32.
 
     Returns:
         One row a group and layer: group, layer, mean, sd (of the sample), n.
@@ -106,15 +106,15 @@ def analyse_suffix(
     It works on those that the model refuses without it and complies with behind it.
 
     Args:
-        model: Any bridge with a tokenizer and attention patterns.
+        model: A `TransformerBridge` with a tokenizer and attention patterns.
         prompts: A contrast set, whose test prompts are taken, or a pair of lists: positive and negative prompts.
         suffix: The adversarial suffix's text.
         direction: The refusal direction.
-        chat: Formatting; default plain.
+        chat: Formatting. Defaults to the plain chat template.
         n_heads: How many of the strongest heads to follow. Default 8.
-        max_new_tokens: Most tokens of an answer. Default 64.
+        max_new_tokens: Maximum number of new tokens per answer. Default 64.
         seed: Of the random suffixes.
-        batch_size: Prompts a batch. Default 32.
+        batch_size: Prompts per batch. Default 32.
 
     Raises:
         CosmicError: If the suffix works on none of the prompts, or as the functions that it calls.

@@ -37,11 +37,11 @@ def suffix_groups(
     """The four groups of prompts that the analysis compares.
 
     Args:
-        model: Any bridge with a tokenizer.
+        model: A `TransformerBridge` with a tokenizer.
         harmful: Instructions that the model refuses.
         harmless: Instructions of the other side.
         suffix: The adversarial suffix's text.
-        chat: Formatting; default plain.
+        chat: Formatting. Defaults to the plain chat template.
         seed: Of the random suffixes, which have as many tokens, and are one a prompt.
 
     Raises:

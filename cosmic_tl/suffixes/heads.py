@@ -40,8 +40,8 @@ def contributions_along(
         model: Any bridge whose attention has an output projection.
         prompts: Instructions.
         direction: Whose `r̂` is written.
-        chat: Formatting; default plain.
-        batch_size: Prompts a forward pass. Default 32.
+        chat: Formatting. Defaults to the plain chat template.
+        batch_size: Prompts per forward pass. Default 32.
 
     Raises:
         CosmicError: If the direction does not fit the model, or a block has no attention of this kind.
@@ -92,8 +92,8 @@ def head_contributions(
         model: Any bridge whose attention has an output projection.
         groups: From `suffix_groups`; any names do.
         direction: Whose `r̂` is written.
-        chat: Formatting; default plain.
-        batch_size: Prompts a forward pass. Default 32.
+        chat: Formatting. Defaults to the plain chat template.
+        batch_size: Prompts per forward pass. Default 32.
 
     Returns:
         One row a group and head: group, layer, head, mean, sd (of the sample), n.
@@ -157,8 +157,8 @@ def head_attention(
         model: Any bridge with attention patterns.
         groups: From `suffix_groups`; those with a suffix are measured.
         heads: From `top_heads`.
-        chat: Formatting; default plain. A system prompt counts as template.
-        batch_size: Prompts a forward pass. Default 32.
+        chat: Formatting. Defaults to the plain chat template. A system prompt counts as template.
+        batch_size: Prompts per forward pass. Default 32.
 
     Returns:
         One row a group, head and region: group, layer, head, region, mean (share of the attention), sd (of the sample), n.

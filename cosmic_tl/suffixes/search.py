@@ -44,12 +44,12 @@ def compliant_targets(
     """How the model's own answers begin when it does not refuse: targets for `find_suffix`.
 
     Args:
-        model: Any bridge with a tokenizer.
+        model: A `TransformerBridge` with a tokenizer.
         prompts: Instructions that the model refuses.
         interventions: What keeps it from refusing, such as the removal of the refusal direction.
-        chat: Formatting; default plain.
+        chat: Formatting. Defaults to the plain chat template.
         n_tokens: Length of the beginnings, at most. Default 16.
-        batch_size: Prompts a batch. Default 32.
+        batch_size: Prompts per batch. Default 32.
 
     Raises:
         CosmicError: If a prompt is refused all the same.
@@ -143,7 +143,7 @@ def find_suffix(
         prompts: Instructions that the model refuses; with several the suffix is universal.
         targets: How a compliant answer to each begins, as from `compliant_targets`.
         options: Length, budget and seed.
-        chat: Formatting; default plain. The suffix stands at the end of the user's text.
+        chat: Formatting. Defaults to the plain chat template. The suffix stands at the end of the user's text.
         start: The suffix to begin with; its length replaces `options.n_tokens`. Default: random tokens.
 
     Raises:
@@ -254,7 +254,7 @@ def token_gradient(
     the embedding's output, times every token's embedding.
 
     Args:
-        model: Any bridge.
+        model: A `TransformerBridge`.
         places: Around the suffix, one a prompt.
         suffix: Its tokens.
         goals: Tokens of the targets, one a prompt.
@@ -303,7 +303,7 @@ def target_losses(
     """Each suffix's negative log-likelihood of the targets, in nats a token, mean over prompts.
 
     Args:
-        model: Any bridge.
+        model: A `TransformerBridge`.
         places: Around the suffix, one a prompt.
         suffixes: Token sequences.
         goals: Tokens of the targets, one a prompt.

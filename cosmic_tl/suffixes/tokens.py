@@ -72,10 +72,10 @@ def surviving_texts(
     Without the space it would merge with the last word of other instructions.
 
     Args:
-        model: Any bridge with a tokenizer.
+        model: A `TransformerBridge` with a tokenizer.
         places: Where each of the suffixes is to stand.
         suffixes: As many token sequences.
-        chat: Formatting; default plain.
+        chat: Formatting. Defaults to the plain chat template.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -102,7 +102,7 @@ def usable_tokens(model: TransformerBridge, ascii_only: bool = True) -> list[int
     """Tokens that a suffix may be made of: printable text, and none of the special ones.
 
     Args:
-        model: Any bridge with a tokenizer.
+        model: A `TransformerBridge` with a tokenizer.
         ascii_only: Leave out all other characters too. Default true, as in Zou et al. 2023.
 
     Example:
@@ -133,11 +133,11 @@ def draw_suffixes(
     """Random suffixes, drawn token by token, uniformly among those that survive; as tokens and as text.
 
     Args:
-        model: Any bridge with a tokenizer.
+        model: A `TransformerBridge` with a tokenizer.
         places: For each suffix, the prompts behind all of which it must survive.
         n_tokens: Length.
         generator: The source of chance, on the CPU.
-        chat: Formatting; default plain.
+        chat: Formatting. Defaults to the plain chat template.
         ascii_only: As in `usable_tokens`.
 
     Raises:
@@ -184,10 +184,10 @@ def random_suffixes(
     """A placebo: a random suffix of its own for each prompt (Arditi et al. 2024, section 5.1).
 
     Args:
-        model: Any bridge with a tokenizer.
+        model: A `TransformerBridge` with a tokenizer.
         prompts: Instructions.
         n_tokens: Length of each, in tokens.
-        chat: Formatting; default plain.
+        chat: Formatting. Defaults to the plain chat template.
         seed: The source of chance.
         ascii_only: As in `usable_tokens`.
 
