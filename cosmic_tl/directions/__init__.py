@@ -1,1 +1,1 @@
-"""Directions: the artifact, and one file for each way to make candidates."""
+"""Directions, candidates, and one file for each way to make them."""

@@ -20,7 +20,7 @@ from cosmic_tl.model.load import TransformerBridge, short_label
 from cosmic_tl.model.positions import post_instruction_positions
 
 Cells = Mapping[tuple[int, int], Any]
-"""By layer and position, a vector: a tensor, an array or a list of floats."""
+"""Layer and position to a vector: a tensor, an array or a list of floats."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,16 +29,16 @@ class Candidates:
 
     vectors: Float64[Tensor, "layer position d_model"]
     references: Float64[Tensor, "layer position d_model"]
-    """The negative class's mean at the same places; NaN where it is not known, which affine edits refuse."""
+    """Mean of the negative class at the same places; NaN if unknown. Affine edits refuse unknown references."""
     method: str
     fingerprint: str = ""
     """`model_fingerprint` of the model they were found in; "" for unknown."""
     model: str = ""
-    """That model's name, for people."""
+    """Name of that model, for people."""
     shuffled: Mapping[int, Float64[Tensor, "layer position d_model"]] = field(default_factory=dict)
-    """By seed, the difference in means of the same prompts with random labels."""
+    """Seed to the difference in means of the same prompts with random labels."""
     names: tuple[str, ...] = ()
-    """What stands in the columns in place of token positions, for directions of other origins; empty for positions."""
+    """Names of the columns if they are not token positions; empty for positions."""
 
     @classmethod
     def from_vectors(
@@ -54,12 +54,12 @@ class Candidates:
 
         Args:
             vectors: Layer and position (counted from the end) to a vector: a tensor, an array or a list of floats. Its length
-                is what α = 1 adds. Cells that are not given are no candidates.
-            references: The negative class's mean activations at the same cells, where they are known. Without one, affine
-                edits refuse; `with_reference` measures them.
+                is what α = 1 adds. Missing cells are not candidates.
+            references: Mean activations of the negative class at the same cells, if known. Affine edits need them;
+                `with_reference` measures them.
             n_layers: Layers of the model.
-            method: Where they are from, for people.
-            names: What the columns are called, if they do not stand for token positions.
+            method: Origin of the vectors, for people.
+            names: Names of the columns, if they are not token positions.
 
         Raises:
             CosmicError: If there are none, a cell is outside the model, or the widths differ.
@@ -97,10 +97,10 @@ class Candidates:
         chat: ChatFormat | None = None,
         batch_size: int = BATCH_SIZE,
     ) -> "Candidates":
-        """The same candidates with the references that affine edits need, measured on negative prompts.
+        """The same candidates with the references that affine edits need, measured on negative training prompts.
 
         Args:
-            model: The model that they are for.
+            model: The model that the candidates belong to.
             prompts: A contrast set, whose training prompts are taken, or a pair of lists: positive and negative prompts.
             chat: Formatting. Defaults to the plain chat template.
             batch_size: Prompts per forward pass. Default 32.
@@ -124,14 +124,14 @@ class Candidates:
         return f"Candidates({self.method}, {n_layers} layers × {n_positions} positions, d_model {d_model})"
 
     def check(self, layer: int, position: int) -> None:
-        """Check that there is such a candidate.
+        """Check that a candidate exists.
 
         Args:
             layer: From 0.
             position: Counted from the end, so negative.
 
         Raises:
-            CosmicError: If there is none.
+            CosmicError: If it does not exist.
 
         Example:
             >>> import torch
@@ -153,12 +153,12 @@ class Candidates:
             )
 
     def direction(self, layer: int, position: int, model: TransformerBridge | None = None) -> Direction:
-        """One of them as an artifact.
+        """One candidate as a `Direction`.
 
         Args:
             layer: From 0.
             position: Counted from the end, so negative.
-            model: Whose fingerprint and name it gets. Default: the one that the candidates were found in.
+            model: Model whose fingerprint and name it gets. Defaults to the one that the candidates were found in.
 
         Raises:
             CosmicError: If there is no such candidate, or its vector is zero or not finite.
@@ -185,14 +185,14 @@ class Candidates:
         return None if reference.isnan().any() else reference
 
     def moved(self, direction: Direction, layer: int) -> Direction:
-        """The same vector to apply at another layer, with the reference of that layer, which `AffineEdit` needs.
+        """The same vector for another layer, with that layer's reference, which `AffineEdit` needs.
 
         Args:
             direction: One of these candidates, or another direction of the same model.
-            layer: Where it shall be applied, from 0.
+            layer: The layer at which to apply it, from 0.
 
         Raises:
-            CosmicError: If the candidates have no such layer, or do not reach to the direction's position.
+            CosmicError: If the candidates do not have this layer, or not the direction's position.
 
         Example:
             >>> import torch
@@ -206,13 +206,13 @@ class Candidates:
         return replace(direction, layer=layer, reference=self._reference(layer, direction.position))
 
     def shuffled_directions(self, like: Direction) -> dict[int, Direction]:
-        """Placebos: what the same prompts with random labels give at the same place, scaled to the same norm.
+        """Placebos: directions from the same prompts with random labels, at the same place, scaled to the same norm.
 
         Args:
-            like: The direction to stand beside, one of these candidates.
+            like: The direction to compare with, one of these candidates.
 
         Returns:
-            By seed of the labels; those that vanish are left out (before the first block, say).
+            Seed of the labels to direction, without zero vectors (as before the first block).
 
         Example:
             >>> import torch

@@ -18,7 +18,7 @@ def difference_in_means(positive: MeanActivations, negative: MeanActivations, *,
             al. 2025).
 
     Raises:
-        CosmicError: If the two were taken at different layers or positions or in different models, or the part is unknown.
+        CosmicError: If the two have different layers, positions or models, or the part is unknown.
 
     Example:
         >>> from cosmic_tl import load_model, mean_activations

@@ -18,7 +18,7 @@ from cosmic_tl.model.fingerprint import check_origin
 from cosmic_tl.model.load import TransformerBridge
 
 FORMAT = "cosmic_tl/direction/2"
-_version = cache(version)  # which reads files, and there are many directions
+_version = cache(version)  # cached, since it reads files and there are many directions
 
 
 def versions() -> dict[str, str]:
@@ -35,18 +35,18 @@ def versions() -> dict[str, str]:
 class Direction:
     """A direction in the residual stream at the input of one block.
 
-    Its two tensors are copies in float32 on the CPU, whatever it is made of: it does not change with the tensors given.
+    Its tensors are float32 copies on the CPU, independent of the tensors that it was made from.
 
     Raises:
-        CosmicError: If the tensors' shapes differ or are not `(d_model,)`, a value is not finite, the vector is zero, or layer
-            or position is no whole number in range.
+        CosmicError: If the tensors' shapes differ or are not `(d_model,)`, a value is not finite, the vector is zero,
+            or layer or position is not a whole number in range.
     """
 
     vector: Float[Tensor, " d_model"]
     """`r`, unnormalised: its length is what α = 1 adds. float32, on the CPU."""
     reference: Float[Tensor, " d_model"] | None
-    """`nu`, the negative class's mean activation at the same place: ACE's origin. float32, on the CPU. None if it is not
-    known; affine edits then refuse."""
+    """`nu`, the mean activation of the negative class at the same place: ACE's origin. float32, on the CPU. None if
+    unknown; affine edits then raise an error."""
     layer: int
     """The block at whose input (`hook_resid_pre`) it was found and is applied, from 0."""
     position: int
@@ -55,7 +55,7 @@ class Direction:
     fingerprint: str = ""
     """`model_fingerprint` of the model it was found in; "" applies to any."""
     model: str = ""
-    """That model's name, for people."""
+    """Name of that model, for people."""
     versions: dict[str, str] = field(default_factory=versions)
 
     def __post_init__(self) -> None:
@@ -82,7 +82,7 @@ class Direction:
 
     @property
     def hook(self) -> str:
-        """TransformerLens's name of the place where it was found.
+        """TransformerLens's name of the hook point where it was found.
 
         Example:
             >>> Direction(torch.ones(4), torch.zeros(4), layer=3, position=-1).hook
@@ -130,7 +130,7 @@ class Direction:
         return unit
 
     def check(self, model: TransformerBridge) -> None:
-        """Make sure that it belongs to a model, or to what the model was before `orthogonalize_weights`.
+        """Check that it belongs to a model, or to the model before `orthogonalize_weights`.
 
         Raises:
             CosmicError: If width, depth or fingerprint differ.
@@ -144,7 +144,7 @@ class Direction:
         check_origin(model, self.fingerprint, self.model)
 
     def check_shape(self, model: TransformerBridge) -> None:
-        """Make sure that it is as wide as a model's stream, and of one of its layers.
+        """Check that it has the width of a model's stream and one of its layers.
 
         Raises:
             CosmicError: If width or depth differ.
@@ -162,7 +162,7 @@ class Direction:
             )
 
     def save(self, path: str | Path) -> None:
-        """Write to a safetensors file, whole or not at all.
+        """Write to a safetensors file, completely or not at all.
 
         Example:
             >>> import tempfile
@@ -188,14 +188,14 @@ class Direction:
 
     @classmethod
     def load(cls, path: str | Path, model: TransformerBridge | None = None) -> "Direction":
-        """Read from a file that `save` wrote.
+        """Read a file that `save` wrote.
 
         Args:
-            path: The file.
-            model: Check the direction against it.
+            path: Path of the file.
+            model: If given, check that the direction belongs to it.
 
         Raises:
-            CosmicError: If the file is missing or damaged, is no direction, or does not belong to the model.
+            CosmicError: If the file is missing, damaged or not a direction, or does not belong to the model.
 
         Example:
             >>> Direction.load("nowhere.safetensors")
@@ -237,8 +237,8 @@ def random_direction(like: Direction, seed: int = 0) -> Direction:
     """A placebo: a random direction of the same norm and place, with the same reference.
 
     Args:
-        like: The direction to stand beside.
-        seed: The source of chance.
+        like: The direction to compare with.
+        seed: Seed of the random direction. Default 0.
 
     Example:
         >>> d = Direction(torch.ones(4), torch.zeros(4), layer=3, position=-1)

@@ -1,4 +1,4 @@
-"""Edits: the affine map, the papers' three cases of it, and what holds them in place."""
+"""Edits: one affine map, the three papers' cases of it, and the hooks that apply them."""
 
 import lazy_loader
 

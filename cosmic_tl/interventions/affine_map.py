@@ -32,15 +32,15 @@ class AffineMap:
     """
 
     left: Float[Tensor, "rank d_model"]
-    """What is written, a row each."""
+    """Written vectors, one per row."""
     right: Float[Tensor, "rank d_model"]
-    """What is read, a row each."""
+    """Read vectors, one per row."""
     offset: Float[Tensor, " rank"]
-    """What the read values become, where `right leftᵀ` is the identity."""
+    """The values after the edit, if `right leftᵀ` is the identity."""
     fingerprint: str = ""
     """`model_fingerprint` of the model it was made from; "" applies to any."""
     model: str = ""
-    """That model's name, for people."""
+    """Name of that model, for people."""
 
     def __repr__(self) -> str:
         rank, d_model = self.left.shape
@@ -54,7 +54,7 @@ class AffineMap:
 def stack(
     maps: Sequence[AffineMap],
 ) -> tuple[Float[Tensor, "edit rank d_model"], Float[Tensor, "edit rank d_model"], Float[Tensor, "edit 1 rank"]]:
-    """Factors of several maps; lower ranks are filled up with zeros.
+    """Factors of several maps, padded with zeros to the same rank.
 
     Example:
         >>> [t.shape for t in stack([AffineMap(torch.ones(2, 4), torch.ones(2, 4), torch.zeros(2))] * 3)]
@@ -69,9 +69,9 @@ def stack(
 def placed(
     factors: tuple[Tensor, Tensor, Tensor], x: Float[Tensor, "*batch d_model"]
 ) -> tuple[Float[Tensor, "edit rank d_model"], Float[Tensor, "edit rank d_model"], Float[Tensor, "edit 1 rank"]]:
-    """Factors from `stack` where `x` is, in the dtype to edit it in: float64 for float64, and else float32.
+    """Factors from `stack` on the device of `x`, in the dtype for editing it: float64 for float64, else float32.
 
-    They are cast first and moved then, since not every device has float64.
+    They are cast before they are moved, since not every device has float64.
 
     Example:
         >>> factors = stack([AffineMap(torch.eye(1, 2), torch.eye(1, 2), torch.zeros(1, dtype=torch.float64))])
@@ -92,9 +92,9 @@ def apply(
     right: Float[Tensor, "edit rank d_model"],
     offset: Float[Tensor, "edit 1 rank"],
 ) -> Float[Tensor, "edit token d_model"]:
-    """As many maps as `x` has first entries, in float32 or better; the result has the dtype of `x`.
+    """Apply one map per first entry of `x`, in float32 or better; the result has the dtype of `x`.
 
-    The factors are as `placed` gives them.
+    Takes the factors that `placed` returns.
 
     Example:
         >>> maps = [AffineMap(torch.eye(1, 2), torch.eye(1, 2), torch.tensor([a])) for a in (0.0, 1.0)]

@@ -1,4 +1,4 @@
-"""Addition, directional ablation and affine concept editing: values that turn into hooks.
+"""Addition, directional ablation and affine concept editing: frozen values that become hooks.
 
 All are one affine map, `x' = x − leftᵀ (right x − offset)`, at some hook points (`AffineMap` has the table of cases):
 
@@ -70,10 +70,10 @@ class Edit(ABC):
     @property
     @abstractmethod
     def place(self) -> Place:
-        """The first layer that it edits, and which part. Edits with equal places share a batch."""
+        """The first edited layer, and the part. Edits with equal places share a batch."""
 
     def points(self, n_layers: int) -> list[tuple[int, Site]]:
-        """The hook points that it edits.
+        """The edited hook points.
 
         Example:
             >>> AffineEdit(Direction(torch.ones(4), torch.zeros(4), 3, -1)).points(8)
@@ -83,7 +83,7 @@ class Edit(ABC):
         return [(layer, "hook_resid_pre" if part == "stream" else "hook_resid_post")]
 
     def check(self, model: TransformerBridge) -> None:
-        """Make sure that a model has its place, and a stream as wide as the map.
+        """Check that a model has this place, and a stream with the width of the map.
 
         Raises:
             CosmicError: If not.
@@ -123,7 +123,7 @@ class Addition(_OfDirection):
     alpha: float = 1.0
     tokens: Scope = "all"
     layer: int | None = None
-    """Where to apply it; None is the direction's own layer."""
+    """Layer to apply it at; None is the direction's own layer."""
 
     @property
     def map(self) -> AffineMap:
@@ -173,10 +173,10 @@ class Ablation(_OfDirection):
         return [(block, site) for block in range(n_layers) for site in sites]
 
     def check(self, model: TransformerBridge) -> None:
-        """Make sure that it fits the model.
+        """Check that it fits the model.
 
         Raises:
-            CosmicError: If the direction is of another width or depth.
+            CosmicError: If width or depth of the direction differ.
 
         Example:
             >>> from cosmic_tl import load_model
@@ -193,16 +193,17 @@ class AffineEdit(_OfDirection):
     `Candidates.moved` takes a direction to another one.
 
     Raises:
-        CosmicError: If layer is not the direction's own, whose reference says nothing about another layer, or the direction
-            has no reference.
+        CosmicError: If layer is not the direction's own (the reference is valid there only), or the direction has no
+            reference.
     """
 
     alpha: float = 1.0
     tokens: Scope = "all"
     layer: int | None = None
-    """The direction's own layer, or None (default), which is the same."""
+    """The direction's own layer, or None (default), which means the same."""
     part: Part = "stream"
-    """"block" edits what the block adds; direction and reference have to be of that too (`difference_in_means` takes a part)."""
+    """"block" edits what the block adds; direction and reference must then be of that part too (`difference_in_means`
+    takes a part)."""
 
     def __post_init__(self) -> None:
         self.direction.known_reference()
@@ -247,7 +248,7 @@ class MapEdit(Edit):
 
 
 def check_interventions(model: TransformerBridge, interventions: Iterable[Intervention]) -> None:
-    """Make sure that interventions fit a model, with one look at its weights for all of them.
+    """Check that interventions fit a model, computing its fingerprint once for all of them.
 
     Raises:
         CosmicError: As `intervention_hooks`.
@@ -271,7 +272,7 @@ def check_interventions(model: TransformerBridge, interventions: Iterable[Interv
 
 
 def as_sequence(interventions: Interventions) -> tuple[Intervention, ...]:
-    """One intervention or several as a tuple.
+    """One intervention or several, as a tuple.
 
     Example:
         >>> as_sequence(())

@@ -1,7 +1,7 @@
 """Erasure of a concept by second moments: LEACE, the orthogonal projection, and optimal transport between the classes.
 
-The statistics are those of the concept-erasure package (Belrose et al. 2023, "LEACE: perfect linear concept erasure in
-closed form"), taken in one streaming pass; the results are affine maps for `MapEdit`.
+The statistics come from the concept-erasure package (Belrose et al. 2023, "LEACE: perfect linear concept erasure in
+closed form"), in one streaming pass; the results are affine maps for `MapEdit`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,27 +31,27 @@ ErasureMethod = Literal["leace", "orth"]
 
 @dataclass(frozen=True, eq=False)
 class Eraser:
-    """A projection that takes a concept out of the stream, and the points that it can be set to.
+    """A projection that removes a concept from the stream, and the points that the concept can be set to.
 
-    `leftᵀ right` is of rank one. LEACE's is the oblique projection onto `r = mu − nu` that changes the activations
-    least of all affine maps after which no linear probe tells the classes apart; "orth" is `r̂ r̂ᵀ`.
+    `leftᵀ right` has rank one. For LEACE it is the oblique projection onto `r = mu − nu` that changes the activations
+    least among all affine maps after which no linear probe distinguishes the classes; for "orth" it is `r̂ r̂ᵀ`.
     """
 
     left: Float64[Tensor, "rank d_model"]
-    """What is written, a row each: the package's `proj_left`, transposed."""
+    """Written vectors, one per row: the package's `proj_left`, transposed."""
     right: Float64[Tensor, "rank d_model"]
-    """What is read, a row each: the package's `proj_right`."""
+    """Read vectors, one per row: the package's `proj_right`."""
     mean: Float64[Tensor, " d_model"]
-    """Mean of both classes together, to which erasure sets the concept: the package's `bias`."""
+    """Mean over both classes, to which erasure sets the concept: the package's `bias`."""
     vector: Float64[Tensor, " d_model"]
     """`r = mu − nu`."""
     reference: Float64[Tensor, " d_model"]
-    """`nu`, the negative class's mean."""
+    """`nu`, the mean of the negative class."""
     method: ErasureMethod
     fingerprint: str = ""
     """`model_fingerprint` of the model it was fit in; "" applies to any."""
     model: str = ""
-    """That model's name, for people."""
+    """Name of that model, for people."""
 
     def __repr__(self) -> str:
         rank, d_model = self.left.shape
@@ -61,9 +61,9 @@ class Eraser:
         """`x' = x − leftᵀ right (x − p)`.
 
         Args:
-            alpha: None (the default) erases: `p` is the mean of both classes, which keeps the mean where it was. A
-                number edits, standardised as in affine concept editing: `p = nu + α r`, so that 0 reads as the negative
-                class and 1 as the positive class. With "orth" that is `AffineEdit` itself.
+            alpha: None (the default) erases: `p` is the mean of both classes, so the mean does not change. A number
+                edits, standardised as in affine concept editing: `p = nu + α r`, so that 0 reads as the negative class
+                and 1 as the positive class. With "orth" this equals `AffineEdit`.
 
         Example:
             >>> one, zero = torch.eye(1, 3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
@@ -87,10 +87,10 @@ def fit_eraser(
     shrinkage: bool = True,
     interventions: Interventions = (),
 ) -> dict[int, Eraser]:
-    """Erasers of a contrast set's concept at the inputs of some layers, fit in one pass over the prompts.
+    """Fit erasers of a contrast set's concept at the inputs of some layers, in one pass over the prompts.
 
-    Each layer's is fit on the same stream, the clean one by default (`fit_scrubber` fits one after the other). LEACE keeps
-    a `d_model × d_model` matrix of float64 for every layer.
+    All layers are fit on the same stream, by default the clean one (`fit_scrubber` fits one after the other). LEACE
+    needs a float64 matrix of `d_model × d_model` per layer.
 
     Args:
         model: A `TransformerBridge`.
@@ -100,16 +100,16 @@ def fit_eraser(
         method: "leace" (default) or "orth".
         chat: Formatting. Defaults to the plain chat template.
         batch_size: Prompts per forward pass. Default 32.
-        shrinkage: Estimate LEACE's covariance with the package's optimal linear shrinkage, for when samples are not
-            many times `d_model`. The classes' means become equal either way.
-        interventions: In place while activations are read. Default none.
+        shrinkage: Whether to estimate LEACE's covariance with the package's optimal linear shrinkage, which helps if
+            there are not many times `d_model` samples. The class means become equal either way.
+        interventions: Edits in place while activations are read. Defaults to none.
 
     Returns:
         Layer to eraser.
 
     Raises:
         CosmicError: If concept-erasure is not installed, a side, the layers or the positions are empty or out of range,
-            or the classes do not differ enough to be told apart.
+            or the classes do not differ enough.
 
     Example:
         >>> from cosmic_tl import load_model, load_prompts
@@ -145,15 +145,18 @@ def fit_scrubber(
     batch_size: int = BATCH_SIZE,
     shrinkage: bool = True,
 ) -> dict[int, Eraser]:
-    """Concept scrubbing: erasers of consecutive layers, each fit with those below it in place (Belrose et al. 2023, section 5).
+    """Concept scrubbing: fit erasers of consecutive layers, each with the lower ones in place (Belrose et al. 2023,
+    section 5).
 
-    Later layers compute a concept anew from other tokens and from what an eraser of the clean stream does not know; here
-    each layer's eraser takes out what the ones before have left. Takes a pass over the prompts for every layer, up to it.
+    Later layers can compute a concept again from other tokens, or from parts of the stream that an eraser fit on the
+    clean stream does not cover. Here each layer's eraser removes what the earlier ones have left. Takes one pass over
+    the prompts per layer, up to that layer.
 
     Args:
         model: A `TransformerBridge`.
         prompts: A contrast set, whose train prompts are taken, or a pair of lists: positive and negative prompts.
-        layers: Where, in any order. Default all but the first, where a template's tokens are all alike.
+        layers: Layers, in any order. Defaults to all but the first, where the template's tokens are the same in all
+            prompts.
         positions: As in `fit_eraser`; use the scope of tokens that the edits will have (every token's edit is the same map).
         method: "leace" (default) or "orth".
         chat: Formatting. Defaults to the plain chat template.
@@ -220,11 +223,11 @@ def fit_quadratic_editor(
     batch_size: int = BATCH_SIZE,
     shrinkage: bool = True,
 ) -> dict[int, AffineMap]:
-    """Maps that turn one class's activations into the other's: mean and covariance, by optimal transport.
+    """Fit maps that give one class's activations the mean and covariance of the other's, by optimal transport.
 
-    `x' = target mean + T (x − source mean)`, with `T` the one symmetric positive definite matrix that takes the source's
-    covariance to the target's. Unlike an eraser it has full rank, and is made for activations of the source class alone:
-    one has to know that a prompt is of that class.
+    `x' = target mean + T (x − source mean)`, where `T` is the symmetric positive definite matrix that maps the source's
+    covariance to the target's. Unlike an eraser it has full rank, and is meant for activations of the source class
+    only: you must know the class of a prompt.
 
     Args:
         model: A `TransformerBridge`.
@@ -234,10 +237,10 @@ def fit_quadratic_editor(
         positions: As in `fit_eraser`.
         chat: Formatting. Defaults to the plain chat template.
         batch_size: Prompts per forward pass. Default 32.
-        shrinkage: Shrink each covariance towards a multiple of the identity, as the package does (optimal linear
-            shrinkage), so that any number of samples gives one that can be inverted; the *estimates* are then what the
-            map takes to each other. Without it every side needs more than `d_model` samples, and the samples' own
-            covariances are.
+        shrinkage: Whether to shrink each covariance towards a multiple of the identity, as the package does (optimal
+            linear shrinkage), so that it is invertible for any number of samples. The map then relates these
+            *estimates*. Without shrinkage the map relates the sample covariances, and every side needs more than
+            `d_model` samples.
 
     Returns:
         Layer to map.

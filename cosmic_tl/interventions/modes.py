@@ -1,4 +1,4 @@
-"""Linear and affine mode: what removal and induction of a concept are in each; ACE at all layers."""
+"""Linear and affine mode: removal and induction in each, and ACE at all layers."""
 
 from dataclasses import dataclass
 
@@ -39,13 +39,13 @@ def induction(direction: Direction, mode: Mode, alpha: float = 1.0) -> Intervent
 
 @dataclass(frozen=True)
 class Edits:
-    """How any direction is removed and induced, so that a placebo is treated as the direction beside it."""
+    """How directions are removed and induced, so that placebos are treated as the direction is."""
 
     mode: Mode
     alpha: float = 1.0
     """Strength of the induction."""
     layer: int | None = None
-    """Where induction adds the direction; None is the direction's own layer. In linear mode only."""
+    """Layer at which induction adds the direction; None is the direction's own layer. Linear mode only."""
     tokens: InductionTokens = "all"
     """Which tokens induction edits."""
 
@@ -55,7 +55,7 @@ class Edits:
 
     @property
     def induced(self) -> str:
-        """Strength and place of the induction, for people.
+        """Strength and place of the induction, as text.
 
         Example:
             >>> Edits("affine").induced, Edits("linear", 1.5, 13, "prompt").induced
@@ -78,7 +78,7 @@ class Edits:
         """The intervention that puts the concept in.
 
         Args:
-            direction: What to induce.
+            direction: The direction to induce.
             alpha: Strength. Defaults to `self.alpha`.
 
         Example:
@@ -99,17 +99,17 @@ def affine_edits(
 ) -> tuple[AffineEdit, ...]:
     """ACE at all layers, each with its own direction and reference (Marshall et al. 2025, section 3).
 
-    Layers where the classes do not differ are left alone.
+    Skips layers where the classes do not differ.
 
     Args:
         candidates: From `difference_in_means`; of the same part.
-        position: Which position's directions, counted from the end. Default −1.
-        alpha: The same at every layer.
+        position: Position of the directions, counted from the end. Default −1.
+        alpha: Strength, the same at every layer.
         tokens: Which tokens are edited.
         part: The stream, or what each block adds to it.
 
     Raises:
-        CosmicError: If there is no such position.
+        CosmicError: If the candidates do not have this position.
 
     Example:
         >>> from cosmic_tl import difference_in_means, load_model, mean_activations

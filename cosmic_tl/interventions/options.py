@@ -25,7 +25,7 @@ def as_mode(found: Mode) -> Mode:
 
 
 def check_induction(mode: Mode, layer: int | None, tokens: InductionTokens) -> None:
-    """Make sure that there is such an induction.
+    """Check the options of an induction.
 
     Raises:
         CosmicError: If a name is unknown, or another layer is given for ACE.
