@@ -30,7 +30,7 @@ from cosmic_tl.model.hooks import without_hooks
 from cosmic_tl.model.load import TransformerBridge, has_float64
 
 _CHUNK = 2**18
-"""Weights that are edited at a time, in double precision."""
+"""Number of weights that are edited at a time, in double precision."""
 _PROBE = list(range(1, 9))
 
 
@@ -41,19 +41,19 @@ class WeightEdit:
     direction: Direction
     strength: float
     layers: tuple[int, ...] | None
-    """The blocks that were edited; None for all of them and the embeddings."""
+    """The edited blocks; None for all blocks and the embeddings."""
     norm_preserving: bool
     parameters: tuple[str, ...]
-    """Names of the edited parameters, as plain `transformers` knows them."""
+    """Names of the edited parameters in plain `transformers`."""
     untied: bool
-    """Whether the unembedding shared the token embeddings' weights and got its own copy, so as not to be edited."""
+    """Whether the unembedding shared the token embeddings' weights and got its own, unedited copy."""
     rescaling: float
-    """By how much, at most, a norm after an edited matrix changes the length of what is added to the stream, as a
-    share, on eight probe tokens. 0 where no such norm is."""
+    """Largest relative change in the length of what is added to the stream, caused by a norm after an edited matrix, on
+    eight probe tokens. 0 without such a norm."""
 
     @property
     def exact(self) -> bool:
-        """Whether the edited model equals the original one under directional ablation, up to rounding.
+        """Whether the edited model equals the original one under directional ablation, to rounding.
 
         Example:
             >>> direction = Direction(torch.ones(4), torch.zeros(4), layer=3, position=-1)
@@ -64,7 +64,7 @@ class WeightEdit:
 
     @property
     def kinds(self) -> dict[str, int]:
-        """How many parameters were edited of each kind; layer numbers are starred.
+        """Number of edited parameters by name, with layer numbers replaced by a star.
 
         Example:
             >>> direction = Direction(torch.ones(4), torch.zeros(4), layer=3, position=-1)
@@ -95,34 +95,34 @@ def orthogonalize_weights(
     norm_preserving: bool = False,
     approximate: bool = False,
 ) -> WeightEdit:
-    """Edit a model in place so that nothing in it writes along a direction: `W' = W − r̂ r̂ᵀ W`.
+    """Edit a model's weights in place so that nothing writes along a direction: `W' = W − r̂ r̂ᵀ W`.
 
     Edits every matrix that writes to the residual stream: token and position embeddings, attention and MLP outputs, all
-    experts of a mixture, and their biases. The unembedding is left alone; where it is tied to the embeddings it gets a
-    copy of its own first. The arithmetic is in double precision (single where the device has none), rounded once. One
-    contribution's matrices at a time are held twice. Before anything is changed the edit is rehearsed, contribution
-    by contribution, and what is then added to the stream is compared with directional ablation.
+    experts of a mixture, and their biases. The unembedding is not edited; if it is tied to the embeddings, it gets its
+    own copy first. The arithmetic is in double precision (single if the device has no double), rounded once. The
+    matrices of one contribution at a time are held twice. Before anything is changed, the edit is tried out
+    contribution by contribution, and the result is compared with directional ablation.
 
     Models with a norm after attention and MLP (Gemma 2 and 3, OLMo 2) add `g ⊙ Wa / rms(Wa)` to the stream. There no
-    edit equals ablation, unless `r̂` is one of the coordinate axes: the norm would have to divide by the length that
-    `Wa` had before the edit. `approximate` edits `W' = W − (r̂/g)(g ⊙ r̂)ᵀ W`: nothing along the direction is written,
-    exactly, and what else is written has the right direction and another length. `WeightEdit.rescaling` says by how
-    much; where it is far from small, and gains differ widely, so is the edited model from ablation.
+    edit equals ablation unless `r̂` is a coordinate axis, since the norm would have to divide by the length of `Wa`
+    before the edit. `approximate` edits `W' = W − (r̂/g)(g ⊙ r̂)ᵀ W`: exactly nothing is written along the direction,
+    and everything else keeps its direction but not its length. `WeightEdit.rescaling` says by how much; if it is not
+    small and gains differ widely, the edited model differs from ablation.
 
     Args:
-        model: The bridge whose weights to edit.
-        direction: From `select_cosmic`, say; only its direction counts, not its length.
+        model: The `TransformerBridge` whose weights are edited.
+        direction: For example from `select_cosmic`. Its length does not matter.
         strength: 1 (default) removes the component, 0.5 halves it, 2 reflects it.
-        layers: Blocks to edit; embeddings are then left alone. Default: all blocks and the embeddings.
-        norm_preserving: Scale each edited row back to the norm it had. A row is what one input dimension writes: a
-            vector of the stream, `d_model` long (a row of TransformerLens's `W_O`, `W_out` and `W_E`, a column of an
-            `nn.Linear`'s weight), so it stays orthogonal to the direction. Biases keep their norm too. No longer equal
-            to ablation.
-        approximate: Also edit models with a norm after attention and MLP, as above.
+        layers: Blocks to edit, without the embeddings. Defaults to all blocks and the embeddings.
+        norm_preserving: Whether to scale each edited row back to its original norm. A row is what one input dimension
+            writes to the stream, a vector of length `d_model` (a row of TransformerLens's `W_O`, `W_out` and `W_E`, a
+            column of an `nn.Linear`'s weight), so it stays orthogonal to the direction. Biases keep their norm too. The
+            result does not equal ablation.
+        approximate: Whether to edit models with a norm after attention and MLP, as described above. Default False.
 
     Raises:
         CosmicError: If the direction does not fit the model, a number is out of range, weights are quantized or not in
-            memory, or the edit would not do what it says; the model is then unchanged.
+            memory, or the edit does not have the stated effect. The model is then unchanged.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -189,7 +189,7 @@ def _check_readable(model: TransformerBridge) -> None:
 
 
 def _factors(one: Contribution, direction: Direction) -> tuple[Tensor, Tensor]:
-    """What is read from the vectors that a matrix writes, and what is taken away for it."""
+    """The vector read from what a matrix writes, and the vector subtracted."""
     unit = direction.vector.double()
     unit = unit / unit.norm()
     if one.gain is None:
@@ -207,14 +207,14 @@ def _remove(
     strength: float,
     norm_preserving: bool,
 ) -> None:
-    """`x' = x − s (x·read) write` for each vector `x` of the stream that a parameter holds, in place."""
+    """`x' = x − s (x·read) write` in place, for each vector `x` of the stream in a parameter."""
     weights, axis = writer.parameter.detach(), writer.axis
     while weights.ndim < 3:
         weights = weights[None]
     wide = torch.float64 if has_float64(weights.device) else torch.float32
     across = (-1, 1) if axis == -2 else (1, -1)
     read, write = (factor.to(weights.device, wide).view(across) for factor in (read, write))
-    other = -3 - axis  # -1 or -2, whichever the stream's is not
+    other = -3 - axis  # -1 or -2, the axis that is not the stream's
     for matrix in weights:
         step = max(1, _CHUNK // matrix.shape[axis])
         for start in range(0, matrix.shape[other], step):
@@ -223,14 +223,14 @@ def _remove(
             new = old - strength * (old * read).sum(axis, keepdim=True) * write
             if norm_preserving:
                 was, now = old.norm(dim=axis, keepdim=True), new.norm(dim=axis, keepdim=True)
-                # A vector along the direction has nothing left to scale.
+                # Nothing is left of a vector along the direction.
                 new = torch.where(now > 1e-6 * was, new * (was / now), new)
             some.copy_(new)
 
 
 @contextmanager
 def _removed(one: Contribution, direction: Direction) -> Iterator[None]:
-    """One contribution's matrices without the direction; afterwards bit for bit what they were."""
+    """Remove the direction from one contribution's matrices within the context, and restore them bit for bit."""
     kept = [(writer.parameter, writer.parameter.data) for writer in one.writers]
     try:
         for writer in one.writers:
@@ -243,12 +243,12 @@ def _removed(one: Contribution, direction: Direction) -> Iterator[None]:
 
 
 def _rehearse(model: TransformerBridge, chosen: Sequence[Contribution], direction: Direction) -> float:
-    """Make sure that removing the direction from each contribution's matrices ablates it there, and does nothing else.
+    """Check that removing the direction from each contribution's matrices ablates it there and does nothing else.
 
-    Each is tried on the unedited model's stream, so that errors do not add up.
+    Each is tried on the stream of the unedited model, so that errors do not accumulate.
 
     Returns:
-        By how much, at most, a norm rescales what is left.
+        The largest relative rescaling of the remainder by a norm.
     """
     batch = next(batches(model, [_PROBE], 1))
     sites = {(one.layer, site) for one in chosen for site in ("hook_resid_pre", one.site)}
@@ -266,7 +266,7 @@ def _rehearse(model: TransformerBridge, chosen: Sequence[Contribution], directio
         tolerance = 1e-3 if found.dtype in (torch.float32, torch.float64) else 5e-2
         size = before.norm(dim=1).max()
         off = (after - (1.0 if one.gain is None else scale[:, None]) * expected).norm(dim=1).max() / size
-        # What is left along the direction, against what was there and what chance would put there.
+        # What is left along the direction, compared with what was there and with chance.
         left = (after @ unit).abs().max() / ((before @ unit).abs().max() + size / len(unit) ** 0.5)
         if not (off <= tolerance and left <= 2 * tolerance):
             raise CosmicError(
@@ -280,7 +280,7 @@ def _rehearse(model: TransformerBridge, chosen: Sequence[Contribution], directio
 
 
 def _untie(model: TransformerBridge, embeddings: Sequence[Writer]) -> bool:
-    """Give whatever shares an embedding's weights a copy of its own."""
+    """Give parameters that share an embedding's weights their own copy."""
     inner = model.original_model
     names = {id(writer.parameter): writer.name for writer in embeddings}
     copies: dict[int, torch.nn.Parameter] = {}

@@ -1,4 +1,4 @@
-"""Edits as hooks: of one edit, of a batch of edits, and around whatever a model does."""
+"""Edits as hooks: for one edit, for a batch of edits, and as a context around anything a model does."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,7 +16,7 @@ from cosmic_tl.model.load import TransformerBridge
 
 
 def _edited(tokens: Scope, x: Tensor, start: int, prompt_length: int | None) -> Bool[Tensor, "rows length"]:
-    """Which of a pass's tokens a scope takes in; the pass starts at token `start`."""
+    """Which tokens of a pass a scope covers; the pass starts at token `start`."""
     index = torch.arange(start, start + x.shape[1], device=x.device)[None]
     if isinstance(tokens, str):
         in_prompt = index < prompt_length if prompt_length is not None else torch.full_like(index, start == 0).bool()
@@ -34,7 +34,7 @@ def _edited(tokens: Scope, x: Tensor, start: int, prompt_length: int | None) -> 
 def _editing(
     edits: Sequence[Intervention], clock: Mapping[str, int], prompt_length: int | None
 ) -> Callable[[Tensor], Tensor]:
-    """The edit of one intervention, or of several of a kind on a batch that holds equally many rows of each."""
+    """The edit of one intervention, or of several of a kind on a batch with equally many rows for each."""
     factors, tokens = stack([edit.map for edit in edits]), edits[0].tokens
     kept: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor, Tensor]] = {}
 
@@ -55,7 +55,7 @@ def _hooks(
     clock: Mapping[str, int],
     prompt_length: int | None,
 ) -> list[Hook]:
-    """The hooks of each slot, which holds one intervention or several that share a batch."""
+    """The hooks of each slot: one intervention, or several that share a batch."""
     hooks: list[Hook] = []
     last: list[Hook] = []
     for slot in slots:
@@ -66,14 +66,14 @@ def _hooks(
         points = slot[0].points(int(model.cfg.n_layers))
         if part == "block":
             entering, edit = _added(edit)
-            # What enters is looked at after every edit of it.
+            # The input is read after every edit of it.
             last.append((hook_name(model, layer, "hook_resid_pre"), ScopedHook(entering, tokens)))
         hooks += [(hook_name(model, *point), ScopedHook(edit, tokens)) for point in points]
     return [*hooks, *last]
 
 
 def _added(edit: Callable[[Tensor], Tensor]) -> tuple[Callable[[Tensor], None], Callable[[Tensor], Tensor]]:
-    """A hook on what enters a block, and the edit of what the block adds as one of what leaves it."""
+    """A hook that stores a block's input, and the edit of what the block adds, applied at its output."""
     entered: list[Tensor] = []
 
     def entering(x: Tensor) -> None:
@@ -87,15 +87,15 @@ def _added(edit: Callable[[Tensor], Tensor]) -> tuple[Callable[[Tensor], None], 
 
 
 def batched_hooks(model: TransformerBridge, edits: Sequence[Interventions]) -> list[Hook]:
-    """Hooks for a batch whose rows fall into equally many for each of `edits`, in their order.
+    """Hooks for a batch with equally many rows for each of `edits`, in order.
 
     Args:
         model: The bridge to hook.
-        edits: Interventions with the same places, each on all tokens of a prompt. Whether they fit the model is for
-            `check_interventions` to say.
+        edits: Interventions with the same places, each on all tokens. Call `check_interventions` first to check that
+            they fit the model.
 
     Raises:
-        CosmicError: If the places differ, a token scope is not "all", or the architecture has no such place.
+        CosmicError: If places differ, a token scope is not "all", or the architecture lacks the hook point.
 
     Example:
         >>> import torch
@@ -120,18 +120,19 @@ def intervention_hooks(
     clock: Mapping[str, int] | None = None,
     prompt_length: int | None = None,
 ) -> list[Hook]:
-    """The hooks that carry out interventions, for `model.hooks(fwd_hooks=…)`.
+    """The hooks that apply interventions, for `model.hooks(fwd_hooks=…)`.
 
-    Most callers want `steering`, which also keeps the clock that token scopes need.
+    Most callers want `steering`, which also provides the clock that token scopes need.
 
     Args:
         model: The bridge to hook.
         interventions: One or several; where they meet, the earlier acts first.
-        clock: From `counting_tokens`; by default every pass starts at token 0.
-        prompt_length: Tokens of the prompt, padding included. By default what is fed without a cache is prompt.
+        clock: From `counting_tokens`. By default every pass starts at token 0.
+        prompt_length: Tokens of the prompt, including padding. By default, tokens fed without a cache are the prompt.
 
     Raises:
-        CosmicError: If a direction does not fit the model, an α is not finite, or the architecture has no such place.
+        CosmicError: If a direction does not fit the model, an α is not finite, or the architecture lacks the hook
+            point.
 
     Example:
         >>> import torch
@@ -149,13 +150,13 @@ def intervention_hooks(
 def steering(
     model: TransformerBridge, interventions: Interventions, *, prompt_length: int | None = None
 ) -> Iterator[TransformerBridge]:
-    """Intervene in whatever the model does inside the context: forward passes, caching, generation with its cache.
+    """Apply interventions to everything the model does within the context: forward passes, caching, generation.
 
     Args:
-        model: Any bridge; the same one is yielded, and restored at the end, also after an exception.
+        model: A `TransformerBridge`. It is yielded, and restored at the end, also after an exception.
         interventions: One or several; where they meet, the earlier acts first.
-        prompt_length: Tokens of the prompt, padding included, for scopes. By default what is fed without a cache is
-            prompt, and what continues a cache is completion.
+        prompt_length: Tokens of the prompt, including padding, for scopes. By default, tokens fed without a cache are
+            the prompt, and tokens that continue a cache are the completion.
 
     Raises:
         CosmicError: As `intervention_hooks`.
