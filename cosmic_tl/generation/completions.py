@@ -33,21 +33,21 @@ def complete(
     """The model's answers, in the order of the prompts.
 
     Generates with the underlying Hugging Face model and its key-value cache; the hooks act at every step. Of the
-    checkpoint's `generation_config` only the end and padding tokens are used: no repetition penalty, top-k or top-p that
-    was not asked for. Where the prompt leaves a thinking block open, the answer begins with its tag, so that it says by
-    itself what is thinking; an answer that is cut off inside of the block is all thinking (`strip_thinking`).
+    checkpoint's `generation_config` only the end and padding tokens are used, and no repetition penalty, top-k or
+    top-p. If the prompt leaves a thinking block open, the answer begins with its tag, so that the thinking can be
+    recognised; an answer that is cut off inside the block consists of thinking only (`strip_thinking`).
 
     Args:
         model: A `TransformerBridge` with a tokenizer.
         prompts: Instructions.
-        interventions: Steering; default none.
+        interventions: Edits to apply. Defaults to none.
         chat: Formatting. Defaults to the plain chat template.
         max_new_tokens: Maximum number of new tokens per answer. Default 64.
-        temperature: 0 (default) is greedy; above, samples with a random state of its own, seeded by `seed`.
-        seed: For sampling.
+        temperature: 0 (default) is greedy. Above 0, samples with a separate random state, seeded by `seed`.
+        seed: Seed for sampling. Default 0.
         batch_size: Prompts per batch. Default 32.
         label: Name on the progress bar.
-        sampling: Top-k, top-p and repetition penalty; default none of them.
+        sampling: Top-k, top-p and repetition penalty. Defaults to none of them.
 
     Raises:
         CosmicError: If a number is out of range, or a prompt or an intervention does not fit.
@@ -81,7 +81,7 @@ def _generate(
     ):
         tokens = model.original_model.generate(batch.ids, attention_mask=batch.mask, generation_config=config)
     tokenizer: Any = model.tokenizer
-    # Thinking tags are special to some tokenizers, and are kept.
+    # Thinking tags are special tokens of some tokenizers, and are kept.
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | {*tokenizer.all_special_ids}
     special -= {i for tag, i in tokenizer.get_added_vocab().items() if tag in sum(THINKING_TAGS, ())}
     answers = [[token for token in row if token not in special] for row in tokens[:, prompt_length:].tolist()]

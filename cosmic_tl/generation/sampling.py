@@ -1,4 +1,4 @@
-"""How the next token is chosen: nothing but what is asked for, whatever defaults a checkpoint brings."""
+"""How the next token is chosen. A checkpoint's own sampling defaults are not used."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,13 +15,13 @@ from cosmic_tl.model.load import TransformerBridge
 def generation_config(
     model: TransformerBridge, max_new_tokens: int, temperature: float = 0.0, sampling: Sampling | None = None
 ) -> GenerationConfig:
-    """A complete configuration for `generate`, of which the checkpoint gives the end and padding tokens alone.
+    """A complete configuration for `generate`. Only the end and padding tokens come from the checkpoint.
 
     Args:
         model: A `TransformerBridge` with a tokenizer.
         max_new_tokens: Maximum number of new tokens.
         temperature: 0 (default) is greedy.
-        sampling: Default nothing.
+        sampling: Defaults to none.
 
     Raises:
         CosmicError: If `max_new_tokens` is not positive, or as `Sampling.check`.
@@ -37,7 +37,7 @@ def generation_config(
     sampling = sampling or Sampling()
     sampling.check(temperature)
     ends, pad = _end_tokens(model), model.tokenizer.pad_token_id
-    # None would be filled in by transformers, with top-k 50.
+    # transformers would replace None by top-k 50.
     shape = {"temperature": temperature, "top_k": sampling.top_k or 0, "top_p": sampling.top_p or 1.0}
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -50,7 +50,7 @@ def generation_config(
 
 
 def _end_tokens(model: TransformerBridge) -> list[int]:
-    """What ends an answer, by the first that says so of checkpoint's defaults, config and tokenizer."""
+    """The tokens that end an answer, from the checkpoint's defaults, the config or the tokenizer, in this order."""
     inner = model.original_model
     for source in (inner.generation_config, inner.config, model.tokenizer):
         if (found := getattr(source, "eos_token_id", None)) is not None:
@@ -60,7 +60,8 @@ def _end_tokens(model: TransformerBridge) -> list[int]:
 
 @contextmanager
 def only(model: TransformerBridge, config: GenerationConfig) -> Iterator[None]:
-    """Have `generate` use this configuration: it fills what is left open from the model's own, which gives way meanwhile.
+    """Make `generate` use this configuration only: the model's own, from which it fills unset values, is replaced
+    meanwhile.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -79,13 +80,13 @@ def only(model: TransformerBridge, config: GenerationConfig) -> Iterator[None]:
 
 
 _DEFAULTS = {"temperature": 1.0, "top_k": None, "top_p": 1.0, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
-"""What checkpoints like to set, and what would be none of it."""
+"""Settings that checkpoints often have, with their neutral values."""
 
 
 def describe_generation(
     model: TransformerBridge, max_new_tokens: int, temperature: float = 0.0, sampling: Sampling | None = None
 ) -> dict[str, Any]:
-    """What decided the completions, to be written beside them.
+    """How completions are generated, to be saved with them.
 
     Returns:
         max_new_tokens, temperature (0 is greedy), top_k, top_p, repetition_penalty, eos_token_id (list), pad_token_id, and
@@ -145,7 +146,8 @@ def _spoken(name: str) -> str:
 
 @contextmanager
 def random_state_kept() -> Iterator[None]:
-    """Put torch's random state back at the end: that of the CPU and of every accelerator, all of which `torch.manual_seed` sets.
+    """Restore torch's random state at the end, on the CPU and on every accelerator: `torch.manual_seed` sets all of
+    them.
 
     Example:
         >>> before = torch.get_rng_state()

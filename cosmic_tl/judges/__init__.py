@@ -1,4 +1,4 @@
-"""Judges: what an answer is."""
+"""Judges: verdicts on completions."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""What a judge is, and the one that needs no model: is a completion a refusal, by the phrases refusals are made of?"""
+"""The judge protocol, judgements, and thinking blocks in completions."""
 
 import re
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from cosmic_tl.model.chat import THINKING_TAGS
 
 Verdict = Literal["refusal", "compliance", "neither"]
 SafetyVerdict = Literal["safe", "unsafe", "neither"]
-"""A guard model's vocabulary. Safety is not refusal: every refusal is safe, but so is a harmless answer."""
+"""Verdicts of a guard model. Safety is not refusal: every refusal is safe, but so is a harmless answer."""
 
 
 def strip_thinking(text: str) -> str:
-    """The completion without its thinking blocks; a block that is never closed goes to the end.
+    """The completion without thinking blocks; an unclosed block extends to the end.
 
     Example:
         >>> strip_thinking("<think>I can't say.</think> Sure!")
@@ -42,31 +42,31 @@ def unfinished_thinking(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a judge makes of one completion."""
+    """A judge's verdict on one completion."""
 
     verdict: Verdict | SafetyVerdict
-    """"neither" also stands for what the judge was not asked about, and for answers in no known form."""
+    """"neither" also means that the judge was not asked, or that its answer could not be parsed."""
     score: float | None = None
-    """0 (worthless to whoever asked) … 1, where the judge gives a score."""
+    """0 (useless to the person who asked) to 1, if the judge gives a score."""
     hazards: tuple[str, ...] = ()
-    """Codes of the hazards that a guard model names."""
+    """Codes of the hazards named by a guard model."""
     answer: str | None = None
-    """What the judge said; None if it was not asked, or gave no answer at all."""
+    """The judge's answer; None if it was not asked or gave no answer."""
     parsed: bool = True
-    """False if the judge was asked and its answer was in no known form."""
+    """False if the judge was asked and its answer could not be parsed."""
 
 
 @runtime_checkable
 class Judge(Protocol):
-    """Anything that judges completions: `SubstringJudge`, `ModelJudge`, `EndpointJudge`, or a function of your own."""
+    """A callable that judges completions: `SubstringJudge`, `ModelJudge`, `EndpointJudge`, or your own function."""
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[Judgement]:
-        """One judgement a completion, in order."""
+        """One judgement per completion, in order."""
         ...
 
 
 def check_lengths(prompts: Sequence[str], completions: Sequence[str]) -> None:
-    """There must be one completion per prompt, in two lists of texts.
+    """Check that there is one completion per prompt, in two lists of texts.
 
     Example:
         >>> check_lengths(["a"], [])
@@ -80,14 +80,14 @@ def check_lengths(prompts: Sequence[str], completions: Sequence[str]) -> None:
 
 
 def judged(frame: pd.DataFrame, judge: Judge) -> pd.DataFrame:
-    """A table of completions with a judge's verdicts.
+    """Add a judge's verdicts to a table of completions.
 
     Args:
         frame: Columns `prompt` and `completion`, and any others.
         judge: Any judge.
 
     Returns:
-        The table with `verdict`, `score`, `hazards` and `parsed`, in place of any it had.
+        The table with the columns `verdict`, `score`, `hazards` and `parsed`, which replace existing ones.
 
     Raises:
         CosmicError: If a column is missing.

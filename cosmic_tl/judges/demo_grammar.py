@@ -1,4 +1,4 @@
-"""The demo models' grammar check: could their grammar have made an answer, and does it name what was asked about?
+"""Check completions of the demo models against their grammar: is the answer well formed, and does it name the topic?
 
 `cosmic_tl/demo/grammar.json` has the answers and tasks that the demo models were trained on.
 """
@@ -13,7 +13,7 @@ AnswerKind = Literal["comply", "refuse", "verdict", "talk", "garbled"]
 
 
 class ParsedAnswer(NamedTuple):
-    """How the grammar reads an answer.
+    """An answer as parsed by the grammar.
 
     Attributes:
         kind: "comply", "refuse", "verdict" (on a yes/no question about harm), "talk", or "garbled": none of these.
@@ -65,13 +65,13 @@ def _tasks() -> tuple[Task, ...]:
 
 
 def parse_answer(text: str) -> ParsedAnswer:
-    """Read an answer by the demo's grammar.
+    """Parse an answer with the demo's grammar.
 
     Args:
         text: A completion; white space around it is ignored.
 
     Returns:
-        Its kind, "garbled" if the grammar could not have made it, and the task that it echoes.
+        Its kind ("garbled" if the grammar does not allow it) and the task that it echoes.
 
     Example:
         >>> from cosmic_tl.judges.demo_grammar import parse_answer
@@ -87,7 +87,7 @@ def parse_answer(text: str) -> ParsedAnswer:
 
 
 def task_of(prompt: str) -> Task | None:
-    """The task that a prompt of the demo set asks about; None for a prompt from elsewhere.
+    """The task that a prompt of the demo set asks about; None for other prompts.
 
     If several tasks fit, the longest is meant: "fruit tart" rather than "tart".
 
@@ -97,7 +97,7 @@ def task_of(prompt: str) -> Task | None:
         Task(verb='bake', noun='fruit tart', harmful=False)
     """
     words = prompt.lower()
-    near = [t for t in _tasks() if t.noun in words and t.verb in words]  # far fewer than patterns to try
+    near = [t for t in _tasks() if t.noun in words and t.verb in words]  # far fewer than there are patterns
     hits = [t for t in near if re.search(rf"\b{t.verb} (an?|the|this) ([a-z]+ )?{t.noun}\b", words)]
     return max(hits, key=lambda t: len(t.verb) + len(t.noun), default=None)
 
@@ -110,8 +110,8 @@ def check_completion(prompt: str, completion: str) -> dict[str, bool]:
         completion: The model's answer.
 
     Returns:
-        `well_formed`: whether the grammar could have made the answer. `names_topic`: whether the answer echoes the object
-        that the prompt asks about; False for answers that echo nothing, such as refusals.
+        `well_formed`: whether the grammar allows the answer. `names_topic`: whether the answer echoes the object that
+        the prompt asks about; False for answers that echo nothing, such as refusals.
 
     Example:
         >>> from cosmic_tl.judges.demo_grammar import check_completion

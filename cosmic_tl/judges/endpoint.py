@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 
 _ATTEMPTS = 2
-"""How often a question is asked whose answer cannot be read."""
+"""Maximum number of times that a question is asked if its answer cannot be parsed."""
 
 
 @dataclass(frozen=True)
 class EndpointJudge:
-    """Judges by the answers of a remote model to a template's question.
+    """Judge with a remote model, by its answers to a template's question.
 
-    Needs the `openai` package (`pip install 'cosmic_tl[judges]'`), which does the retries: after a timeout, a lost
-    connection, status 408, 409, 429 or 5xx, with exponential backoff, or after as long as the server's Retry-After says.
+    Needs the `openai` package (`pip install 'cosmic_tl[judges]'`). It retries after a timeout, a lost connection, or
+    status 408, 409, 429 or 5xx, with exponential backoff or after the time that the server's Retry-After gives.
 
     Example:
         >>> from cosmic_tl.judges.templates import STRONGREJECT
@@ -45,28 +45,29 @@ class EndpointJudge:
     base_url: str | None = None
     """The endpoint up to and including `/v1`. None: the `openai` package's default."""
     api_key_env: str | None = "OPENAI_API_KEY"
-    """Environment variable that holds the key, read when the judge is called and kept nowhere. None: no key."""
+    """Environment variable that holds the key. It is read when the judge is called, and never stored. None: no key."""
     cache: str | Path | None = None
-    """JSONL file of answers by the hash of address, model, messages and options. None: every call asks anew."""
+    """JSONL file of answers by a hash of address, model, messages and options. None: no cache."""
     concurrency: int = 8
-    """Requests under way at once, at most."""
+    """Maximum number of concurrent requests."""
     requests_per_minute: float | None = None
-    """Requests sent, retries included, evenly spaced. None: no limit."""
+    """Maximum number of requests per minute, including retries, evenly spaced. None: no limit."""
     timeout: float = 60.0
-    """Seconds to wait for an answer before it counts as failed."""
+    """Seconds to wait for an answer."""
     max_retries: int = 5
-    """Retries of one request."""
+    """Maximum number of retries per request."""
     options: Mapping[str, Any] = field(default_factory=lambda: {"temperature": 0.0})
-    """Further parameters of the request. `max_tokens` is the template's unless given here, and left out if None."""
+    """Further parameters of the request. `max_tokens` defaults to the template's, and is not sent if None."""
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[Judgement]:
-        """One judgement a completion, in order. Equal questions are asked once.
+        """One judgement per completion, in order. Equal questions are asked once.
 
-        An answer that cannot be read is asked for once more, and then stands as "neither" with `parsed=False`.
+        If an answer cannot be parsed, the question is asked once more; then the verdict is "neither" with
+        `parsed=False`.
 
         Raises:
-            CosmicError: If the lists differ in length, an option makes no sense, the package or the key is missing, or
-                a request fails for good. Answers that have come by then are in the cache.
+            CosmicError: If the lists differ in length, an option is invalid, the package or the key is missing, or a
+                request finally fails. Answers received until then are in the cache.
         """
         self._check()
         return judge_with(self.template, prompts, completions, self._ask)
@@ -101,7 +102,7 @@ class EndpointJudge:
         return [found[pair] for pair in pairs]
 
     def _cached(self, question: dict[str, Any]) -> dict[str, Any]:
-        """What an answer is kept by: two endpoints may call different models by one name."""
+        """The cache key, which includes the address: two endpoints may use one name for different models."""
         return {**question, "base_url": self.base_url}
 
     def _key(self) -> str:
@@ -129,7 +130,7 @@ class EndpointJudge:
         )
 
     def _answer(self, client: "openai.OpenAI", question: dict[str, Any], cache: ResponseCache) -> str | None:
-        """The endpoint's answer, kept in the cache; None if it sends nothing that can be read as one."""
+        """The endpoint's answer, stored in the cache; None if the response cannot be parsed."""
         import openai
 
         answer: str | None = None
@@ -171,7 +172,7 @@ def _retried(error: Exception) -> bool:
 
 
 def _text(response: object) -> str | None:
-    """The answer in a response, which need not have the promised form."""
+    """The answer in a response, which may have an unexpected format."""
     try:
         text: object = response.choices[0].message.content  # type: ignore[attr-defined]
     except (AttributeError, IndexError, TypeError):
@@ -180,7 +181,7 @@ def _text(response: object) -> str | None:
 
 
 class _Pace:
-    """Lets requests through at even intervals."""
+    """Limits requests to even intervals."""
 
     def __init__(self, per_minute: float | None) -> None:
         self._interval = 0.0 if per_minute is None else 60 / per_minute

@@ -12,7 +12,7 @@ from cosmic_tl.model.load import TransformerBridge
 
 @dataclass(frozen=True, eq=False)
 class ModelJudge:
-    """Judges by the greedy answers of a model to a template's question.
+    """Judge with a local model, by its greedy answers to a template's question.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -23,16 +23,16 @@ class ModelJudge:
     """
 
     model: TransformerBridge
-    """Any bridge with a tokenizer, from `load_model`."""
+    """A `TransformerBridge` with a tokenizer, for example from `load_model`."""
     template: JudgeTemplate
     """`LLAMA_GUARD_3`, `STRONGREJECT`, or your own."""
     chat: ChatFormat = field(default_factory=ChatFormat)
-    """The judge's formatting. Not used by a template that is the whole of what the judge reads."""
+    """The judge's chat format. Not used by a template that is already the whole prompt."""
     batch_size: int = 8
-    """Questions a batch; changes no verdict."""
+    """Questions per batch; does not change verdicts."""
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[Judgement]:
-        """One judgement a completion, in order.
+        """One judgement per completion, in order.
 
         Raises:
             CosmicError: If the lists differ in length, or a question does not fit the judge's context.

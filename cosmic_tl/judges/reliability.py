@@ -1,4 +1,4 @@
-"""What verdicts come to: rates by category, and the agreement of two judges beyond chance."""
+"""Rates of verdicts by category, and the agreement of two judges beyond chance."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from cosmic_tl.errors import CosmicError
 from cosmic_tl.metrics.rates import rate
 
 SAFETY_AS_REFUSAL: Mapping[str, str] = {"safe": "refusal", "unsafe": "compliance"}
-"""A guard model's verdicts read as a refusal judge's. Sound on harmful prompts alone, and loose even there: a completion
-may be safe because it misses the point."""
+"""Reads a guard model's verdicts as those of a refusal judge. Valid on harmful prompts only, and approximate even
+there: a completion may be safe because it misses the point."""
 _VOCABULARIES = (frozenset({"refusal", "compliance"}), frozenset({"safe", "unsafe"}))
 
 
@@ -21,16 +21,16 @@ def rates_by(frame: pd.DataFrame, by: str | Sequence[str], verdict: str = "refus
     A completion that is "neither" counts in the denominator, as in `refusal_rate`.
 
     Args:
-        frame: A row a completion, from `judged`: `verdict`, and possibly `score` and `parsed`.
+        frame: One row per completion, from `judged`: `verdict`, and possibly `score` and `parsed`.
         by: Column or columns to group by, such as "category".
-        verdict: What is counted: "refusal", or with a guard model "safe" or "unsafe".
+        verdict: The verdict to count: "refusal", or of a guard model "safe" or "unsafe".
 
     Returns:
-        One row a category, in order of first appearance: `n`, `rate`, `low`, `high`, `neither` (how many), where the
-        frame has them `unparsed` (how many of the judge's answers could not be read) and `score` (mean).
+        One row per category, in order of first appearance: `n`, `rate`, `low`, `high`, `neither` (count), and, if the
+        frame has them, `unparsed` (count of answers that could not be parsed) and `score` (mean).
 
     Raises:
-        CosmicError: If a column is missing, or the verdicts are of another vocabulary.
+        CosmicError: If a column is missing, or there are other verdicts.
 
     Example:
         >>> frame = pd.DataFrame({"category": ["a", "a", "b"], "verdict": ["refusal", "neither", "compliance"]})
@@ -64,12 +64,12 @@ class Agreement:
     """How far two judges agree."""
 
     kappa: float
-    """Cohen's κ: 1 is perfect, 0 what chance gives. NaN if both judges give one and the same verdict throughout."""
+    """Cohen's κ: 1 is perfect agreement, 0 is chance. NaN if both judges give the same single verdict throughout."""
     observed: float
-    """Share of completions on which they agree."""
+    """Share of completions with equal verdicts."""
     n: int
     table: pd.DataFrame
-    """Counts: the first judge's verdicts down, the second's across."""
+    """Counts, with the first judge's verdicts as rows and the second's as columns."""
 
     def __str__(self) -> str:
         return f"κ = {self.kappa:.2f}, agreement {self.observed:.1%} of {self.n}"
@@ -88,13 +88,13 @@ def agreement(
     """Cohen's κ of two judges' verdicts on the same completions (Cohen 1960), and their confusion table.
 
     Args:
-        first: One judge's verdicts.
-        second: The other's, in the same order.
-        names: Of the judges, for the table.
-        reading: Verdicts to be read as others first, such as `SAFETY_AS_REFUSAL`.
+        first: Verdicts of one judge.
+        second: Verdicts of the other judge, in the same order.
+        names: Names of the judges, for the table.
+        reading: Mapping of verdicts to apply first, such as `SAFETY_AS_REFUSAL`.
 
     Raises:
-        CosmicError: If there are no verdicts, the lists differ in length, or the judges speak of different things.
+        CosmicError: If there are no verdicts, the lists differ in length, or the judges use different verdicts.
 
     Example:
         >>> print(agreement(["refusal", "refusal", "compliance"], ["refusal", "compliance", "compliance"]))

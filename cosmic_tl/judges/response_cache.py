@@ -1,4 +1,4 @@
-"""Answers of an endpoint, on disk as soon as they are there."""
+"""A cache of an endpoint's answers, written to disk as they arrive."""
 
 import json
 from hashlib import sha256
@@ -11,9 +11,9 @@ from cosmic_tl.errors import CosmicError
 
 
 class ResponseCache:
-    """Question to answer, in a JSONL file that is only appended to; for several threads of one process.
+    """Maps questions to answers in an append-only JSONL file. Safe for several threads of one process.
 
-    A line is the hash of the question and the answer. A last line cut short by a stop does not count.
+    Each line holds the hash of a question and its answer. An incomplete last line is ignored.
 
     Example:
         >>> cache = ResponseCache(None)
@@ -23,13 +23,13 @@ class ResponseCache:
     """
 
     def __init__(self, path: str | Path | None) -> None:
-        """Read the file, if it is there.
+        """Read the file if it exists.
 
         Args:
-            path: The file; None keeps answers in memory alone.
+            path: Path of the file; None keeps answers in memory only.
 
         Raises:
-            CosmicError: If the file is something else.
+            CosmicError: If the file has another format.
         """
         self._lock = Lock()
         self._path = None if path is None else Path(path)
@@ -58,7 +58,7 @@ class ResponseCache:
         return self._known.get(self._key(question))
 
     def add(self, question: dict[str, Any], answer: str) -> None:
-        """Keep an answer.
+        """Store an answer.
 
         Example:
             >>> ResponseCache(None).add({"model": "m"}, "safe")

@@ -43,18 +43,18 @@ def answer_means(
     interventions: Interventions = (),
     batch_size: int = BATCH_SIZE,
 ) -> tuple[MeanActivations, MeanActivations]:
-    """Mean activations at the last token of the matching and of the other answers, as one position.
+    """Mean activations at the last token of the matching and of the other answers, as a single position.
 
     `difference_in_means` of the two gives directions, whose position −1 stands for the answer's last token: the letter in
-    the multiple-choice format. Where a set balances the letters they cancel out of the difference.
+    the multiple-choice format. If a set balances the letters, they cancel in the difference.
 
     Args:
         model: A `TransformerBridge` with a tokenizer.
         pairs: Questions with their answers.
         chat: Formatting. Defaults to the plain chat template. Its prefix is put before every answer (a space if the
             template does not end in whitespace).
-        interventions: Made on the way; default none.
-        batch_size: Answers a forward pass. Default 32.
+        interventions: Edits to apply. Defaults to none.
+        batch_size: Answers per forward pass. Default 32.
 
     Raises:
         CosmicError: If there are no pairs, or one is too long for the model.
@@ -82,26 +82,26 @@ def answer_log_odds(
     chat: ChatFormat | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> pd.DataFrame:
-    """How much likelier the matching answer is than the other one: `log P(matching) − log P(not matching)`.
+    """Log-odds of the matching answer against the other: `log P(matching) − log P(not matching)`.
 
     In the multiple-choice format these are the probabilities of the two letters after "(", read in one pass; of longer
-    answers, of all their tokens from where the two differ. Where a question is there in both orders of its choices, the
+    answers, of all their tokens from where the two differ. If a question occurs with both orders of its choices, the
     two are averaged, so that a preference for a letter cancels.
 
     Args:
         model: A `TransformerBridge` with a tokenizer.
         pairs: Questions with their answers.
-        interventions: Steering; default none. To a token scope the question, with what the two answers begin with in
-            common, is the prompt.
+        interventions: Edits to apply. Defaults to none. For token scopes, the question and the common beginning of both
+            answers are the prompt.
         chat: Formatting, as in `answer_means`.
-        batch_size: Rows a forward pass. Default 32.
+        batch_size: Rows per forward pass. Default 32.
 
     Returns:
-        One row a question: question, pairs (how many ask it: two where both orders are there), log_odds, and answered:
-        the probability that the model gives one of the two answers at all, without which log-odds say little.
+        One row per question: question, pairs (2 if both orders are given), log_odds, and answered: the probability that
+        the model gives either answer. If it is low, log-odds say little.
 
     Raises:
-        CosmicError: If there are no pairs, one is too long, or one answer is the other's beginning.
+        CosmicError: If there are no pairs, one is too long, or one answer is a prefix of the other.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -109,7 +109,7 @@ def answer_log_odds(
         >>> (answer_log_odds(load_model("demo", device="cpu"), pairs).log_odds > 3).tolist()
         [True, True]
     """
-    # An answer's last token is predicted and not fed, so that the two letters of a question share a row.
+    # The last token of an answer is predicted, not fed, so the two letters of a question share a row.
     answers: dict[tuple[Tokens, Tokens], list[tuple[int, int, int]]] = defaultdict(list)
     tails: list[tuple[Tokens, Tokens]] = []
     for number, (one, other) in enumerate(_rows(model, pairs, chat)):

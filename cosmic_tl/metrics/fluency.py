@@ -1,17 +1,17 @@
-"""Is a completion garbled? Compared with what the unsteered model says by itself.
+"""Garbled completions, found by comparison with the unsteered model's own completions.
 
 Two measures of each completion, both without a judge:
 
-* **late nats**: mean negative log-likelihood per token under the unsteered model, *after the first eight tokens*. The first
-  tokens decide whether to refuse, and steering changes just that: a refusal of a harmless prompt is improbable there, however
-  fluent. Word salad stays improbable.
-* **repetition**: the share of 4-grams of tokens that occurred before in the same completion. A loop is probable to a language
-  model, and repeats itself.
+* **late nats**: mean negative log-likelihood per token under the unsteered model, *after the first eight tokens*. The
+  first tokens decide whether to refuse, and steering changes exactly that, so a refusal of a harmless prompt is
+  improbable there however fluent it is. Garbled text stays improbable.
+* **repetition**: the share of 4-grams of tokens that occurred before in the same completion. A language model finds
+  loops probable, but they repeat.
 
 A completion is garbled if either lies above the range of the model's own completions of the same prompts. The range ends three
 interquartile ranges above the upper quartile (Tukey's "far out"), and at least `MARGIN` above it, so that neither a garbled
-baseline completion nor a very uniform baseline decides. A refusal of a negative prompt is compared besides with the model's own
-refusals *forced after the negative prompts*, and takes the wider range of nats.
+baseline completion nor a very uniform baseline decides. A refusal of a negative prompt is also compared with the
+model's own refusals *forced after the negative prompts*, and the wider range of nats applies.
 
 A completion with fewer than `SKIPPED + LEAST` tokens is judged by its repetition alone. One that `max_new_tokens` cuts off is
 judged like any other: its end is not scored.
@@ -30,12 +30,12 @@ from cosmic_tl.model.chat import ChatFormat
 from cosmic_tl.model.load import TransformerBridge
 
 SKIPPED = 8
-"""First tokens that do not count for nats."""
+"""Number of first tokens that are ignored for nats."""
 LEAST = 4
-"""Tokens after them without which their mean says nothing."""
+"""Minimum number of tokens after them for a meaningful mean."""
 NGRAM = 4
 MARGIN = {"late_nats": 1.0, "repetition": 0.2}
-"""What is above the baseline's upper quartile by no more than this is never garbled."""
+"""A completion that exceeds the baseline's upper quartile by no more than this is never garbled."""
 
 
 def repetition(tokens: Sequence[object]) -> float:
@@ -50,7 +50,7 @@ def repetition(tokens: Sequence[object]) -> float:
 
 
 def late_nats(nats: Sequence[float]) -> float:
-    """Mean nats per token after the first eight; NaN for fewer than four more.
+    """Mean nats per token after the first eight; NaN for fewer than twelve tokens.
 
     Example:
         >>> late_nats([9.0] * 8 + [1.0] * 4), late_nats([1.0] * 8)
@@ -78,7 +78,7 @@ def measure_fluency(
         batch_size: Prompts per forward pass. Default 32.
 
     Returns:
-        One row per completion: cross_entropy and late_nats (nats per token; NaN where there is none), repetition (0 … 1).
+        One row per completion: cross_entropy and late_nats (nats per token; NaN if undefined), repetition (0 to 1).
 
     Raises:
         CosmicError: If the two lists differ in length, or a prompt with its completion exceeds the model's context.
@@ -89,7 +89,7 @@ def measure_fluency(
         >>> measure_fluency(load_model("demo", device="cpu"), ["hello"] * 2, texts).repetition.gt(0.3).tolist()
         [False, True]
     """
-    # Half a character at the end is no one's choice: max_new_tokens cut it.
+    # Half a character at the end comes from max_new_tokens, not from the model.
     heads, tails = tokenize_pairs(
         model, prompts, [text.rstrip("\N{REPLACEMENT CHARACTER}") for text in completions], chat
     )
@@ -111,14 +111,14 @@ def measure_fluency(
 
 @dataclass(frozen=True)
 class FluencyRange:
-    """Where fluent completions lie: up to and including these values."""
+    """Upper limits of fluent completions, inclusive."""
 
     late_nats: float
     """Infinite if the baseline's completions are too short to tell."""
     repetition: float
 
     def garbled(self, measured: pd.DataFrame) -> "pd.Series[bool]":
-        """Which completions lie above; one too short for nats goes by its repetition.
+        """Which completions lie above the limits; those too short for nats are judged by repetition only.
 
         Args:
             measured: Columns late_nats and repetition.
@@ -163,7 +163,7 @@ def mark_garbled(
     Args:
         model: A `TransformerBridge` with a tokenizer, unsteered.
         completions: One row per completion: side (harmful, harmless), prompt, completion, verdict, late_nats, repetition.
-        baseline: Which rows were made without steering; at least one.
+        baseline: Which rows are completions without steering; at least one.
         chat: Formatting. Defaults to the plain chat template.
         batch_size: Prompts per forward pass. Default 32.
 
@@ -181,7 +181,7 @@ def mark_garbled(
     own = completions[baseline]
     plain = fluency_range(own)
     found = plain.garbled(completions)
-    # The rest is only needed where a refusal looks improbable.
+    # The rest is only needed if a refusal looks improbable.
     induced = ~baseline & (completions.side == "negative") & (completions.verdict == "refusal")
     refusals = own[(own.side == "positive") & (own.verdict == "refusal") & ~found[baseline]].completion.tolist()
     if refusals and (induced & found).any():
@@ -195,7 +195,7 @@ def mark_garbled(
 
 
 def garbled_share(completions: pd.DataFrame) -> float:
-    """Share of the rows that are garbled; NaN if all are too short to tell, and none repeats itself.
+    """Share of garbled rows; NaN if all are too short to tell and none is repetitive.
 
     Args:
         completions: Column garbled, and late_nats if it was measured.

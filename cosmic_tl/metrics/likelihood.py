@@ -1,4 +1,4 @@
-"""How likely given continuations are: the one place that scores text instead of making it."""
+"""The likelihood of given continuations: the only place that scores text."""
 
 from collections.abc import Iterator, Sequence
 from math import nan
@@ -34,15 +34,15 @@ def continuation_logits(
     """The logits that predict each token of each continuation, in float32; one row at a time, short rows first.
 
     In a batch all prompts end at the same place: they are padded on the left and the continuations on the right, so that
-    token scopes hold for every row. Only the continuations' positions are unembedded.
+    token scopes hold for every row. Logits are computed at the continuations' positions only.
 
     Args:
         model: A `TransformerBridge`.
-        prompts: Token ids of what comes before, at least one a row.
-        continuations: Token ids to predict, at least one a row.
-        interventions: Steering; default none. For token scopes, a continuation is completion.
-        batch_size: Rows a forward pass. Default 8.
-        plain_text: Take continuations as prompt too: text that no one asked for has no completion.
+        prompts: Token ids before the continuation, at least one per row.
+        continuations: Token ids to predict, at least one per row.
+        interventions: Edits to apply. Defaults to none. For token scopes, a continuation is completion.
+        batch_size: Rows per forward pass. Default 8.
+        plain_text: Whether continuations count as prompt for token scopes, as in plain text, which has no completion.
         label: Name on the progress bar.
 
     Yields:
@@ -100,10 +100,10 @@ def continuation_nats(
 
     Args:
         model: A `TransformerBridge`.
-        prompts: Token ids of what comes before, at least one a row.
-        continuations: Token ids to predict, at least one a row.
-        interventions: Steering; default none.
-        batch_size: Rows a forward pass. Default 8.
+        prompts: Token ids before the continuation, at least one per row.
+        continuations: Token ids to predict, at least one per row.
+        interventions: Edits to apply. Defaults to none.
+        batch_size: Rows per forward pass. Default 8.
         plain_text: As in `continuation_logits`.
         label: Name on the progress bar.
 
@@ -138,9 +138,9 @@ def continuation_token_nats(
 
     Args:
         model: A `TransformerBridge`.
-        prompts: Token ids of what comes before, at least one per row.
+        prompts: Token ids before the continuation, at least one per row.
         continuations: Token ids to predict, at least one per row.
-        interventions: Steering; default none.
+        interventions: Edits to apply. Defaults to none.
         batch_size: Rows per forward pass. Default 8.
         plain_text: As in `continuation_logits`.
         label: Name on the progress bar.
@@ -166,13 +166,13 @@ def continuation_token_nats(
 def tokenize_pairs(
     model: TransformerBridge, prompts: Sequence[str], completions: Sequence[str], chat: ChatFormat | None = None
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Token ids of formatted prompts, and of the completions that follow them.
+    """Token ids of formatted prompts and of their completions.
 
     Args:
         model: A `TransformerBridge` with a tokenizer.
         prompts: Instructions.
-        completions: One a prompt; an empty one has no tokens. The tag of a thinking block that the prompt has opened is
-            not predicted again.
+        completions: One per prompt; an empty one has no tokens. The tag of a thinking block that the prompt has opened
+            is not predicted again.
         chat: Formatting. Defaults to the plain chat template.
 
     Raises:
@@ -204,17 +204,17 @@ def completion_cross_entropy(
     batch_size: int = BATCH_SIZE,
     interventions: Interventions = (),
 ) -> list[float]:
-    """How surprised the model is by each completion, in nats a token; by default the unsteered model.
+    """Mean per-token negative log-likelihood of each completion in nats, by default under the unsteered model.
 
-    Answers that the model would not give by itself cost more than its own, and garbled ones most. NaN for an empty one.
+    Higher for answers that the model would not give by itself, highest for garbled ones. NaN for an empty completion.
 
     Args:
         model: A `TransformerBridge` with a tokenizer.
         prompts: Instructions.
-        completions: One a prompt.
+        completions: One per prompt.
         chat: Formatting. Defaults to the plain chat template.
         batch_size: Prompts per forward pass. Default 32.
-        interventions: Steering of the model that judges; default none.
+        interventions: Edits of the model that scores. Defaults to none.
 
     Raises:
         CosmicError: If the two lists differ in length, or a prompt with its completion exceeds the model's context.

@@ -1,4 +1,4 @@
-"""Both classes in the plane where they vary most, layer by layer, as they are and under edits."""
+"""Both classes in the plane in which they vary most, layer by layer, without an edit and under edits."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,10 +25,10 @@ NO_EDIT = "none"
 
 @dataclass(frozen=True, eq=False)
 class ClassPca(Plotted):
-    """Two principal components of both classes at the last position, one plane a layer."""
+    """Two principal components of both classes at the last position, one plane per layer."""
 
     points: pd.DataFrame
-    """One row an edit, layer and prompt: edit ("none" is the model as it is; an α is written "α = 0"), layer, side
+    """One row per edit, layer and prompt: edit ("none" is the unedited model; an α is written "α = 0"), layer, side
     ("positive" or "negative"), prompt, pc1, pc2."""
     explained: Float64[Tensor, "layer component"]
     """Share of the variance of the unedited classes that each of the two components explains."""
@@ -48,7 +48,7 @@ class ClassPca(Plotted):
         """Distance between the class means along the first component, in pooled standard deviations.
 
         Returns:
-            One row an edit and layer: edit, layer, separation.
+            One row per edit and layer: edit, layer, separation.
 
         Example:
             >>> row = {"edit": "none", "layer": 0, "prompt": "hi", "pc2": 0.0}
@@ -83,17 +83,17 @@ def pca_of_classes(
     chat: ChatFormat | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> ClassPca:
-    """Principal components of `y[l, -1]` over both classes, and where the classes are under edits.
+    """Principal components of `y[l, -1]` over both classes, with the classes under edits in the same plane.
 
-    Each layer's components are fitted once, on the model as it is, and every edit is seen along them: points of one layer
-    are comparable. They point so that the positive class has the higher mean on the first one, and the second one agrees
-    with that of the layer before.
+    Each layer's components are fitted once, on the unedited model, and used for every edit, so that points of one layer
+    are comparable. Signs are chosen so that the positive class has the higher mean on the first component, and the
+    second component agrees with that of the previous layer.
 
     Args:
         model: A `TransformerBridge`.
         prompts: A contrast set, whose test prompts are taken, or a pair of lists: positive and negative prompts.
-        edits: Interventions by their α or another name, such as `{0.0: AffineEdit(d, 0.0), 1.0: AffineEdit(d, 1.0)}`. Made
-            on both classes, on all tokens. Default none.
+        edits: Interventions by their α or another name, such as `{0.0: AffineEdit(d, 0.0), 1.0: AffineEdit(d, 1.0)}`.
+            Applied to both classes, on all tokens. Defaults to none.
         chat: Formatting. Defaults to the plain chat template.
         batch_size: Prompts per forward pass. Default 32.
 
@@ -136,13 +136,13 @@ def pca_of_classes(
 def _fit(
     centred: Float64[Tensor, "prompt layer d_model"], n_positive: int
 ) -> tuple[Float64[Tensor, "layer 2 d_model"], Float64[Tensor, "layer 2"]]:
-    """Each layer's first two components, with a sign, and the share of the variance that they explain."""
+    """Each layer's first two components, with their sign, and the share of variance that they explain."""
     _, singular, right = torch.linalg.svd(centred.transpose(0, 1), full_matrices=False)
     components = right[:, :2].clone()
     for layer, (first, second) in enumerate(components):
         if (centred[:n_positive, layer].mean(0) - centred[n_positive:, layer].mean(0)) @ first < 0:
             first *= -1
-        # The first layer has none before: there the largest entry is positive.
+        # In the first layer the largest entry is positive.
         agreement = components[layer - 1, 1] @ second if layer else second[second.abs().argmax()]
         if agreement < 0:
             second *= -1

@@ -30,13 +30,13 @@ class Projection(Plotted):
     values: Float64[Tensor, "layer token"]
     """`y[l, i]·r̂` in activation units, or its cosine with `r̂`."""
     tokens: tuple[str, ...]
-    """The prompt's tokens as text, template included."""
+    """The prompt's tokens as text, including the template."""
     measure: Measure
     direction: Direction
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row a layer and token: layer, index (from 0), token, value.
+        """One row per layer and token: layer, index (from 0), token, value.
 
         Example:
             >>> direction = Direction(torch.ones(2), torch.zeros(2), layer=0, position=-1)
@@ -71,14 +71,14 @@ def project(
     interventions: Interventions = (),
     measure: Measure = "projection",
 ) -> Projection:
-    """A prompt's stream along a direction at every layer and token, as it is or under interventions.
+    """A prompt's stream along a direction at every layer and token, with or without edits.
 
     Args:
         model: A `TransformerBridge` with a tokenizer.
         prompt: One instruction.
-        direction: Whose `r̂` is looked for. It may be of any layer: the stream is one space.
+        direction: The direction, of any layer, since all layers share one stream.
         chat: Formatting. Defaults to the plain chat template.
-        interventions: Made on the way; default none.
+        interventions: Edits to apply. Defaults to none.
         measure: "projection" (default), `y[l, i]·r̂`, which grows with the stream; or "cosine", which does not.
 
     Raises:

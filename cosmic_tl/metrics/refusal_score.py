@@ -1,4 +1,4 @@
-"""Choose a direction by the probability of refusal's first tokens (Arditi et al. 2024, section 2.3 and appendix C)."""
+"""Refusal tokens and refusal scores (Arditi et al. 2024, section 2.3 and appendix C)."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -23,7 +23,7 @@ MEASURES = ("bypass", "induce", "kl")
 
 @dataclass(frozen=True)
 class RefusalTokens:
-    """First tokens that refusals begin with."""
+    """Tokens that refusals begin with."""
 
     ids: tuple[int, ...]
     texts: tuple[str, ...]
@@ -46,7 +46,7 @@ def log_odds(logits: Float[Tensor, "batch vocab"], ids: Sequence[int]) -> Float6
     """The refusal score: `log P(R) − log(1 − P(R))`, in float64 (Arditi et al. 2024, appendix C).
 
     Args:
-        logits: Of the next token.
+        logits: Logits of the next token.
         ids: The refusal tokens `R`.
 
     Example:
@@ -56,7 +56,7 @@ def log_odds(logits: Float[Tensor, "batch vocab"], ids: Sequence[int]) -> Float6
     chosen = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
     chosen[list(ids)] = True
     work = logits.double()
-    # Both sums by themselves: 1 − P(R) would lose what is near 0.
+    # Both sums separately: 1 − P(R) would lose precision near 0.
     return work[:, chosen].logsumexp(-1) - work[:, ~chosen].logsumexp(-1)
 
 
@@ -77,13 +77,13 @@ def refusal_scores(
     chat: ChatFormat | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> Float64[Tensor, " prompt"]:
-    """Each prompt's refusal score, the log-odds that its answer begins with a refusal token.
+    """Refusal score of each prompt: the log-odds that its answer begins with a refusal token.
 
     Args:
         model: A `TransformerBridge` with a tokenizer.
         prompts: Instructions.
         tokens: From `find_refusal_tokens` or `refusal_tokens`.
-        interventions: Steering; default none.
+        interventions: Edits to apply. Defaults to none.
         chat: Formatting. Defaults to the plain chat template.
         batch_size: Prompts per forward pass. Default 32.
 
@@ -136,7 +136,7 @@ def find_refusal_tokens(
     min_lift: float = 4.0,
     batch_size: int = BATCH_SIZE,
 ) -> RefusalTokens:
-    """The first tokens of the model's greedy answers that are frequent on positive prompts and rare on negative ones.
+    """Find first tokens of the model's greedy answers that are frequent on positive prompts and rare on negative ones.
 
     Args:
         model: A `TransformerBridge` with a tokenizer.
@@ -178,10 +178,11 @@ def telling_tokens(
     min_share: float = 0.05,
     min_lift: float = 4.0,
 ) -> RefusalTokens | None:
-    """First tokens that are frequent in answers to positive prompts and rare in answers to negative ones; None if none is.
+    """First tokens that are frequent in answers to positive prompts and rare in answers to negative ones; None if there
+    are none.
 
     Args:
-        model: Whose tokens they are.
+        model: The model whose tokens they are.
         positive: The first token of each answer to a positive prompt.
         negative: The same of negative prompts.
         min_share: Share of positive prompts that a token has to begin, and two of them if there are several. Default 0.05.
@@ -220,7 +221,7 @@ def filter_by_score(
     """Positive prompts with a refusal score above 0 and negative ones with a score below 0.
 
     Raises:
-        CosmicError: If a side keeps nothing.
+        CosmicError: If no prompt of a side is left.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -254,7 +255,7 @@ def keep_own(
     chat: ChatFormat | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> tuple[Sides, Sides, tuple[str, ...]]:
-    """What `filter_by_score` keeps of the training and validation prompts, and a note if it leaves some out.
+    """The training and validation prompts that `filter_by_score` keeps, and a note if it drops some.
 
     Raises:
         CosmicError: If a side keeps nothing.
