@@ -1,4 +1,4 @@
-"""Directions and edits outside of the toolkit."""
+"""Edited models outside the toolkit."""
 
 import lazy_loader
 

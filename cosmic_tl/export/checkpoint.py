@@ -1,4 +1,4 @@
-"""Write a bridge as a Hugging Face checkpoint that plain `transformers` loads."""
+"""Save a bridge as a Hugging Face checkpoint that plain `transformers` loads."""
 
 import copy
 import json
@@ -30,24 +30,24 @@ def save_checkpoint(
 ) -> Path:
     """Save a model, edited or not, for `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained`.
 
-    Writes sharded safetensors, configuration, generation configuration, tokenizer with its chat template, and a model card
-    that says what was edited. All is written beside `folder` first and then renamed, so that `folder` holds a whole
-    checkpoint or what it held before. Needs memory for one shard besides the model.
+    Writes sharded safetensors, configuration, generation configuration, the tokenizer with its chat template, and a
+    model card that says what was edited. Everything is written beside `folder` and then renamed, so that `folder` holds
+    either a complete checkpoint or its earlier content. Needs memory for one shard besides the model.
 
     Args:
-        model: The bridge; it stays as it is.
-        folder: Where to; its parent is made if need be.
+        model: The `TransformerBridge`; not changed.
+        folder: Folder to write; its parent is created if needed.
         edit: What `orthogonalize_weights` returned, for the model card.
-        max_shard_size: Of a weights file: bytes, or a text such as "5GB" (default). A larger single weight gets a file of its
-            own.
-        overwrite: Replace a folder that is not empty.
+        max_shard_size: Maximum size of a weights file, in bytes or as text such as "5GB" (default). A larger single
+            weight gets its own file.
+        overwrite: Whether to replace a folder that is not empty. Default False.
 
     Returns:
         The folder.
 
     Raises:
-        CosmicError: If the folder is not empty, or the weights are not those of a plain model: quantized, offloaded or
-            processed by TransformerLens's compatibility mode.
+        CosmicError: If the folder is not empty, or the weights are quantized, offloaded, or processed by
+            TransformerLens's compatibility mode.
 
     Example:
         >>> import tempfile
@@ -96,13 +96,13 @@ def _replace(new: Path, folder: Path, old: Path) -> None:
 
 
 def plain_model(model: TransformerBridge) -> Any:
-    """A `transformers` model without the bridge's modules and hooks, holding the very same weights in memory.
+    """A plain `transformers` model without the bridge's modules and hooks, sharing the same weights in memory.
 
     Args:
-        model: The bridge; it stays as it is.
+        model: The `TransformerBridge`; not changed.
 
     Raises:
-        CosmicError: If the weights are not those of a plain model: quantized, offloaded or processed by TransformerLens.
+        CosmicError: If the weights are quantized, offloaded, or processed by TransformerLens.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -124,7 +124,7 @@ def plain_model(model: TransformerBridge) -> Any:
         state |= {path + leaf: tensor.detach() for leaf, tensor in named.items() if tensor is not None}
     parameters = dict(plain_parameters(inner))
     for name, tensor in state.items():
-        # A buffer may hold whole numbers; a parameter that does is packed.
+        # A buffer may hold integers; a parameter that does is packed.
         weight = name in parameters or tensor.is_floating_point()
         if weight and (reason := unreadable_weight_reason(tensor)) is not None:
             raise CosmicError(
@@ -135,7 +135,7 @@ def plain_model(model: TransformerBridge) -> Any:
     with torch.device("meta"):
         plain = type(inner)._from_config(config)
     expected = plain.state_dict()
-    # TransformerLens gives an unembedding without a bias one of zeros, which a plain model does not have.
+    # TransformerLens adds a zero bias to an unembedding without one, which a plain model does not have.
     differing = [name for name in state if name not in expected and state[name].any()]
     if differing := [*differing, *(expected.keys() - state.keys())]:
         raise CosmicError(
@@ -147,13 +147,15 @@ def plain_model(model: TransformerBridge) -> Any:
         path, _, leaf = name.rpartition(".")
         plain.get_submodule(path)._buffers[leaf] = tensor
     plain.generation_config = copy.deepcopy(getattr(inner, "generation_config", None))
-    # So that fused experts are taken apart again shard by shard, and not the whole model at once.
+    # So that fused experts are split again shard by shard, not for the whole model at once.
     plain.hf_device_map = {"": "cpu"}
     return plain
 
 
 def _plain_tokenizer(model: TransformerBridge) -> Any:
-    """The tokenizer as it was before TransformerLens set it up (it adds a BOS token), with the chat template in use."""
+    """The tokenizer as it was before TransformerLens's setup (which adds a BOS token), with the chat template in
+    use.
+    """
     tokenizer: Any = model.tokenizer
     name = str(tokenizer.name_or_path)
     try:

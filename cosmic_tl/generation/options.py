@@ -8,11 +8,11 @@ from cosmic_tl.errors import CosmicError
 
 @dataclass(frozen=True)
 class Sampling:
-    """What may reshape the model's distribution over the next token, besides the temperature; by default nothing.
+    """Changes to the model's next-token distribution besides the temperature. Defaults to none.
 
-    Checkpoints ship defaults of their own (`generation_config.json`: a repetition penalty, top-k, top-p), which
-    `transformers` applies without being asked. They are not used here, so that greedy means the most likely token and
-    temperature 1 the model's own distribution.
+    Checkpoints come with defaults (`generation_config.json`: a repetition penalty, top-k, top-p) that `transformers`
+    applies by itself. They are not used here, so that greedy means the most likely token, and temperature 1 the model's
+    own distribution.
 
     Raises:
         CosmicError: If a value is out of range.
@@ -39,7 +39,7 @@ class Sampling:
             raise CosmicError(f"repetition_penalty: must be positive, found {self.repetition_penalty}; 1 is none")
 
     def check(self, temperature: float) -> None:
-        """Make sure that a temperature goes with it.
+        """Check that it can be combined with a temperature.
 
         Raises:
             CosmicError: If the temperature is negative or not finite, or 0 with a top-k or top-p, which greedy decoding

@@ -1,4 +1,4 @@
-"""Adversarial suffixes: how to find one, and what it does to a direction and to the heads that write it."""
+"""Adversarial suffixes: the search, and the effect on a direction and the heads that write it."""
 
 import lazy_loader
 

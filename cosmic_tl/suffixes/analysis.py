@@ -1,7 +1,7 @@
-"""What a suffix does inside the model (Arditi et al. 2024, section 5).
+"""The effect of a suffix inside the model (Arditi et al. 2024, section 5).
 
-Whether the direction still arrives at the last token (figure 5), which heads write it there, and what these heads look at
-(figure 6); each beside the same prompts with a random suffix of the same length.
+Whether the direction still reaches the last token (figure 5), which heads write it there, and where these heads attend
+(figure 6), each compared with the same prompts and a random suffix of the same length.
 """
 
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ def suffix_cosines(
         batch_size: Prompts per forward pass. Default 32.
 
     Returns:
-        One row a group and layer: group, layer, mean, sd (of the sample), n.
+        One row per group and layer: group, layer, mean, sd (of the sample), n.
 
     Raises:
         CosmicError: If the direction does not fit the model, or a prompt does not fit its context.
@@ -71,16 +71,16 @@ def suffix_cosines(
 
 @dataclass(frozen=True, eq=False)
 class SuffixAnalysis(Plotted):
-    """Section 5 of Arditi et al. 2024 on one suffix."""
+    """The analysis of section 5 of Arditi et al. 2024, for one suffix."""
 
     rates: pd.DataFrame
-    """Refusals by group, of all prompts: group, n, refusal_rate, low, high (Wilson, 95 %)."""
+    """Refusals by group, over all prompts: group, n, refusal_rate, low, high (Wilson, 95 %)."""
     cosines: pd.DataFrame
     """From `suffix_cosines`."""
     contributions: pd.DataFrame
     """From `head_contributions`."""
     attention: pd.DataFrame
-    """From `head_attention`, of the strongest heads."""
+    """From `head_attention`, for the strongest heads."""
 
     def __repr__(self) -> str:
         return as_text(["SuffixAnalysis"], self.rates)
@@ -101,14 +101,14 @@ def analyse_suffix(
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
 ) -> SuffixAnalysis:
-    """Refusals in all four groups, and the mechanism on the harmful prompts that the suffix works on.
+    """Measure refusals in all four groups, and the mechanism on the harmful prompts on which the suffix works.
 
-    It works on those that the model refuses without it and complies with behind it.
+    It works on a prompt if the model refuses without it and complies with it.
 
     Args:
         model: A `TransformerBridge` with a tokenizer and attention patterns.
         prompts: A contrast set, whose test prompts are taken, or a pair of lists: positive and negative prompts.
-        suffix: The adversarial suffix's text.
+        suffix: Text of the adversarial suffix.
         direction: The refusal direction.
         chat: Formatting. Defaults to the plain chat template.
         n_heads: How many of the strongest heads to follow. Default 8.
@@ -117,7 +117,7 @@ def analyse_suffix(
         batch_size: Prompts per batch. Default 32.
 
     Raises:
-        CosmicError: If the suffix works on none of the prompts, or as the functions that it calls.
+        CosmicError: If the suffix works on none of the prompts, or as in the functions that it calls.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""The groups of prompts that an adversarial suffix is compared on."""
+"""The groups of prompts on which an adversarial suffix is compared."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,10 +19,10 @@ HARMFUL, RANDOM, ADVERSARIAL, HARMLESS = (
     "harmless",
 )
 Groups = Mapping[str, Sequence[str]]
-"""Prompts by the four names above, those of the first three in the same order."""
+"""The four names above to prompts; the first three have the same prompts in the same order."""
 REGIONS = ("instruction", "suffix", "template")
 BARE_PROMPTS = ("x", "Q", "7", "a,")
-"""Instructions with no first token in common."""
+"""Instructions without a common first token."""
 
 
 def suffix_groups(
@@ -68,7 +68,7 @@ def suffix_groups(
 
 
 def summary_by_group(group: str, values: Tensor, where: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
-    """Mean and SD over prompts (the first dimension), one row for each of the values."""
+    """Mean and standard deviation over prompts (the first dimension), one row per value."""
     sd = values.std(0) if len(values) > 1 else torch.full_like(values[0], torch.nan)
     numbers = {"mean": values.mean(0).tolist(), "sd": sd.tolist(), "n": len(values)}
     return pd.DataFrame({"group": group, **where, **numbers})

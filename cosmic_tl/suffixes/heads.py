@@ -1,4 +1,4 @@
-"""What single attention heads add along a direction, and where they look."""
+"""What attention heads add along a direction, and where they attend."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -31,13 +31,13 @@ def contributions_along(
     chat: ChatFormat | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> tuple[Float64[Tensor, "prompt layer head"], Float64[Tensor, "prompt layer"]]:
-    """What each head writes along `r̂` at the last position, and what the output projection's bias does.
+    """What each head writes along `r̂` at the last position, and what the bias of the output projection writes.
 
-    Their sum is the component along `r̂` of what attention adds to the stream (`hook_attn_out`). Where a norm stands
-    between the output projection and the stream (Gemma 2, OLMo 2), it is taken at the scale it has on that prompt.
+    Their sum is the component along `r̂` of what attention adds to the stream (`hook_attn_out`). If there is a norm
+    between the output projection and the stream (Gemma 2, OLMo 2), its scale on that prompt is used.
 
     Args:
-        model: Any bridge whose attention has an output projection.
+        model: A `TransformerBridge` whose attention has an output projection.
         prompts: Instructions.
         direction: Whose `r̂` is written.
         chat: Formatting. Defaults to the plain chat template.
@@ -66,11 +66,13 @@ def contributions_along(
                 projection = model.blocks[layer].attn.o.original_component
                 z = inputs[layer].flatten(1)
                 own = torch.eye(n_heads, dtype=z.dtype, device=z.device).repeat_interleave(z.shape[1] // n_heads, 1)
-                with torch.inference_mode():  # the projection is affine: what a head gives is its own part less nothing
+                with (
+                    torch.inference_mode()
+                ):  # the projection is affine: a head's part is its output minus that of a zero input
                     nothing = projection(torch.zeros_like(z[:1])).cpu().double()
                     parts = projection(z[:, None] * own).cpu().double() - nothing
                 before, after = outputs[layer].cpu().double(), added[layer].cpu().double()
-                # A norm in between multiplies each dimension by a number that the last token sets.
+                # A norm in between multiplies each dimension by a number that depends on the last token.
                 seen = unit * torch.where(before == 0, 0, after / before)
                 heads[list(batch.rows), layer] = (parts * seen[:, None]).sum(-1)
                 bias[list(batch.rows), layer] = seen @ nothing[0]
@@ -86,17 +88,17 @@ def head_contributions(
     chat: ChatFormat | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> pd.DataFrame:
-    """Each head's contribution along `r̂` at the last position, by group (Arditi et al. 2024, figure 6a).
+    """Contribution of each head along `r̂` at the last position, by group (Arditi et al. 2024, figure 6a).
 
     Args:
-        model: Any bridge whose attention has an output projection.
-        groups: From `suffix_groups`; any names do.
+        model: A `TransformerBridge` whose attention has an output projection.
+        groups: From `suffix_groups`, or with any other names.
         direction: Whose `r̂` is written.
         chat: Formatting. Defaults to the plain chat template.
         batch_size: Prompts per forward pass. Default 32.
 
     Returns:
-        One row a group and head: group, layer, head, mean, sd (of the sample), n.
+        One row per group and head: group, layer, head, mean, sd (of the sample), n.
 
     Raises:
         CosmicError: As `contributions_along`.
@@ -125,11 +127,11 @@ def top_heads(contributions: pd.DataFrame, *, n: int = 8, group: str = RANDOM) -
 
     Args:
         contributions: From `head_contributions`.
-        n: How many. Default 8, as in the paper.
-        group: The prompts on which they are ranked. Default those with a random suffix.
+        n: Number of heads. Default 8, as in the paper.
+        group: Group of prompts on which they are ranked. Defaults to those with a random suffix.
 
     Raises:
-        CosmicError: If the table has no such group.
+        CosmicError: If the table does not have this group.
 
     Example:
         >>> columns = {"group": ["harmful"] * 2, "layer": [0, 0], "head": [0, 1], "mean": [0.1, 0.3]}
@@ -151,20 +153,21 @@ def head_attention(
     chat: ChatFormat | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> pd.DataFrame:
-    """Where heads look from the last token: the instruction, the suffix or the template (Arditi et al. 2024, figure 6b).
+    """Where heads attend from the last token: instruction, suffix or template (Arditi et al. 2024, figure 6b).
 
     Args:
-        model: Any bridge with attention patterns.
-        groups: From `suffix_groups`; those with a suffix are measured.
+        model: A `TransformerBridge` with attention patterns.
+        groups: From `suffix_groups`; only groups with a suffix are measured.
         heads: From `top_heads`.
         chat: Formatting. Defaults to the plain chat template. A system prompt counts as template.
         batch_size: Prompts per forward pass. Default 32.
 
     Returns:
-        One row a group, head and region: group, layer, head, region, mean (share of the attention), sd (of the sample), n.
+        One row per group, head and region: group, layer, head, region, mean (share of the attention), sd (of the
+        sample), n.
 
     Raises:
-        CosmicError: If the model shows no attention pattern, or there is no such head.
+        CosmicError: If the model gives no attention pattern, or a head does not exist.
 
     Example:
         >>> from cosmic_tl.suffixes import suffix_groups
@@ -206,7 +209,7 @@ def head_attention(
 
 
 def _point(model: TransformerBridge, layer: int, name: str) -> str:
-    """The canonical name of a hook point of a block's attention."""
+    """The canonical name of a hook point in a block's attention."""
     point = model.hook_dict.get(f"blocks.{layer}.attn.{name}")
     if point is None or point.name is None:
         raise CosmicError(
@@ -219,7 +222,7 @@ def _point(model: TransformerBridge, layer: int, name: str) -> str:
 def _attention_outputs(
     model: TransformerBridge, batch: TokenBatch
 ) -> tuple[dict[int, Tensor], dict[int, Tensor], dict[int, Tensor]]:
-    """Last position's input and output of each output projection, and what attention adds to the stream."""
+    """Input and output of each output projection at the last position, and what attention adds to the stream."""
     inputs: dict[int, Tensor] = {}
     outputs: dict[int, Tensor] = {}
 

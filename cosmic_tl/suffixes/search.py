@@ -1,8 +1,8 @@
 """Greedy coordinate gradient: find a suffix that makes the model comply (Zou et al. 2023, algorithm 1).
 
-Each step takes the gradient of the loss for a swap of every suffix token with every other, draws swaps among the
-steepest, tries them all exactly, and moves to the best. The loss is that of how a compliant answer begins; over several
-prompts, their mean, which makes the suffix universal.
+Each step computes the gradient of the loss for replacing every suffix token by every other token, draws substitutions
+among the steepest, evaluates all of them exactly, and moves to the best. The loss is that of the beginning of a
+compliant answer; with several prompts it is their mean, which makes the suffix universal.
 """
 
 from collections.abc import Sequence
@@ -42,13 +42,13 @@ def find_suffix(
 ) -> Suffix:
     """Search for one suffix that makes the model comply with every prompt.
 
-    Every few steps the best suffix is tried in full; the one that the model complies with most often is returned, also when
-    the search is stopped with Ctrl-C. `start=suffix.text` goes on from there.
+    Every few steps the best suffix is tried with full completions. Returns the suffix with the most compliance, also
+    when the search is stopped with Ctrl-C. `start=suffix.text` continues a search.
 
     Args:
-        model: Any bridge with a tokenizer, whose embedding is a lookup.
+        model: A `TransformerBridge` with a tokenizer, whose embedding is a lookup.
         prompts: Instructions that the model refuses; with several the suffix is universal.
-        targets: How a compliant answer to each begins, as from `compliant_targets`.
+        targets: The beginning of a compliant answer to each prompt, for example from `compliant_targets`.
         options: Length, budget and seed.
         chat: Formatting. Defaults to the plain chat template. The suffix stands at the end of the user's text.
         start: The suffix to begin with; its length replaces `options.n_tokens`. Default: random tokens.
@@ -130,7 +130,7 @@ def find_suffix(
 
 @dataclass(frozen=True)
 class _Checked:
-    """A suffix and the answers that it gets."""
+    """A suffix and the model's answers with it."""
 
     ids: Tokens
     text: str
@@ -143,7 +143,7 @@ class _Checked:
 
 
 def _further(old: _Checked, new: _Checked) -> _Checked:
-    """Whichever gets more compliance; the new one, whose loss is lower, where they are even."""
+    """The one with more compliance; the new one, whose loss is lower, if they are equal."""
     return old if old.complied > new.complied else new
 
 
@@ -155,18 +155,18 @@ def token_gradient(
     vocabulary: Tensor,
     batch_size: int = 64,
 ) -> Float[Tensor, "token vocab"]:
-    """How the loss changes, to first order, with the weight of each token at each place of the suffix.
+    """First-order change of the loss with the weight of each token at each place of the suffix.
 
-    The gradient with respect to one-hot tokens. Because an embedding is a lookup it equals the gradient with respect to
-    the embedding's output, times every token's embedding.
+    This is the gradient with respect to one-hot tokens. Since the embedding is a lookup, it equals the gradient with
+    respect to the embedding's output times every token's embedding.
 
     Args:
         model: A `TransformerBridge`.
         places: Around the suffix, one a prompt.
         suffix: Its tokens.
-        goals: Tokens of the targets, one a prompt.
-        vocabulary: The tokens asked about.
-        batch_size: Prompts a pass.
+        goals: Tokens of the targets, one per prompt.
+        vocabulary: The tokens to evaluate.
+        batch_size: Prompts per pass.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -207,14 +207,14 @@ def target_losses(
     goals: Sequence[Tokens],
     batch_size: int = 64,
 ) -> Float[Tensor, " suffix"]:
-    """Each suffix's negative log-likelihood of the targets, in nats a token, mean over prompts.
+    """Negative log-likelihood of the targets for each suffix, in nats per token, mean over prompts.
 
     Args:
         model: A `TransformerBridge`.
         places: Around the suffix, one a prompt.
         suffixes: Token sequences.
-        goals: Tokens of the targets, one a prompt.
-        batch_size: Rows a pass.
+        goals: Tokens of the targets, one per prompt.
+        batch_size: Rows per pass.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -244,7 +244,7 @@ def _losses(model: TransformerBridge, batch: TokenBatch, lengths: Sequence[int])
 def _start(
     model: TransformerBridge, places: Sequence[Frame], text: str, usable: Tensor, chat: ChatFormat
 ) -> tuple[Tokens, str]:
-    """The tokens of a suffix that is given as text."""
+    """The tokens of a suffix given as text."""
     first = places[0]
     row = tokenize(model, [first.prompt + text], chat)[0]
     ids = tuple(row[len(first.before) : len(row) - len(first.after)])
@@ -267,7 +267,9 @@ def _substitutions(
     generator: torch.Generator,
     chat: ChatFormat,
 ) -> list[tuple[Tokens, str]]:
-    """Distinct swaps of one token for one of the steepest, as tokens and as text, those that survive behind every prompt."""
+    """Distinct substitutions of one token by one of the steepest, as tokens and text, that survive after every
+    prompt.
+    """
     steepest = usable[(-gradient).topk(min(options.top_k, len(usable)), dim=1).indices.cpu()]
     for _ in range(_TRIES):
         where = torch.randint(len(suffix), (options.n_candidates,), generator=generator)

@@ -1,4 +1,4 @@
-"""A suffix with how it was found and what it does."""
+"""A suffix, how it was found, and its effect."""
 
 import json
 from collections.abc import Sequence
@@ -21,34 +21,35 @@ FORMAT = "cosmic_tl/suffix/1"
 
 @dataclass(frozen=True)
 class Suffix:
-    """A text that, put at the end of an instruction, keeps the model from refusing it."""
+    """A text that keeps the model from refusing when put at the end of an instruction."""
 
     text: str
-    """With the space that it begins with."""
+    """The text, with its leading space."""
     ids: tuple[int, ...]
     """Its tokens."""
     losses: tuple[float, ...]
-    """The best candidate's loss at each step: negative log-likelihood of the targets, in nats a token, mean over prompts."""
+    """The best candidate's loss at each step: negative log-likelihood of the targets, in nats per token, mean over
+    prompts."""
     prompts: tuple[str, ...]
-    """What it was found on."""
+    """The prompts that it was found on."""
     targets: tuple[str, ...]
-    """How a compliant answer to each begins."""
+    """The beginning of a compliant answer to each prompt."""
     completions: tuple[str, ...]
     """The model's greedy answer to each prompt with the suffix."""
     verdicts: tuple[Verdict, ...]
-    """Of `judge_refusal`, one a completion."""
+    """Verdicts of `judge_refusal`, one per completion."""
     stopped: Literal["complied", "steps", "interrupted"] = "steps"
     """Why the search ended."""
     options: SuffixOptions = field(default_factory=SuffixOptions)
     chat: ChatFormat = field(default_factory=ChatFormat)
     model: str = ""
-    """The model's name, for people."""
+    """Name of the model, for people."""
     fingerprint: str = ""
     """`model_fingerprint` of the model."""
     versions: dict[str, str] = field(default_factory=versions)
 
     def append_to(self, prompts: Sequence[str]) -> list[str]:
-        """Prompts with the suffix at their end.
+        """Prompts with the suffix appended.
 
         Example:
             >>> Suffix(" x", (5,), (), (), (), (), ()).append_to(["Bake a pizza."])
@@ -59,7 +60,7 @@ class Suffix:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row a prompt: prompt, target, completion, verdict.
+        """One row per prompt: prompt, target, completion, verdict.
 
         Example:
             >>> Suffix(" x", (5,), (0.1,), ("Rob a clerk.",), ("Sure",), ("Sure!",), ("compliance",)).table.verdict[0]
@@ -70,7 +71,7 @@ class Suffix:
         return pd.DataFrame(list(rows), columns=columns)
 
     def save(self, path: str | Path) -> None:
-        """Write to a JSON file, whole or not at all.
+        """Write to a JSON file, completely or not at all.
 
         Example:
             >>> import tempfile
@@ -92,10 +93,10 @@ class Suffix:
 
     @classmethod
     def load(cls, path: str | Path) -> "Suffix":
-        """Read from a file that `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
-            CosmicError: If the file is missing or holds no suffix.
+            CosmicError: If the file is missing or does not hold a suffix.
 
         Example:
             >>> Suffix.load("nowhere.json")

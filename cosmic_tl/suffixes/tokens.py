@@ -1,7 +1,7 @@
-"""Where a suffix stands among a prompt's tokens, and which tokens are still themselves after a round trip as text.
+"""The place of a suffix among a prompt's tokens, and which tokens survive a round trip as text.
 
-A suffix is searched for as tokens and used as text. Tokens that merge when the text is tokenized again would be another
-suffix, so only those that survive behind the instruction and before the template's tail count.
+A suffix is searched as tokens and used as text. Tokens that merge when the text is tokenized again would be another
+suffix, so only those that survive between the instruction and the end of the template are used.
 """
 
 from collections.abc import Sequence
@@ -16,23 +16,23 @@ from cosmic_tl.model.load import TransformerBridge
 
 Tokens = tuple[int, ...]
 _PROBES = (" x", " Q", " 7", " a,")
-"""Suffixes that begin and end in different tokens, so that only what stands around them is common to all."""
+"""Suffixes that begin and end in different tokens, so that only the surrounding tokens are common to all."""
 _DRAWS = 1000
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A prompt as the tokens around the end of its text."""
+    """The tokens of a prompt before and after the end of its text."""
 
     prompt: str
     before: Tokens
-    """The template's beginning and the instruction."""
+    """The beginning of the template and the instruction."""
     after: Tokens
-    """What the template puts after the user's text."""
+    """The template's tokens after the user's text."""
 
 
 def n_shared(rows: Sequence[Sequence[int]]) -> int:
-    """How many tokens all rows begin with.
+    """Number of leading tokens common to all rows.
 
     Example:
         >>> n_shared([[5, 6, 7], [5, 6, 8, 9]])
@@ -43,7 +43,7 @@ def n_shared(rows: Sequence[Sequence[int]]) -> int:
 
 
 def frames(model: TransformerBridge, prompts: Sequence[str], chat: ChatFormat | None = None) -> list[Frame]:
-    """The tokens before and after the place of a suffix, found in token space.
+    """The tokens before and after the place of a suffix.
 
     Raises:
         CosmicError: As `tokenize`.
@@ -67,7 +67,7 @@ def frames(model: TransformerBridge, prompts: Sequence[str], chat: ChatFormat | 
 def surviving_texts(
     model: TransformerBridge, places: Sequence[Frame], suffixes: Sequence[Tokens], chat: ChatFormat | None = None
 ) -> list[str | None]:
-    """Each suffix as text, or None where its tokens would not come back from it, or it does not begin with a space.
+    """Each suffix as text, or None if the text does not give its tokens back or does not begin with a space.
 
     Without the space it would merge with the last word of other instructions.
 
@@ -85,7 +85,7 @@ def surviving_texts(
         [' pizza', None]
     """
     tokenizer: Any = model.tokenizer
-    # Decoded behind a token, as some tokenizers drop the space that a text begins with.
+    # Decoded after a token, since some tokenizers drop a leading space.
     anchors = [place.before[-1:] for place in places]
     skips = [len(text) for text in tokenizer.batch_decode(anchors, clean_up_tokenization_spaces=False)]
     joined = [[*anchor, *suffix] for anchor, suffix in zip(anchors, suffixes, strict=True)]
@@ -99,7 +99,7 @@ def surviving_texts(
 
 
 def usable_tokens(model: TransformerBridge, ascii_only: bool = True) -> list[int]:
-    """Tokens that a suffix may be made of: printable text, and none of the special ones.
+    """Tokens that a suffix may consist of: printable text without special tokens.
 
     Args:
         model: A `TransformerBridge` with a tokenizer.
@@ -130,7 +130,7 @@ def draw_suffixes(
     chat: ChatFormat | None = None,
     ascii_only: bool = True,
 ) -> list[tuple[Tokens, str]]:
-    """Random suffixes, drawn token by token, uniformly among those that survive; as tokens and as text.
+    """Random suffixes, drawn token by token, uniformly among those that survive; as tokens and text.
 
     Args:
         model: A `TransformerBridge` with a tokenizer.
@@ -181,7 +181,7 @@ def random_suffixes(
     seed: int = 0,
     ascii_only: bool = True,
 ) -> list[str]:
-    """A placebo: a random suffix of its own for each prompt (Arditi et al. 2024, section 5.1).
+    """Placebos: one random suffix per prompt (Arditi et al. 2024, section 5.1).
 
     Args:
         model: A `TransformerBridge` with a tokenizer.
