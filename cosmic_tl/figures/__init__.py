@@ -1,4 +1,4 @@
-"""Plotly figures: one function a figure, results in, `go.Figure` out."""
+"""Plotly figures: one function per figure, which takes a result and returns a `go.Figure`."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Figures for papers: laid out again for a column or a page, and written to files."""
+"""Figures for papers: laid out for a column or a page, and written to files."""
 
 import asyncio
 import re
@@ -23,26 +23,26 @@ from cosmic_tl.figures.style import TEMPLATES, Theme
 Width = Literal["column", "page"]
 STATIC = (".pdf", ".svg", ".png")
 PRINT = 300 / 96
-"""Pixels of a picture for each pixel of the layout that make 300 a printed inch."""
+"""Pixels of a PNG per pixel of the layout, for 300 per printed inch."""
 HALF_CELL = 0.48
 """Half the width of a heatmap cell, in layers or positions; a gap remains between cells."""
 OUT_OF_SIGHT = 100_000
 MOST_SHAPES = 10_000
-"""Cells of a heatmap from which on it stays a picture."""
+"""Maximum number of cells of a heatmap that are drawn as vector shapes; larger ones stay a bitmap."""
 
 
 def restyle(figure: go.Figure, *, width: Width | None = None, theme: Theme = "light", title: bool = True) -> go.Figure:
-    """A copy of a figure for another width, in another theme, or without its title.
+    """A copy of a figure at another width, in another theme, or without its title.
 
     Args:
-        figure: From one of the `plot_…` functions. Of another figure only width, text size and colours change.
-        width: "column" is 3.3 in and "page" 7 in, both with text of 8¼ points and without sliders and buttons. None
-            (default) is 760 pixels with text of 13.
-        theme: "light" (default) or "dark".
-        title: Keep the title. A paper has it in the caption.
+        figure: From one of the `plot_…` functions. Of any other figure, only width, text size and colours change.
+        width: "column" is 3.3 in and "page" 7 in wide, both with text of 8¼ points and without sliders and buttons. Defaults
+            to None: 760 pixels with text of 13 pixels.
+        theme: "light" or "dark". Defaults to "light".
+        title: Keep the title, which a paper has in the caption. Defaults to True.
 
     Raises:
-        CosmicError: If there is no such width or theme.
+        CosmicError: If the width or the theme is unknown.
 
     Example:
         >>> from cosmic_tl.figures.style import finish
@@ -75,18 +75,18 @@ def save_figure(
     title: bool = True,
     scale: int | float | None = None,
 ) -> Path:
-    """Write a figure to a file, whole or not at all; the same figure gives the same bytes.
+    """Write a figure to a file, atomically; the same figure gives the same bytes.
 
-    PDF and SVG are vector graphics, and a PDF holds its fonts. They and PNG take the extra `figures` (kaleido) and a Chrome
-    or Chromium on the machine. HTML is one page that works offline, with hover and controls.
+    PDF and SVG are vector graphics; a PDF includes its fonts. They and PNG need the extra `figures` (kaleido) and an installed
+    Chrome or Chromium. HTML is a single page that works offline, with hover and controls.
 
     Args:
         figure: From one of the `plot_…` functions, or any other.
         path: Ends in .pdf, .svg, .png or .html.
-        width: "column" (3.3 in), "page" (7 in) or None (default) for the screen; as `restyle`.
-        theme: "light" (default) or "dark".
-        title: Keep the title. A paper has it in the caption.
-        scale: Pixels of a PNG for each pixel of the layout. Default 2 on screen, and 300 an inch for a paper.
+        width: "column" (3.3 in), "page" (7 in) or None for the screen, as in `restyle`. Defaults to None.
+        theme: "light" or "dark". Defaults to "light".
+        title: Keep the title, which a paper has in the caption. Defaults to True.
+        scale: Pixels of a PNG per pixel of the layout. Defaults to 2 for the screen, and to 300 per inch for a paper.
 
     Returns:
         The path.
@@ -114,14 +114,14 @@ def save_figures(
     title: bool = True,
     scale: int | float | None = None,
 ) -> list[Path]:
-    """Write figures to files, each as `save_figure` does; starting a browser takes seconds, and all are drawn by one.
+    """Write several figures to files, as `save_figure` does, with one browser, whose start takes seconds.
 
     Args:
-        figures: By the path to write to.
-        width: For all of them, as the other options.
-        theme: "light" (default) or "dark".
-        title: Keep the title.
-        scale: Pixels of a PNG for each pixel of the layout.
+        figures: Figures by the path to write to.
+        width: As in `save_figure`, for all figures, like the other options.
+        theme: "light" or "dark". Defaults to "light".
+        title: Keep the title. Defaults to True.
+        scale: Pixels of a PNG per pixel of the layout. Defaults as in `save_figure`.
 
     Returns:
         The paths.
@@ -159,11 +159,11 @@ def save_figures(
 
 
 def offline_page(figures: Sequence[go.Figure], title: str) -> str:
-    """Figures one below the other in a page of HTML that asks nothing of the network.
+    """Figures one below the other in an HTML page that works offline.
 
     Args:
-        figures: At least one; the page takes the first one's background.
-        title: Plain text or a figure's title.
+        figures: At least one; the page has the background of the first.
+        title: Plain text, or the title of a figure.
 
     Example:
         >>> "<title>Two of them</title>" in offline_page([go.Figure(), go.Figure()], "Two <b>of them</b>")
@@ -217,7 +217,7 @@ def _static(figures: Mapping[Path, go.Figure], scale: int | float) -> dict[Path,
 
 
 def _vector_cells(figure: go.Figure) -> go.Figure:
-    """With each heatmap's cells as shapes: Plotly draws them as a picture of 96 dots an inch, blurred in print."""
+    """A copy with heatmap cells as shapes: Plotly draws them as a bitmap of 96 dots per inch, which is blurred in print."""
     figure = go.Figure(figure)
     cells: list[dict[str, Any]] = []
     for trace in figure.data:
@@ -240,7 +240,7 @@ def _vector_cells(figure: go.Figure) -> go.Figure:
 
 
 def _same_each_time(drawn: bytes, kind: str) -> bytes:
-    """Without what changes from one writing to the next: a PDF's dates, and the random name in an SVG's ids."""
+    """Remove what differs each time: the dates in a PDF, and the random name in the ids of an SVG."""
     if kind == "pdf":
         return re.sub(rb"(?<=Date \(D:)\d{14}", b"20000101000000", drawn)
     if kind == "svg" and (found := re.search(rb'id="defs-([0-9a-f]{6})"', drawn)):

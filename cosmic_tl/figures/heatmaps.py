@@ -1,4 +1,4 @@
-"""Layer × position heatmaps in panels: what the figures of selections share."""
+"""Panels of layer × position heatmaps, which the figures of selections share."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,24 +18,24 @@ class Panel:
     """One heatmap."""
 
     title: str
-    """May hold markup: escape what others wrote."""
+    """May contain markup: escape untrusted text."""
     values: np.ndarray
-    """`[layer, position]`; NaN is shown as unknown."""
+    """`[layer, position]`; NaN is shown in grey."""
     labels: Sequence[str]
-    """Of the positions, top to bottom."""
+    """Labels of the positions, top to bottom."""
     notes: np.ndarray | None = None
-    """Further text for the hover, `[layer, position]`."""
+    """Additional hover text, `[layer, position]`."""
     signed: bool = False
-    """Whether the values' sign means something."""
+    """Whether the sign of the values is meaningful."""
 
 
 def heatmaps(panels: Sequence[Panel], shared: bool = False, bar_title: str = "") -> go.Figure:
-    """Panels with layers from left to right and positions from top to bottom.
+    """Heatmaps in panels, with layers from left to right and positions from top to bottom.
 
     Args:
-        panels: In their order.
-        shared: One colour scale for all. By default each has its own.
-        bar_title: Beside the colour bar.
+        panels: In order.
+        shared: Use one colour scale for all panels. By default each has its own.
+        bar_title: Title of the colour bar. Defaults to none.
 
     Example:
         >>> figure = heatmaps([Panel("a", np.ones((8, 1)), ["x"]), Panel("b", np.zeros((8, 1)), ["x"])], shared=True)
@@ -77,7 +77,7 @@ def heatmaps(panels: Sequence[Panel], shared: bool = False, bar_title: str = "")
 
 
 def score_panel(selection: Selection, column: str, title: str) -> Panel:
-    """One column of a selection's table, with the reason each candidate was dropped.
+    """One column of a selection's table as a panel, with the reason why each candidate was dropped.
 
     Example:
         >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, select_cosmic
@@ -98,7 +98,7 @@ def score_panel(selection: Selection, column: str, title: str) -> Panel:
 
 
 def unknown_cells(selections: Iterable[Selection]) -> str:
-    """What a grey cell says.
+    """What grey cells mean.
 
     Example:
         >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, select_cosmic
@@ -116,7 +116,7 @@ def unknown_cells(selections: Iterable[Selection]) -> str:
 
 
 def mark_choice(figure: go.Figure, k: int, selection: Selection) -> None:
-    """Frame the chosen cell in panel `k` and cross those that a filter took.
+    """Frame the chosen cell in panel `k`, and cross out those that a filter dropped.
 
     Example:
         >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, select_cosmic
@@ -131,7 +131,7 @@ def mark_choice(figure: go.Figure, k: int, selection: Selection) -> None:
     dropped, chosen = selection.table[~selection.table.kept], selection.direction
     row = chosen.position + len(labels)
     axis = str(k + 1) if k else ""
-    for colour, width in (("#ffffff", 4.5), ("#000000", 2)):  # one of the two stands out on any colour
+    for colour, width in (("#ffffff", 4.5), ("#000000", 2)):  # one of the two is visible on any colour
         figure.add_shape(
             type="rect",
             name="chosen",

@@ -1,4 +1,4 @@
-"""Figures of a prompt's projection on a direction, and of both classes in the plane where they vary most."""
+"""Figures of a prompt's projection on a direction, and of both classes along their principal components."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -18,17 +18,17 @@ from cosmic_tl.metrics.pca import NO_EDIT, ClassPca
 from cosmic_tl.metrics.projection import Projection
 
 MOST_LABELS = 60
-"""Tokens from which on not every one is labelled."""
+"""Maximum number of tokens that are all labelled."""
 
 
 def plot_projection(projection: Projection | Mapping[str, Projection]) -> go.Figure:
-    """A prompt's projection on a direction by token and layer; several side by side on one colour scale.
+    """A prompt's projection on a direction, by token and layer; several are shown side by side on one colour scale.
 
     Args:
-        projection: From `project`; or several by the name to show, such as without and with an intervention.
+        projection: From `project`; or several by the name to show, such as without and with an edit.
 
     Raises:
-        CosmicError: If there is none, or some are projections and others cosines.
+        CosmicError: If there is none, or projections and cosines are mixed.
 
     Example:
         >>> from cosmic_tl import Direction, load_model, project
@@ -80,8 +80,8 @@ def plot_projection(projection: Projection | Mapping[str, Projection]) -> go.Fig
     most = max(len(one.tokens) for one in shown.values())
     return finish(
         figure,
-        "What each token carries along the direction",
-        "dashed: where the direction was found",
+        "Projection on the direction by token and layer",
+        "dotted line: the layer where the direction was found",
         columns=3,
         span=max(len(one.values) for one in shown.values()),
         height=max(8.0, 1.35 * min(most, MOST_LABELS)),
@@ -90,15 +90,15 @@ def plot_projection(projection: Projection | Mapping[str, Projection]) -> go.Fig
 
 
 def plot_pca(pca: ClassPca, layer: int | None = None, edit: str = NO_EDIT, side_by_side: bool = False) -> go.Figure:
-    """Both classes along their first two components, with sliders over layers and edits.
+    """Both classes along their first two principal components, with sliders for layers and edits.
 
-    Crosses are the class means without an edit. The axes of a layer are the same for all edits.
+    Crosses mark the class means without an edit. Each layer has the same axes for all edits.
 
     Args:
         pca: From `pca_of_classes`.
-        layer: The layer to begin with. Default the one where the unedited classes lie farthest apart.
-        edit: The edit to begin with. Default none.
-        side_by_side: All edits beside each other at that layer, without sliders: for paper.
+        layer: The layer to start with. Defaults to the one where the unedited classes are farthest apart.
+        edit: The edit to start with. Defaults to no edit.
+        side_by_side: Show all edits side by side at that layer, without sliders, for print. Defaults to False.
 
     Raises:
         CosmicError: If there is no such layer or edit.
@@ -128,11 +128,11 @@ def plot_pca(pca: ClassPca, layer: int | None = None, edit: str = NO_EDIT, side_
     return finish(figure, _TITLE, controls=6 * len(sliders))
 
 
-_TITLE = "Both classes at the last position"
+_TITLE = "Principal components of both classes at the last position"
 
 
 def _traces(points: pd.DataFrame, edits: Sequence[str], layer: int) -> list[go.Scatter]:
-    """Two traces an edit, and one for each unedited mean."""
+    """Two traces per edit, and one for each unedited mean."""
     found = []
     for edit in edits:
         for side in SIDES:
@@ -173,7 +173,7 @@ def _rounded(values: pd.Series) -> list[float]:
 
 
 def _axes(pca: ClassPca, points: pd.DataFrame, layer: int) -> dict[str, Any]:
-    """Titles and ranges of one layer's plane, wide enough for every edit."""
+    """Axis titles and ranges of one layer, wide enough for every edit."""
     axes: dict[str, Any] = {}
     for number, (axis, column) in enumerate((("xaxis", "pc1"), ("yaxis", "pc2"))):
         low, high = float(points[column].min()), float(points[column].max())
@@ -184,7 +184,7 @@ def _axes(pca: ClassPca, points: pd.DataFrame, layer: int) -> dict[str, Any]:
 
 
 def _layer_slider(pca: ClassPca, planes: Mapping[int, pd.DataFrame], layer: int) -> dict[str, Any]:
-    """Moves all points, whether they are shown or not: so it goes together with the other slider."""
+    """Moves all points, shown or not, so that it works together with the other slider."""
     steps = []
     for number, points in planes.items():
         traces, axes = _traces(points, pca.edits, number), _axes(pca, points, number)
@@ -196,7 +196,7 @@ def _layer_slider(pca: ClassPca, planes: Mapping[int, pd.DataFrame], layer: int)
 
 
 def _edit_slider(edits: Sequence[str], edit: str) -> dict[str, Any]:
-    """Shows one edit's points."""
+    """Shows the points of one edit."""
     steps = [
         {
             "label": escape(one),

@@ -20,14 +20,14 @@ ROW = 1.5
 
 
 def plot_scores(selection: Selection, remarks: bool = True) -> go.Figure:
-    """Scores of every candidate by layer and position; the chosen cell framed and starred, filtered cells crossed.
+    """Scores of all candidates by layer and position; the chosen cell is framed and starred, filtered cells are crossed.
 
     Grey cells were not needed for the choice (`full_table` computes them too).
 
     Args:
         selection: From `select_cosmic` (S_comply, S_refuse, their sum, KL) or `select_by_refusal_tokens` (bypass, induce,
             KL).
-        remarks: Print the selection's warnings and notes under the title. Default true.
+        remarks: Show the selection's warnings and notes below the title. Defaults to True.
 
     Example:
         >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, select_cosmic
@@ -54,11 +54,11 @@ def plot_scores(selection: Selection, remarks: bool = True) -> go.Figure:
 
 
 def plot_score_comparison(selections: Mapping[str, Selection], measure: str = "score") -> go.Figure:
-    """One measure of several selections side by side, on one colour scale: models, modes, prompts or procedures.
+    """One measure of several selections side by side, on one colour scale, to compare models, modes, prompts or procedures.
 
     Args:
-        selections: By the name to show.
-        measure: A column of `Selection.table` that all of them have. Default "score", which COSMIC maximises.
+        selections: Selections by the name to show.
+        measure: A column of `Selection.table` that all of them have. Defaults to "score", which COSMIC maximises.
 
     Raises:
         CosmicError: If there is no selection, or one has no such measure.
@@ -102,7 +102,7 @@ def _height(panels: list[Panel]) -> float:
 
 
 def plot_similarity(similarity: LayerSimilarity) -> go.Figure:
-    """Cosine between steered and reference activations by layer and position, before and after the intervention.
+    """Cosine between class means by layer and position, without an edit and with one class edited.
 
     Args:
         similarity: From `layer_similarities`.
@@ -132,7 +132,7 @@ def plot_similarity(similarity: LayerSimilarity) -> go.Figure:
 
 
 def plot_layer_similarity(selection: Selection) -> go.Figure:
-    """Cosine between the class means at the last position by layer, with the evaluation layers, if any, marked.
+    """Cosine between the class means at the last position, by layer; evaluation layers are marked.
 
     Args:
         selection: From `select_cosmic`, or from `select_by_refusal_tokens`, which has no evaluation layers.
@@ -167,11 +167,15 @@ def plot_layer_similarity(selection: Selection) -> go.Figure:
     figure.update_traces(hovertemplate="layer %{x}: %{y:.4f}<extra></extra>")
     figure.update_xaxes(title_text="layer")
     figure.update_yaxes(title_text="cosine similarity", showgrid=True)
-    return finish(figure, "Where the classes differ: class means at the last position", span=len(values))
+    return finish(figure, "Cosine between the class means at the last position", span=len(values))
 
 
 def plot_direction_cosines(candidates: Candidates, position: int = -1) -> go.Figure:
-    """Cosine between the candidate directions of all layers at one position.
+    """Cosine between the candidate directions of all pairs of layers, at one position.
+
+    Args:
+        candidates: From `difference_in_means`, or `Selection.candidates`.
+        position: Index of the position, counted from the end. Defaults to the last.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""How wide text is, and where its lines break: Plotly draws what it is given."""
+"""Width of text and line breaks, which Plotly does not compute."""
 
 import re
 from html import unescape
@@ -7,7 +7,7 @@ NARROW, WIDE = set("ijlIft|.,:;'!()[]/\\` "), set("mwMW@%—")
 
 
 def text_width(text: str, size: int | float) -> float:
-    """Roughly how wide a text is in pixels: tags take no room, an entity that of its character.
+    """Approximate width of a text in pixels; tags have no width, and an entity that of its character.
 
     Example:
         >>> text_width("S<sub>x</sub>&lt;", 10) == text_width("Sx<", 10)
@@ -18,7 +18,7 @@ def text_width(text: str, size: int | float) -> float:
 
 
 def wrapped(text: str, width: int | float, size: int | float) -> list[str]:
-    """A text in lines no wider than `width` pixels, broken at spaces; earlier breaks are undone.
+    """Break a text at spaces into lines no wider than `width` pixels; earlier breaks are undone.
 
     Example:
         >>> wrapped("one two<br>three", 80, 10)
