@@ -432,7 +432,7 @@ print(sorted({{"torch", "transformer_lens", "transformers", "datasets", "plotly"
 
 def test_prompts_in_the_order_of_their_source(tmp_path, command):
     (tmp_path / "splits").mkdir()
-    for side in ("positive", "negative"):
+    for side in ("harmful", "harmless"):
         for split in ("train", "val", "test"):
             rows = [{"instruction": f"{side} {split} {i}", "category": None} for i in range(4)]
             (tmp_path / "splits" / f"{side}_{split}.json").write_text(json.dumps(rows))

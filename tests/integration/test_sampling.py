@@ -123,7 +123,7 @@ def test_end_tokens_fall_back_to_config_and_tokenizer(demo):
     assert describe_generation(demo, 4)["eos_token_id"] == [2]
 
 
-@pytest.mark.parametrize("side", ["cuda", "mps", "xpu"])
+@pytest.mark.parametrize("kind", ["cuda", "mps", "xpu"])
 def test_sampling_leaves_the_random_state_of_every_device(demo, monkeypatch, kind):
     """`torch.manual_seed` sets all of them; a dictionary stands in for two devices of a kind."""
     states, module = {0: "first", 1: "second"}, torch.get_device_module(kind)

@@ -8,9 +8,9 @@ import torch
 from cosmic_tl import CosmicError, CosmicOptions, NoCandidateError, mean_activations, select_cosmic
 from cosmic_tl.metrics.divergence import kl_divergence
 from cosmic_tl.metrics.refusal_score import RefusalTokens
-from cosmic_tl.selection.cosmic import _settle, _table, evaluation_layers
+from cosmic_tl.selection.cosmic import CLOSE, ROUNDING, _settle, _table, evaluation_layers
 from cosmic_tl.selection.filters import choose
-from cosmic_tl.selection.notes import CLOSE, before_any_edit, notes_about, warnings_about
+from cosmic_tl.selection.notes import before_any_edit, notes_about, warnings_about
 from cosmic_tl.selection.plan import Plan
 from cosmic_tl.selection.scores import parts, summarized
 
@@ -135,7 +135,7 @@ def test_nothing_left_says_which_filter_took_how_many():
 
 
 def notes_of(table, filters, winner, prompts=(), dtype=torch.float32):
-    return notes_about(table, filters, winner, "COSMIC", prompts, dtype)
+    return notes_about(table, filters, winner, prompts, dtype, CLOSE, ROUNDING)
 
 
 def test_a_better_filtered_candidate_is_noted_and_a_feeble_winner_warned_about():
@@ -168,7 +168,7 @@ def test_close_candidates_are_counted_and_half_precision_is_named():
     for dtype, name in ((torch.bfloat16, "bfloat16"), (torch.float16, "float16")):
         note = notes_of(table, filters, winner, dtype=dtype)[-1]
         assert note.startswith(f"Scores in {name} are off by up to 0.005, and 1 other candidate lies within that")
-    assert CLOSE["COSMIC"] == 0.01
+    assert CLOSE == 0.01
 
 
 def with_kl(table, cell, values):
