@@ -69,7 +69,7 @@ def find_suffix(
     check_texts("prompts", prompts)
     check_texts("targets", targets)
     if len(prompts) != len(targets):
-        raise CosmicError(f"targets: found {len(targets)} for {len(prompts)} prompts; give one a prompt")
+        raise CosmicError(f"targets: found {len(targets)} for {len(prompts)} prompts; give one per prompt")
     places = frames(model, prompts, chat)
     tokenizer: Any = model.tokenizer
     goals = [tuple(row) for row in tokenizer(list(targets), add_special_tokens=False)["input_ids"]]
