@@ -75,7 +75,7 @@ def save_checkpoint(
         except ValueError as error:
             first = str(error).strip().splitlines()[0]
             raise CosmicError(
-                f"model: transformers would not save it ({first}); mend max_shard_size or the configs"
+                f"model: transformers would not save it ({first}); fix max_shard_size or the configs"
             ) from error
         if model.tokenizer is not None:
             _plain_tokenizer(model).save_pretrained(new)

@@ -71,12 +71,12 @@ def check_lengths(prompts: Sequence[str], completions: Sequence[str]) -> None:
     Example:
         >>> check_lengths(["a"], [])
         Traceback (most recent call last):
-        cosmic_tl.errors.CosmicError: completions: found 0 for 1 prompts; give one a prompt
+        cosmic_tl.errors.CosmicError: completions: found 0 for 1 prompts; give one per prompt
     """
     check_texts("prompts", prompts)
     check_texts("completions", completions)
     if len(prompts) != len(completions):
-        raise CosmicError(f"completions: found {len(completions)} for {len(prompts)} prompts; give one a prompt")
+        raise CosmicError(f"completions: found {len(completions)} for {len(prompts)} prompts; give one per prompt")
 
 
 def judged(frame: pd.DataFrame, judge: Judge) -> pd.DataFrame:

@@ -58,7 +58,7 @@ def continuation_logits(
         [(1, torch.Size([1, 2048])), (0, torch.Size([2, 2048]))]
     """
     if len(prompts) != len(continuations):
-        raise CosmicError(f"continuations: found {len(continuations)} for {len(prompts)} prompts; give one a prompt")
+        raise CosmicError(f"continuations: found {len(continuations)} for {len(prompts)} prompts; give one per prompt")
     limit = int(model.cfg.n_ctx)
     for i, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
         if not prompt or not continuation:
@@ -187,7 +187,7 @@ def tokenize_pairs(
     check_texts("prompts", prompts)
     check_texts("completions", completions)
     if len(prompts) != len(completions):
-        raise CosmicError(f"completions: found {len(completions)} for {len(prompts)} prompts; give one a prompt")
+        raise CosmicError(f"completions: found {len(completions)} for {len(prompts)} prompts; give one per prompt")
     tokenizer: Any = model.tokenizer
     heads = tokenize(model, prompts, chat)
     opened = opened_block(model, chat)

@@ -38,8 +38,8 @@ def suffix_cosines(
 
     Args:
         model: A `TransformerBridge`.
-        groups: From `suffix_groups`; any names do.
-        direction: Whose `r̂` is looked for.
+        groups: From `suffix_groups`, or with any other names.
+        direction: The direction.
         chat: Formatting. Defaults to the plain chat template.
         batch_size: Prompts per forward pass. Default 32.
 
@@ -111,9 +111,9 @@ def analyse_suffix(
         suffix: Text of the adversarial suffix.
         direction: The refusal direction.
         chat: Formatting. Defaults to the plain chat template.
-        n_heads: How many of the strongest heads to follow. Default 8.
+        n_heads: Number of strongest heads to analyse. Default 8.
         max_new_tokens: Maximum number of new tokens per answer. Default 64.
-        seed: Of the random suffixes.
+        seed: Seed of the random suffixes. Default 0.
         batch_size: Prompts per batch. Default 32.
 
     Raises:

@@ -40,9 +40,9 @@ def suffix_groups(
         model: A `TransformerBridge` with a tokenizer.
         harmful: Instructions that the model refuses.
         harmless: Instructions of the other side.
-        suffix: The adversarial suffix's text.
+        suffix: Text of the adversarial suffix.
         chat: Formatting. Defaults to the plain chat template.
-        seed: Of the random suffixes, which have as many tokens, and are one a prompt.
+        seed: Seed of the random suffixes, which have the same number of tokens; one per prompt.
 
     Raises:
         CosmicError: If a prompt is blank or too long.

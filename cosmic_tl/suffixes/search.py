@@ -50,8 +50,8 @@ def find_suffix(
         prompts: Instructions that the model refuses; with several the suffix is universal.
         targets: The beginning of a compliant answer to each prompt, for example from `compliant_targets`.
         options: Length, budget and seed.
-        chat: Formatting. Defaults to the plain chat template. The suffix stands at the end of the user's text.
-        start: The suffix to begin with; its length replaces `options.n_tokens`. Default: random tokens.
+        chat: Formatting. Defaults to the plain chat template. The suffix is put at the end of the user's text.
+        start: Initial suffix; its length replaces `options.n_tokens`. Defaults to random tokens.
 
     Raises:
         CosmicError: If the lists differ in length, a target is empty, the start does not survive tokenization, or no
@@ -69,7 +69,7 @@ def find_suffix(
     check_texts("prompts", prompts)
     check_texts("targets", targets)
     if len(prompts) != len(targets):
-        raise CosmicError(f"targets: found {len(targets)} for {len(prompts)} prompts; give one a prompt")
+        raise CosmicError(f"targets: found {len(targets)} for {len(prompts)} prompts; give one per prompt")
     places = frames(model, prompts, chat)
     tokenizer: Any = model.tokenizer
     goals = [tuple(row) for row in tokenizer(list(targets), add_special_tokens=False)["input_ids"]]
@@ -162,7 +162,7 @@ def token_gradient(
 
     Args:
         model: A `TransformerBridge`.
-        places: Around the suffix, one a prompt.
+        places: Tokens around the suffix, one per prompt.
         suffix: Its tokens.
         goals: Tokens of the targets, one per prompt.
         vocabulary: The tokens to evaluate.
@@ -211,7 +211,7 @@ def target_losses(
 
     Args:
         model: A `TransformerBridge`.
-        places: Around the suffix, one a prompt.
+        places: Tokens around the suffix, one per prompt.
         suffixes: Token sequences.
         goals: Tokens of the targets, one per prompt.
         batch_size: Rows per pass.

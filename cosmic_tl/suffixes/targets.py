@@ -21,18 +21,18 @@ def compliant_targets(
     n_tokens: int = 16,
     batch_size: int = BATCH_SIZE,
 ) -> list[str]:
-    """How the model's own answers begin when it does not refuse: targets for `find_suffix`.
+    """The beginnings of the model's own answers when it does not refuse, as targets for `find_suffix`.
 
     Args:
-        model: Any bridge with a tokenizer.
+        model: A `TransformerBridge` with a tokenizer.
         prompts: Instructions that the model refuses.
-        interventions: What keeps it from refusing, such as the removal of the refusal direction.
-        chat: Formatting; default plain.
-        n_tokens: Length of the beginnings, at most. Default 16.
-        batch_size: Prompts a batch. Default 32.
+        interventions: Edits that keep it from refusing, such as removal of the refusal direction.
+        chat: Formatting. Defaults to the plain chat template.
+        n_tokens: Maximum length of a target in tokens. Default 16.
+        batch_size: Prompts per batch. Default 32.
 
     Raises:
-        CosmicError: If a prompt is refused all the same.
+        CosmicError: If a prompt is still refused.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -63,13 +63,14 @@ def attackable_prompts(
     max_new_tokens: int = 32,
     batch_size: int = BATCH_SIZE,
 ) -> list[str]:
-    """The first prompts that the model refuses, and complies with when it is steered: those that a suffix can be made on.
+    """The first prompts that the model refuses and, when steered, complies with: prompts on which a suffix can be
+    searched.
 
     Args:
         model: A `TransformerBridge` with a tokenizer.
-        prompts: Instructions to choose among.
-        interventions: What keeps the model from refusing, such as the removal of the refusal direction.
-        n: How many. Default 4.
+        prompts: Instructions to choose from.
+        interventions: Edits that keep the model from refusing, such as removal of the refusal direction.
+        n: Number of prompts. Default 4.
         chat: Formatting. Defaults to the plain chat template.
         max_new_tokens: Maximum number of new tokens. Default 32.
         batch_size: Prompts per batch. Default 32.

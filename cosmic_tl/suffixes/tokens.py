@@ -73,8 +73,8 @@ def surviving_texts(
 
     Args:
         model: A `TransformerBridge` with a tokenizer.
-        places: Where each of the suffixes is to stand.
-        suffixes: As many token sequences.
+        places: The place of each suffix.
+        suffixes: Token sequences, one per place.
         chat: Formatting. Defaults to the plain chat template.
 
     Example:
@@ -103,7 +103,7 @@ def usable_tokens(model: TransformerBridge, ascii_only: bool = True) -> list[int
 
     Args:
         model: A `TransformerBridge` with a tokenizer.
-        ascii_only: Leave out all other characters too. Default true, as in Zou et al. 2023.
+        ascii_only: Whether to use ASCII characters only. Default True, as in Zou et al. 2023.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -134,9 +134,9 @@ def draw_suffixes(
 
     Args:
         model: A `TransformerBridge` with a tokenizer.
-        places: For each suffix, the prompts behind all of which it must survive.
-        n_tokens: Length.
-        generator: The source of chance, on the CPU.
+        places: For each suffix, the prompts after which it must survive.
+        n_tokens: Length in tokens.
+        generator: Random generator, on the CPU.
         chat: Formatting. Defaults to the plain chat template.
         ascii_only: As in `usable_tokens`.
 
@@ -186,9 +186,9 @@ def random_suffixes(
     Args:
         model: A `TransformerBridge` with a tokenizer.
         prompts: Instructions.
-        n_tokens: Length of each, in tokens.
+        n_tokens: Length of each suffix in tokens.
         chat: Formatting. Defaults to the plain chat template.
-        seed: The source of chance.
+        seed: Random seed. Default 0.
         ascii_only: As in `usable_tokens`.
 
     Raises:
