@@ -139,7 +139,7 @@ def test_a_block_that_does_more_than_add_is_refused(save_model, direction, tmp_p
 def test_a_missing_hook_point_is_named(demo, monkeypatch):
     with pytest.raises(CosmicError, match="layers 0 to 7"):
         hook_name(demo, 8, "hook_resid_pre")
-    monkeypatch.setattr("cosmic_tl.model.forward._names", WeakKeyDictionary())  # names that were looked up before
+    monkeypatch.setattr("cosmic_tl.model.hooks._names", WeakKeyDictionary())  # names that were looked up before
     monkeypatch.setattr(type(demo), "hook_dict", property(lambda self: {}))
     with pytest.raises(CosmicError, match=r"block 0 of Qwen2ForCausalLM has no hook_mlp_out.*hook_resid_pre alone"):
         hook_name(demo, 0, "hook_mlp_out")

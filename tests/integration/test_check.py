@@ -76,7 +76,7 @@ def test_generation_that_is_not_greedy_is_found():
 
 def test_an_edit_in_the_wrong_place_is_found(monkeypatch):
     """Ablation that leaves out what attention and MLP add, and an addition of twice the length."""
-    from cosmic_tl.interventions.edits import edits as interventions
+    from cosmic_tl.interventions import steer as interventions
 
     model = load_model("demo", device="cpu")
     once = interventions.apply
@@ -117,7 +117,7 @@ def test_on_the_command_line(command, monkeypatch):
     assert len(lines) == 13 and all(line.startswith("ok") for line in lines[:-1])
     assert command("check", "demo", "--n", "1")[0] == 2
     assert command("check", "demo", "--prompts", "nowhere.json")[0] == 2
-    from cosmic_tl.interventions.edits import edits as interventions
+    from cosmic_tl.interventions import steer as interventions
 
     once = interventions.apply
     monkeypatch.setattr(interventions, "apply", lambda x, *factors: 2 * once(x, *factors) - x)

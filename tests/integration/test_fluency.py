@@ -101,7 +101,9 @@ def test_effects_and_sweeps_count_what_is_garbled(demo, prompts):
 def test_an_unknown_condition_is_named_with_those_there_are():
     rows = [{"side": "positive", "condition": name, "verdict": "refusal"} for name in ("baseline", "removal")]
     effects = Effects(pd.DataFrame(rows))
-    with pytest.raises(CosmicError, match="condition: no 'remove' on 'harmful' prompts; there are harmful, baseline; "):
+    with pytest.raises(
+        CosmicError, match="condition: no 'remove' on 'positive' prompts; there are positive, baseline; "
+    ):
         effects.rate("positive", "remove")
     with pytest.raises(CosmicError, match="no 'removal' on 'harmless'"):
         effects.rate("negative", "removal")
