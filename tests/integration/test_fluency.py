@@ -105,7 +105,7 @@ def test_an_unknown_condition_is_named_with_those_there_are():
         CosmicError, match="condition: no 'remove' on 'positive' prompts; there are positive, baseline; "
     ):
         effects.rate("positive", "remove")
-    with pytest.raises(CosmicError, match="no 'removal' on 'harmless'"):
+    with pytest.raises(CosmicError, match="no 'removal' on 'negative'"):
         effects.rate("negative", "removal")
     with pytest.raises(CosmicError, match="garbled: no condition without interventions"):
         effects.garbled("positive", "removal")
