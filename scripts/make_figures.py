@@ -20,7 +20,6 @@ from cosmic_tl import (
     load_prompts,
     pca_of_classes,
     project,
-    save_figure,
     select_by_refusal_tokens,
     select_cosmic,
     sweep,
@@ -38,6 +37,7 @@ from cosmic_tl.figures import (
     plot_similarity,
     plot_suffix_cosines,
     plot_sweep,
+    save_figures,
 )
 from cosmic_tl.runs.result import Run
 from cosmic_tl.suffixes import SuffixOptions, analyse_suffix, compliant_targets, find_suffix
@@ -102,13 +102,14 @@ def figures(run: Run) -> dict[str, go.Figure]:
     return drawn
 
 
-def save_small(figure: go.Figure, name: str, **options: str) -> None:
+def save_small(figures: dict[str, go.Figure], **options: str) -> None:
+    """Write pictures of few colours, all with one browser."""
     from PIL import Image  # which the table does without
 
-    path = save_figure(figure, IMAGES / f"{name}.png", scale=2.0, **options)
-    with Image.open(path) as image:
-        small = image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    small.save(path, optimize=True)
+    for path in save_figures({IMAGES / f"{name}.png": one for name, one in figures.items()}, scale=2.0, **options):
+        with Image.open(path) as image:
+            small = image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        small.save(path, optimize=True)
 
 
 def main() -> None:
@@ -121,9 +122,8 @@ def main() -> None:
     if not args.no_images:
         IMAGES.mkdir(parents=True, exist_ok=True)
         drawn = figures(run)
-        for name, figure in drawn.items():
-            save_small(figure, name)
-        save_small(drawn["sweep"], "sweep-column-dark", width="column", theme="dark")
+        save_small(drawn)
+        save_small({"sweep-column-dark": drawn["sweep"]}, width="column", theme="dark")
 
 
 if __name__ == "__main__":

@@ -66,17 +66,17 @@ def print_run(found: Run, leave_out: set[str]) -> None:
 
 
 def draw(first: Run, last: Run) -> None:
-    save_small(ct.figures.plot_scores(last.selection), "real-scores")
-    save_small(ct.figures.plot_layer_similarity(last.selection), "real-layer-similarity")
-    save_small(ct.figures.plot_similarity(first.similarity), "real-similarity")
-    save_small(ct.figures.plot_refusal_rates(first.effects), "real-rates")
+    save_small({"real-scores": ct.figures.plot_scores(last.selection)})
+    save_small({"real-layer-similarity": ct.figures.plot_layer_similarity(last.selection)})
+    save_small({"real-similarity": ct.figures.plot_similarity(first.similarity)})
+    save_small({"real-rates": ct.figures.plot_refusal_rates(first.effects)})
     for run in (first, last):
         for log in sorted((run.out / "resume").glob("sweep-*.jsonl")):
             rows = [row for line in read_lines(log) for row in line["rows"]]
-            save_small(ct.figures.plot_sweep(Sweep(pd.DataFrame(rows))), "real-sweep")
+            save_small({"real-sweep": ct.figures.plot_sweep(Sweep(pd.DataFrame(rows)))})
         if (run.out / "suffix-cosines.csv").exists():
             tables = [pd.read_csv(run.out / f"suffix-{one.name}.csv") for one in fields(SuffixAnalysis)]
-            save_small(ct.figures.plot_suffix_cosines(SuffixAnalysis(*tables)), "real-suffix-cosines")
+            save_small({"real-suffix-cosines": ct.figures.plot_suffix_cosines(SuffixAnalysis(*tables))})
 
 
 def main() -> None:
