@@ -10,8 +10,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from tiny import ARCHITECTURES, save
+from transformers import AutoModelForCausalLM
 
-from cosmic_tl import load_model, load_prompts
+from cosmic_tl import Direction, load_model, load_prompts
 
 REAL = Path(__file__).parent / "real"
 
@@ -60,3 +63,23 @@ def chromium():
     if found is None:
         (pytest.fail if os.environ.get("REQUIRE_CHROMIUM") else pytest.skip)("no Chromium on the PATH")
     return found
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def pair(request, tmp_path_factory):
+    """The bridge, and a separate plain Hugging Face model with the same weights."""
+    folder = save(tmp_path_factory.mktemp(request.param), request.param)
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    return load_model(folder, device="cpu"), plain
+
+
+@pytest.fixture(scope="session")
+def save_model():
+    """The function that writes a tiny random model of some type into a folder."""
+    return save
+
+
+@pytest.fixture
+def direction():
+    generator = torch.Generator().manual_seed(1)
+    return Direction(torch.randn(32, generator=generator), torch.randn(32, generator=generator), layer=1, position=-1)

@@ -17,7 +17,7 @@ def test_without_a_model_real_tests_are_deselected_and_one_line_says_how_to_run_
     found = collected("tests/real")
     assert "test_real" not in found and "skipped" not in found and " deselected" in found
     assert found.count("make test-real MODEL=…") == 1
-    assert "make test-real" not in collected("tests/unit/test_markers.py")
+    assert "make test-real" not in collected("tests/whole/test_markers.py")
     with_model = collected("tests/real", COSMIC_TL_REAL_MODEL="anything")
     assert "test_real_scores.py" in with_model and "make test-real" not in with_model
     assert "(1 deselected)" in with_model and "test_real_gguf" not in with_model  # there is no model.gguf beside it

@@ -1,11 +1,23 @@
-"""Tiny random models of many architectures, as bridges and as plain Hugging Face models."""
+"""What all tiny random models of the tests have in common."""
 
-import pytest
+import shutil
+
 import torch
-from tiny import write
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from cosmic_tl import Direction, load_model
+from cosmic_tl.model.load import demo_path
+
+
+def write(model, folder, large=lambda param: param.ndim > 1):
+    """Save a model with weights larger than the usual initialisation, so that every component matters, and a tokenizer."""
+    with torch.no_grad():
+        for param in filter(large, model.parameters()):
+            param.normal_(0, 0.2)
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(demo_path() / name, folder / name)
+    return folder
+
 
 COMMON = {
     "vocab_size": 2048,
@@ -47,23 +59,3 @@ def save(folder, model_type, **extra):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **options))
     return write(model, folder)
-
-
-@pytest.fixture(scope="module", params=ARCHITECTURES)
-def pair(request, tmp_path_factory):
-    """The bridge, and a separate plain Hugging Face model with the same weights."""
-    folder = save(tmp_path_factory.mktemp(request.param), request.param)
-    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    return load_model(folder, device="cpu"), plain
-
-
-@pytest.fixture(scope="session")
-def save_model():
-    """The function that writes a tiny random model of some type into a folder."""
-    return save
-
-
-@pytest.fixture
-def direction():
-    generator = torch.Generator().manual_seed(1)
-    return Direction(torch.randn(32, generator=generator), torch.randn(32, generator=generator), layer=1, position=-1)
