@@ -174,6 +174,14 @@ def _numbers(name: str, kinds: Sequence[Any], type_: Any, tokens: Sequence[cyclo
     return tuple(found)
 
 
+def _whole(name: str, type_: Any, tokens: Sequence[cyclopts.Token]) -> int:
+    """A whole number; cyclopts would round others."""
+    try:
+        return int(text := tokens[-1].value)
+    except ValueError as error:
+        raise CosmicError(f"{name}: expected a whole number, found {text!r}") from error
+
+
 def _pairs(name: str, type_: Any, tokens: Sequence[cyclopts.Token]) -> dict[str, Any]:
     """Variables that are given as name=value, the values as JSON or as text."""
     found: dict[str, Any] = {}
@@ -211,6 +219,8 @@ def _parameter(name: str, some: Sequence[_Option]) -> Parameter:
     if get_origin(core) is tuple and parts[0] in (int, float):
         # One text, which may begin with a minus sign.
         hint, more["converter"], more["allow_leading_hyphen"] = str, partial(_numbers, name, parts), True
+    elif core is int:
+        more["converter"] = partial(_whole, name)
     elif get_origin(core) is Mapping:
         hint, more["converter"] = tuple[str, ...], partial(_pairs, name)
     elif core is bool and not any(one.default for one in some) and hint is bool:

@@ -16,7 +16,7 @@ from cyclopts import (
 
 from cosmic_tl.errors import CosmicError
 
-_KINDS = {int: "a whole number", float: "a number", bool: "yes or no"}
+_KINDS = {float: "a number", bool: "yes or no"}
 
 
 def in_one_line(error: CycloptsError) -> str:
