@@ -119,7 +119,10 @@ def test_run_by_refusal_tokens(command, tmp_path):
     assert code == 0, error
     assert "Selection(refusal tokens, linear)" in text
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["method"] == "refusal tokens" and {"bypass", "induce", *parts("kl")} == set(summary["scores"])
+    assert summary["method"] == "refusal tokens" and {
+        *("bypass", "induce", "clean_bypass", "clean_induce"),
+        *parts("kl"),
+    } == set(summary["scores"])
     assert "Selection by refusal tokens (linear mode; induction with α = 1)" in (out / "report.html").read_text()
     code, _, error = command("run", "--out", out, *QUICK)
     assert code == 2 and "other settings" in error
