@@ -129,6 +129,9 @@ from .selection.cosmic import (
 from .selection.filters import (
     NoCandidateError as NoCandidateError,
 )
+from .selection.given_directions import (
+    score_directions as score_directions,
+)
 from .selection.options import (
     CosmicOptions as CosmicOptions,
     RefusalTokenOptions as RefusalTokenOptions,
@@ -138,9 +141,6 @@ from .selection.refusal_tokens import (
 )
 from .selection.result import (
     Selection as Selection,
-)
-from .selection.score_directions import (
-    score_directions as score_directions,
 )
 
 __version__: str

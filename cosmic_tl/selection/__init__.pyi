@@ -5,6 +5,9 @@ from .cosmic import (
 from .filters import (
     NoCandidateError as NoCandidateError,
 )
+from .given_directions import (
+    score_directions as score_directions,
+)
 from .options import (
     CosmicOptions as CosmicOptions,
     RefusalTokenOptions as RefusalTokenOptions,
