@@ -103,7 +103,7 @@ def options_of(page):
         scripts = "".join(script.read_text() for script in (ROOT / "benchmarks").glob("*.py"))
         return set(re.findall(r'add_argument\("(--[\w-]+)"', scripts))
     options = [one for command in COMMANDS.values() for one in command.assemble_argument_collection()]
-    return {name for one in options for name in (*one.names, *one.negatives)}
+    return {"--help", "--version"} | {name for one in options for name in (*one.names, *one.negatives)}
 
 
 def parse(words):
