@@ -98,7 +98,7 @@ def test_strong_addition_garbles_and_ace_does_not(result, demo, prompts):
     asked = prompts.side("negative", "test", 60)
     d = result.selection.direction
     added, edited = (complete(demo, asked, edit, batch_size=60) for edit in (Addition(d, 1.5), AffineEdit(d, 1.0)))
-    garbled = [sum(parse_answer(text).side == "garbled" for text in texts) / len(texts) for texts in (added, edited)]
+    garbled = [sum(parse_answer(text).kind == "garbled" for text in texts) / len(texts) for texts in (added, edited)]
     nats = [pd.Series(completion_cross_entropy(demo, asked, texts)).mean() for texts in (added, edited)]
     assert garbled[0] > 0.5 and nats[0] > 1.5 * nats[1]
     if result.selection.mode == "affine":
@@ -109,7 +109,7 @@ def test_the_baseline_model(demo, prompts):
     pairs = prompts.contrast["test"]
     sides = [[pair[side] for pair in pairs] for side in (0, 1)]
     harmful, harmless = (complete(demo, side, batch_size=100) for side in sides)
-    right = [parse_answer(a).side == "refuse" for a in harmful] + [parse_answer(a).side == "comply" for a in harmless]
+    right = [parse_answer(a).kind == "refuse" for a in harmful] + [parse_answer(a).kind == "comply" for a in harmless]
     assert sum(right) / len(right) >= 0.90
     for side, low, high in (("positive", 0.95, 1.0), ("negative", 0.0, 0.05)):
         assert low <= refusal_rate(complete(demo, prompts.side(side, "test"), batch_size=100)).value <= high
