@@ -228,7 +228,7 @@ def sweep(
             without a temperature, or as `complete`.
 
     Example:
-        >>> from cosmic_tl import load_model, mean_activations, difference_in_means, load_prompts
+        >>> from cosmic_tl import AffineEdit, difference_in_means, load_model, load_prompts, mean_activations
         >>> model, prompts = load_model("demo", device="cpu"), load_prompts("demo")
         >>> means = [mean_activations(model, prompts.side(side, "train", 32)) for side in ("positive", "negative")]
         >>> direction = difference_in_means(*means).direction(4, -1, model)
