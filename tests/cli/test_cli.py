@@ -2,7 +2,6 @@ import json
 import os
 import pty
 import shutil
-import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -368,7 +367,10 @@ def test_out_must_be_free(command, tmp_path):
 
 
 def test_ctrl_c_exits_with_130(command, monkeypatch, tmp_path):
-    monkeypatch.setattr(DataOptions, "load", lambda self: os.kill(os.getpid(), signal.SIGINT))
+    def stopped(self):
+        raise KeyboardInterrupt  # as Python does for SIGINT, at once
+
+    monkeypatch.setattr(DataOptions, "load", stopped)
     code, text, error = command("plan")
     assert (code, text, error) == (130, "", "Stopped; give the same command again to go on.\n")
 
