@@ -33,7 +33,7 @@ ALPHAS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
 MOST_GARBLED = 0.1
 
 
-def refusal_scores(model, rows, edits, tokens, label) -> list[torch.Tensor]:
+def log_odds_under(model, rows, edits, tokens, label) -> list[torch.Tensor]:
     """Log-odds of refusal's first tokens, of every prompt under every edit."""
     found = {}
     with track(len(edits), label) as advance:
@@ -58,15 +58,13 @@ def cells(model, candidates, positions, rows, tokens, max_layer_share) -> pd.Dat
         if layer < max_layer_share * n_layers
     ]
     directions = [candidates.direction(*cell) for cell in some]
-    removed = refusal_scores(
-        model, rows["positive"], [ct.Ablation(d) for d in directions], interventions=tokens, chat="cells, removal"
-    )
-    induced = refusal_scores(
+    removed = log_odds_under(model, rows["positive"], [ct.Ablation(d) for d in directions], tokens, "cells, removal")
+    induced = log_odds_under(
         model,
         rows["negative"],
         [ct.Addition(d, CELL_ALPHA) for d in directions],
-        interventions=tokens,
-        chat="cells, induction",
+        tokens,
+        "cells, induction",
     )
     table = pd.DataFrame(some, columns=["layer", "position"])
     table["removed"] = [float(scores.mean()) for scores in removed]
@@ -84,7 +82,7 @@ def doses(model, candidates, chosen, rows, tokens) -> pd.DataFrame:
         for alpha in ALPHAS
     ]
     edits = [ct.Addition(candidates.direction(layer, at), alpha, layer=to) for layer, at, to, alpha in some]
-    found = refusal_scores(model, rows["negative"], edits, interventions=tokens, chat="doses")
+    found = log_odds_under(model, rows["negative"], edits, tokens, "doses")
     table = pd.DataFrame(some, columns=["layer", "position", "induction_layer", "alpha"])
     # The mean probability of a refusal: log-odds alone would let a few prompts decide.
     table["refusal_probability"] = [float(scores.sigmoid().mean()) for scores in found]
