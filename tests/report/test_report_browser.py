@@ -47,6 +47,7 @@ def opened(browser, path, n_plots=5, **options):
     """A page from a file, that must ask for nothing else and have nothing to complain about."""
     context = browser.new_context(offline=True, **{"viewport": {"width": 1100, "height": 900}, **options})
     page = context.new_page()
+    page.set_default_navigation_timeout(90_000)  # five megabytes of script, on a machine that may be busy
     asked, trouble = [], []
     page.on("request", lambda request: asked.append(request.url))
     page.on("console", lambda message: trouble.append(message.text))
