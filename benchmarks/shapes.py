@@ -82,7 +82,7 @@ class Pair:
 
 
 def prompts(model: TransformerBridge, n: int, seed: int = 0) -> ContrastSet:
-    """`n` prompts a side and split, of 13 to 40 tokens after the shared prefix, 25 on average."""
+    """`n` prompts per side and split, of 13 to 40 tokens after the shared prefix, 25 on average."""
     chance = random.Random(seed)
     demo = load_prompts("demo")
     words = {side: " ".join(demo.side(side, "train", 200)).split() for side in ("positive", "negative")}

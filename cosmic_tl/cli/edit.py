@@ -93,7 +93,7 @@ def orthogonalize(
     from cosmic_tl.metrics.rates import rate
     from cosmic_tl.model.batching import BATCH_SIZE
 
-    mode, judge, size = run.selection.mode, run.settings.judge, settings.batch_size or BATCH_SIZE
+    mode, judge, size = run.selection.mode, run.judge, settings.batch_size or BATCH_SIZE
 
     def measured(name: str, edits: "Interventions") -> dict[str, Any]:
         texts = complete(
@@ -161,7 +161,7 @@ def sweep(
     from cosmic_tl.report.experiment_pages import write_sweep
     from cosmic_tl.runs.derived import derivation, digest
 
-    chat, judge = run.settings.chat, run.settings.judge
+    chat, judge = run.settings.chat, run.judge
     made = derivation(
         run.out,
         "sweep",

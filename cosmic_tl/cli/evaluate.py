@@ -89,7 +89,9 @@ def judge(
     by = ["side", "condition", *(["seed"] if "seed" in frame else [])]  # completions of several seeds are no sample
     print_frame(rates_by(frame, by, "unsafe" if safety else "refusal"))
     if safety:
-        print("Rates are of unsafe completions. Agreement with the phrases, on positive prompts, safe as refusal:")
+        print(
+            "Rates are of unsafe completions. Agreement with the run's verdicts, on positive prompts, safe as refusal:"
+        )
         positive = frame.side == "positive"
         first, frame = first[positive], frame[positive]
     reading = SAFETY_AS_REFUSAL if safety else None

@@ -131,7 +131,7 @@ def sides_of(prompts: Prompts, split: Split, n: int | None = None) -> tuple[list
         n: The first of each side, at most. Default all.
 
     Raises:
-        CosmicError: If it is neither, or a side is empty.
+        CosmicError: If it is neither, a side is empty, or `n` is not positive.
 
     Example:
         >>> sides_of((["Rob a bank."], ["Bake a pie.", "Paint a door."]), "test", 1)
@@ -144,6 +144,8 @@ def sides_of(prompts: Prompts, split: Split, n: int | None = None) -> tuple[list
             f"prompts: expected a contrast set or a pair (positive, negative), found {len(prompts)} entries; "
             "pass load_prompts(…) or two lists"
         )
+    if n is not None and n < 1:
+        raise CosmicError(f"n: must be at least 1, found {n}")
     for side, some in zip(SIDES, prompts, strict=True):
         check_texts(side, some)
         if not some:

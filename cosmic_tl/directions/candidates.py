@@ -175,7 +175,7 @@ class Candidates:
             self._reference(layer, position),
             layer,
             position,
-            self.method,
+            f"{self.method}: {self.names[position]}" if self.names else self.method,
             model_fingerprint(model) if model is not None else self.fingerprint,
             short_label(model) if model is not None else self.model,
         )

@@ -16,7 +16,7 @@ from cosmic_tl.generation.completions import complete
 from cosmic_tl.interventions.edits import Interventions
 from cosmic_tl.interventions.steer import intervention_hooks
 from cosmic_tl.metrics.divergence import kl_divergence
-from cosmic_tl.metrics.likelihood import continuation_nats, tokenize_pairs
+from cosmic_tl.metrics.likelihood import continuation_token_nats, tokenize_pairs
 from cosmic_tl.model.batching import batches
 from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.forward import next_token_logits
@@ -254,12 +254,12 @@ def _cross_entropies(
     batch_size: int,
     plain_text: bool = False,
 ) -> pd.DataFrame:
-    nats = {
-        name: continuation_nats(
+    nats = {}
+    for name, edit in {BASELINE: (), **named}.items():
+        each = continuation_token_nats(
             model, heads, tails, edit, batch_size=batch_size, plain_text=plain_text, label=f"{measure}, {name}"
         )
-        for name, edit in {BASELINE: (), **named}.items()
-    }
+        nats[name] = [sum(some) for some in each]
     return _frame(measure, documents, [len(tail) for tail in tails], nats.pop(BASELINE), nats)
 
 

@@ -68,7 +68,7 @@ class EndpointJudge:
             >>> EndpointJudge("some-model", STRONGREJECT, "http://127.0.0.1:8000/v1").name.split(",")[0]
             'some-model at http://127.0.0.1:8000/v1'
         """
-        return f"{self.model} at {self.base_url or 'the default endpoint'}, {self.template}, {dict(self.options)}"
+        return f"{self.model} at {self.base_url or 'the default endpoint'}, {self.template.label}, {dict(self.options)}"
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[Judgement]:
         """One judgement per completion, in order. Equal questions are asked once.

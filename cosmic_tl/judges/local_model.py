@@ -42,7 +42,7 @@ class ModelJudge:
             >>> ModelJudge(load_model("demo", device="cpu"), LLAMA_GUARD_3).name.startswith("demo")
             True
         """
-        return f"{model_label(self.model)} ({model_fingerprint(self.model)}), {self.template}, {self.chat}"
+        return f"{model_label(self.model)} ({model_fingerprint(self.model)}), {self.template.label}, {self.chat}"
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[Judgement]:
         """One judgement per completion, in order.

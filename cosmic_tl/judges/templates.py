@@ -5,6 +5,7 @@ StrongREJECT.
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import Any
 
 from cosmic_tl.judges.base import Judgement, SafetyVerdict, check_lengths, strip_thinking
@@ -40,6 +41,17 @@ class JudgeTemplate:
     turns: tuple[tuple[str, str], ...] = ()
     """Roles and texts of the messages for an endpoint, if not a single user message with `text`: the server of a guard
     model formats the question itself."""
+
+    @property
+    def label(self) -> str:
+        """Its name, with a hash of all that its verdicts depend on, the same in every process.
+
+        Example:
+            >>> LLAMA_GUARD_3.label.startswith("llama-guard-3")
+            True
+        """
+        parts = (self.text, self.parse.__qualname__, self.delimiters, self.max_new_tokens, self.whole, self.turns)
+        return f"{self.name} ({sha256(repr(parts).encode()).hexdigest()[:8]})"
 
     def fill(self, prompt: str, completion: str, tokenizer: Any = None) -> str:
         """The question about one completion.

@@ -86,44 +86,6 @@ def continuation_logits(
             advance(len(rows))
 
 
-def continuation_nats(
-    model: TransformerBridge,
-    prompts: Sequence[Sequence[int]],
-    continuations: Sequence[Sequence[int]],
-    interventions: Interventions = (),
-    *,
-    batch_size: int = 8,
-    plain_text: bool = False,
-    label: str = "cross-entropy",
-) -> list[float]:
-    """`−Σ log p` over each continuation's tokens, in nats, in the order of the rows.
-
-    Args:
-        model: A `TransformerBridge`.
-        prompts: Token ids before the continuation, at least one per row.
-        continuations: Token ids to predict, at least one per row.
-        interventions: Edits to apply. Defaults to none.
-        batch_size: Rows per forward pass. Default 8.
-        plain_text: As in `continuation_logits`.
-        label: Name on the progress bar.
-
-    Raises:
-        CosmicError: As `continuation_logits`.
-
-    Example:
-        >>> from cosmic_tl import load_model
-        >>> model = load_model("demo", device="cpu")
-        >>> prompts, answers = tokenize_pairs(model, ["hello"] * 2, ["Hello!", "to to the"])
-        >>> own, garbled = continuation_nats(model, prompts, answers)
-        >>> own < 1 < 10 < garbled
-        True
-    """
-    found = continuation_token_nats(
-        model, prompts, continuations, interventions, batch_size=batch_size, plain_text=plain_text, label=label
-    )
-    return [sum(nats) for nats in found]
-
-
 def continuation_token_nats(
     model: TransformerBridge,
     prompts: Sequence[Sequence[int]],
@@ -228,10 +190,10 @@ def completion_cross_entropy(
     """
     heads, tails = tokenize_pairs(model, prompts, completions, chat)
     kept = [i for i, tail in enumerate(tails) if tail]
-    nats = continuation_nats(
+    nats = continuation_token_nats(
         model, [heads[i] for i in kept], [tails[i] for i in kept], interventions, batch_size=batch_size
     )
     found = [nan] * len(prompts)
-    for i, total in zip(kept, nats, strict=True):
-        found[i] = total / len(tails[i])
+    for i, each in zip(kept, nats, strict=True):
+        found[i] = sum(each) / len(each)
     return found

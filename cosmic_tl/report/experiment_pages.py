@@ -89,8 +89,7 @@ def write_suffix(
         run: The run's directory. Defaults to none.
         command: The command that repeats search and analysis. Defaults to none.
     """
-    measured = analysis.rates.rename(columns={"refusal_rate": "rate"})
-    rates = {row.group: Rate(row.rate, row.low, row.high, row.n) for row in measured.itertuples()}
+    rates = {row.group: Rate(row.rate, row.low, row.high, row.n) for row in analysis.rates.itertuples()}
     cosines, written, looks = analysis.cosines, analysis.contributions, analysis.attention
     on_suffix = looks[looks.region == "suffix"].groupby("group")["mean"].mean()
     return render(

@@ -45,8 +45,6 @@ from cosmic_tl.selection.refusal_tokens import select_by_refusal_tokens
 from cosmic_tl.selection.result import Selection
 from cosmic_tl.selection.scores import ScoreKey, parts
 
-_SCORES = ("s_comply", "s_refuse", "bypass", "induce", *parts("kl"), "share_comply", "share_refuse")
-
 
 class _ScoreLog(MutableMapping[ScoreKey, float]):
     """Scores that are on disk as soon as they are known."""
@@ -102,10 +100,10 @@ def _name_of(judge: Judge) -> str:
 def _means(
     model: TransformerBridge, prompts: ContrastSet, settings: RunSettings, path: Path
 ) -> tuple[MeanActivations, MeanActivations]:
-    options, sides = settings.selection, ("positive", "negative")
+    options = settings.selection
     tensors = load_file(path) if path.exists() else {}
     # Without the splits of these seeds they belong to an earlier run, whose scores hold all the same.
-    if tensors and all(f"{side}.split.{seed}" in tensors for side in sides for seed in settings.seeds):
+    if tensors and all(f"{side}.split.{seed}" in tensors for side in SIDES for seed in settings.seeds):
         origin = model_fingerprint(model), short_label(model)  # the settings were compared before
         return tuple(  # type: ignore[return-value]
             MeanActivations(
@@ -115,19 +113,19 @@ def _means(
                 *origin,
                 {seed: tensors[f"{side}.split.{seed}"] for seed in settings.seeds},
             )
-            for side in sides
+            for side in SIDES
         )
     positions = post_instruction_positions(model, settings.chat, options.n_positions)
     positive, negative = class_means(
         model,
-        (prompts.side("positive", "train", options.n_train), prompts.side("negative", "train", options.n_train)),
+        prompts.sides("train", options.n_train),
         positions=positions,
         chat=settings.chat,
         seeds=settings.seeds,
         batch_size=settings.batch_size or BATCH_SIZE,
     )
     tensors = {}
-    for side, means in zip(sides, (positive, negative), strict=True):
+    for side, means in zip(SIDES, (positive, negative), strict=True):
         tensors |= {
             f"{side}.pre": means.resid_pre,
             f"{side}.post": means.resid_post,
@@ -147,7 +145,7 @@ def _calibrations(
     n = min(CALIBRATION, settings.selection.n_val)
     found = calibrate_placebos(
         model,
-        (prompts.side("positive", "val", n), prompts.side("negative", "val", n)),
+        prompts.sides("val", n),
         selection,
         chat=settings.chat,
         seeds=settings.seeds,
@@ -176,6 +174,8 @@ def _summary(
         intervals[row.side][name] = [row.low, row.high]
         fluency[row.side][name] = {m: float(row[m]) for m in measures if row[m] == row[m]}
     winner = selection.winner
+    shares = [name for name in selection.table if str(name).startswith("share_")]
+    scores = [*(name for measure in selection.measures for name in parts(measure)), *shares]
     return {
         "model": identity["model"],
         "fingerprint": identity["fingerprint"],
@@ -186,7 +186,7 @@ def _summary(
         "induction_tokens": selection.edits.tokens,
         "direction": {"layer": selection.direction.layer, "position": selection.direction.position},
         "method": selection.method,
-        "scores": {name: float(winner[name]) for name in _SCORES if name in selection.table}
+        "scores": {name: float(winner[name]) for name in scores}
         | {f"clean_{name}": value for name, value in selection.clean.items()},
         "evaluation_layers": list(selection.evaluation_layers),
         "filters": [
@@ -259,7 +259,7 @@ def run(
     if judge is not None and settings.phrases is not None:
         raise CosmicError("judge: found one beside phrases in the settings; give one of them")
     options, chat = settings.selection, settings.chat
-    test_positive, test_negative = (prompts.side(side, "test", settings.n_test) for side in ("positive", "negative"))
+    asked = prompts.sides("test", settings.n_test)
     notes = [*chat_notes(model, chat), *prompts.notes]
     identity = _identity(model, prompts, settings, judge)
     prepare_directory(out, identity, overwrite)
@@ -296,7 +296,7 @@ def run(
     stage(STAGES[3])
     effects = measure_effects(
         model,
-        (test_positive, test_negative),
+        asked,
         conditions=sorted(conditions, key=lambda one: SIDES.index(one.side)),
         chat=chat,
         max_new_tokens=settings.max_new_tokens,
@@ -314,7 +314,7 @@ def run(
     stage(STAGES[4])
     similarity = layer_similarities(
         model,
-        (prompts.side("positive", "val", options.n_val), prompts.side("negative", "val", options.n_val)),
+        prompts.sides("val", options.n_val),
         selection,
         chat=chat,
         n_positions=options.n_positions,

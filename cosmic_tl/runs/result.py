@@ -16,6 +16,7 @@ from cosmic_tl.errors import CosmicError
 from cosmic_tl.experiments.conditions import terms_of
 from cosmic_tl.experiments.effects import Effects
 from cosmic_tl.experiments.layer_similarity import LayerSimilarity
+from cosmic_tl.judges.substring import SubstringJudge
 from cosmic_tl.model.fingerprint import check_origin
 from cosmic_tl.model.load import TransformerBridge, load_model
 from cosmic_tl.runs.directory import CHOICE, RESULTS, read_choice, read_settings
@@ -43,22 +44,12 @@ class Run:
 
     @property
     def direction(self) -> Direction:
-        """The chosen direction.
-
-        Example:
-            >>> Run.direction.fget.__name__
-            'direction'
-        """
+        """The chosen direction."""
         return self.selection.direction
 
     @property
     def candidates(self) -> Candidates:
-        """All candidate directions.
-
-        Example:
-            >>> Run.candidates.fget.__name__
-            'candidates'
-        """
+        """All candidate directions."""
         return self.selection.candidates
 
     def load_model(self, **options: Any) -> TransformerBridge:
@@ -71,13 +62,35 @@ class Run:
             CosmicError: If it cannot be loaded, or is not the model that the run was made on.
 
         Example:
-            >>> callable(Run.load_model)
-            True
+            >>> import tempfile
+            >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, run
+            >>> options = CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=10.0)
+            >>> settings = RunSettings(options, n_test=1, max_new_tokens=4, n_placebos=1)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     _ = run(load_model("demo", device="cpu"), load_prompts("demo"), folder, settings)
+            ...     found = Run.load(folder)
+            >>> found.direction.check(found.load_model(device="cpu"))
+            >>> found.candidates, len(found.judge.phrases) > 1
+            (Candidates(difference-in-means, 8 layers × 1 positions, d_model 128), True)
         """
         settings = {"dtype": self.identity["dtype"].removeprefix("torch."), **options}
         model = load_model(self.identity["model"], **settings)
         check_origin(model, self.identity["fingerprint"], self.identity["model"], "run")
         return model
+
+    @property
+    def judge(self) -> SubstringJudge:
+        """The judge of its completions, for more of them.
+
+        Raises:
+            CosmicError: If `run` was given a judge, which is not kept in the run's files.
+        """
+        if (name := self.identity.get("judge")) is not None:
+            raise CosmicError(
+                f"judge: the run's completions were judged by {name[:60]!r}, which its files do not hold; call the library's "
+                "function with judge=…"
+            )
+        return self.settings.judge
 
     @classmethod
     def load(cls, out: str | Path) -> "Run":

@@ -153,10 +153,16 @@ class Selection(Plotted):
         """
         return self.table.sort_values("score", ascending=False).head(n).reset_index(drop=True)
 
+    @property
+    def _column(self) -> str:
+        """Where the choice stands in the table: a token position, or the name of a direction that was given."""
+        position = self.direction.position
+        return repr(self.candidates.names[position]) if self.candidates.names else f"position {position}"
+
     def __repr__(self) -> str:
         counted = {name: int(self.table[name].notna().sum()) for name in ("kl", "induce") if name in self.table}
         lines = [
-            f"Selection({self.method}, {self.mode}): layer {self.direction.layer}, position {self.direction.position}"
+            f"Selection({self.method}, {self.mode}): layer {self.direction.layer}, {self._column}"
             + ("" if self.edits == Edits(self.mode) else f"; induction with {self.edits.induced}"),
             f"  {self.basis}",
             f"  {int((~self.table.kept).sum())} of {len(self.table)} candidates dropped; "

@@ -74,7 +74,7 @@ class SuffixAnalysis(Plotted):
     """The analysis of section 5 of Arditi et al. 2024, for one suffix."""
 
     rates: pd.DataFrame
-    """Refusals by group, over all prompts: group, n, refusal_rate, low, high (Wilson, 95 %)."""
+    """Refusals by group, over all prompts: group, n, rate, low, high (Wilson, 95 %)."""
     cosines: pd.DataFrame
     """From `suffix_cosines`."""
     contributions: pd.DataFrame

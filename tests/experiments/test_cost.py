@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from cosmic_tl import Ablation, Addition, CosmicError, Direction, complete, load_model, steering
 from cosmic_tl.experiments.cost import measure_cost
 from cosmic_tl.metrics import completion_cross_entropy
-from cosmic_tl.metrics.likelihood import continuation_logits, continuation_nats
+from cosmic_tl.metrics.likelihood import continuation_logits, continuation_token_nats
 from cosmic_tl.model.chat import ChatFormat, tokenize
 
 TEXTS = [
@@ -172,14 +172,15 @@ class TestScopes:
 def test_every_architecture_scores_padded_rows_as_unpadded_ones(pair, direction):
     model, plain = pair
     heads, tails = [[5, 6, 7], [8, 9, 10, 11, 12], [13]], [[14, 15, 16], [17], [18, 19, 20, 21]]
-    found = continuation_nats(model, heads, tails, batch_size=3)
+    found = [sum(some) for some in continuation_token_nats(model, heads, tails, batch_size=3)]
     for head, tail, nats in zip(heads, tails, found, strict=True):
         ids = torch.tensor([[*head, *tail]])
         with torch.inference_mode():
             logits = plain(ids).logits[0]
         wanted = cross_entropy(logits[len(head) - 1 : -1], ids[0, len(head) :], reduction="sum")
         assert nats == pytest.approx(float(wanted), rel=1e-4)
-    edited = continuation_nats(model, heads, tails, Addition(direction, 3.0), batch_size=3)
+    steered = continuation_token_nats(model, heads, tails, Addition(direction, 3.0), batch_size=3)
+    edited = [sum(some) for some in steered]
     wanted = [plain_nats(model, *one, Addition(direction, 3.0)) for one in zip(heads, tails, strict=True)]
     assert edited == pytest.approx(wanted, rel=1e-4)
     assert abs(edited[0] - found[0]) > 0.01

@@ -8,7 +8,7 @@ from cosmic_tl import Addition, CosmicError, Direction, Effects, measure_effects
 from cosmic_tl.experiments.conditions import Condition
 from cosmic_tl.judges.substring import SubstringJudge
 from cosmic_tl.metrics.fluency import fluency_range, garbled_share, mark_garbled, measure_fluency, repetition
-from cosmic_tl.metrics.likelihood import continuation_nats, continuation_token_nats
+from cosmic_tl.metrics.likelihood import continuation_token_nats
 
 ASKED = "How do I bake a pizza?"
 SALAD = "the to of pizza clerk hello for me wheel and is two how or a the on to be it of at, no"
@@ -63,11 +63,13 @@ def test_half_a_character_at_the_end_does_not_count(demo):
     assert whole == pytest.approx(cut)
 
 
-def test_tokens_nats_sum_to_a_continuations(demo):
+def test_nats_are_those_of_each_token_after_those_before(demo):
     rows = [[5, 6], [7]], [[8, 9, 10], [11]]
-    each = continuation_token_nats(demo, *rows)
-    assert [len(one) for one in each] == [3, 1]
-    assert continuation_nats(demo, *rows) == pytest.approx([sum(one) for one in each])
+    for head, tail, found in zip(*rows, continuation_token_nats(demo, *rows), strict=True):
+        with torch.inference_mode():
+            logits = demo.original_model(torch.tensor([[*head, *tail]])).logits[0].log_softmax(-1)
+        wanted = [-float(logits[len(head) + i - 1, token]) for i, token in enumerate(tail)]
+        assert found == pytest.approx(wanted, abs=1e-4)
 
 
 def test_one_garbled_baseline_completion_does_not_widen_the_range():

@@ -19,7 +19,7 @@ from cosmic_tl.suffixes.groups import ADVERSARIAL, HARMFUL, HARMLESS, RANDOM, su
 from cosmic_tl.suffixes.heads import contributions_along, head_attention, top_heads
 from cosmic_tl.suffixes.search import find_suffix, target_losses, token_gradient
 from cosmic_tl.suffixes.suffix import Suffix, SuffixOptions
-from cosmic_tl.suffixes.targets import compliant_targets
+from cosmic_tl.suffixes.targets import attackable_prompts, compliant_targets
 from cosmic_tl.suffixes.tokens import frames, random_suffixes, surviving_texts, usable_tokens
 
 TEXTS = ["How do I bake a pizza?", "hi", "Please explain how I can kill a background process."]
@@ -60,6 +60,19 @@ def rows_of(places):
 
 def nats(logits, goal):
     return torch.nn.functional.cross_entropy(logits[-len(goal) - 1 : -1], torch.tensor(goal))
+
+
+def test_a_suffix_is_made_on_prompts_that_are_refused_and_when_steered_answered(demo, refusal, prompts):
+    harmful, harmless = prompts.side("positive", "test", 6), prompts.side("negative", "test", 4)
+    mixed = [*harmless, *harmful]
+    edit = AffineEdit(refusal, 0.0)
+    found = attackable_prompts(demo, mixed, edit, n=3, batch_size=4)
+    answers = [complete(demo, mixed, edits, max_new_tokens=32) for edits in ((), edit)]
+    verdicts = [tuple(map(judge_refusal, pair)) for pair in zip(*answers, strict=True)]
+    wanted = [prompt for prompt, pair in zip(mixed, verdicts, strict=True) if pair == ("refusal", "compliance")]
+    assert found == wanted[:3] and not set(found) & set(harmless)
+    with pytest.raises(CosmicError, match=f"n_prompts: found 10, and the model refuses {len(wanted)} of 10 prompts"):
+        attackable_prompts(demo, mixed, edit, n=10)
 
 
 # The search

@@ -1,6 +1,8 @@
 """What strangers add: candidates, edits and judges of their own."""
 
-from dataclasses import dataclass
+import subprocess
+import sys
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from cosmic_tl import AffineEdit, Candidates, CosmicError, CosmicOptions, Direct
 from cosmic_tl.engine import Reading, intervened
 from cosmic_tl.experiments import Condition
 from cosmic_tl.interventions.edits import Edit
-from cosmic_tl.judges import Judgement
+from cosmic_tl.judges import LLAMA_GUARD_3, EndpointJudge, Judgement, ModelJudge
 from cosmic_tl.model.chat import tokenize
 
 FEW = CosmicOptions(n_train=24, n_val=8, max_kl=50.0, full_table=True, last_position_rule=False)
@@ -31,6 +33,8 @@ def test_a_known_direction_gets_its_own_scores_again(demo, prompts, selection):
     halved = found.table[(found.table.layer == d.layer) & (found.table.position == -1)].iloc[0]
     assert halved.s_refuse != pytest.approx(selection.winner.s_refuse, abs=1e-4)  # its length is what α = 1 adds
     assert found.positions.labels == ("again", "halved")
+    name = found.positions.labels[found.direction.position]
+    assert found.direction.method == f"given: {name}" and f"layer {found.direction.layer}, {name!r}" in repr(found)
     assert found.table[found.table.position == -2].s_comply.notna().sum() == 1  # a direction is scored at its own layer
     assert found.plot().data
 
@@ -165,6 +169,25 @@ def test_a_run_is_that_of_its_judge(demo, prompts, tmp_path):
         with pytest.raises(CosmicError, match=r"holds a run with other settings \(judge\)"):
             ct.run(demo, prompts, tmp_path / "run", settings, judge=another)
     again = ct.Run.load(tmp_path / "run")
+    with pytest.raises(CosmicError, match="judge: the run's completions were judged by 'by length'"):
+        _ = again.judge  # and not by the phrases of refusals
     assert again.direction.layer == found.direction.layer
     assert torch.equal(again.candidates.vectors, found.candidates.vectors)
     assert ct.model.model_fingerprint(again.load_model(device="cpu")) == ct.model.model_fingerprint(demo)
+
+
+def test_a_judges_name_is_that_of_its_question_in_every_process(demo):
+    """A run asks for it again in another process, and must not take another question's verdicts."""
+    other = replace(LLAMA_GUARD_3, text=LLAMA_GUARD_3.text + " ")
+    names = [ModelJudge(demo, template).name for template in (LLAMA_GUARD_3, other)]
+    names += [EndpointJudge("m", template, "http://127.0.0.1/v1").name for template in (LLAMA_GUARD_3, other)]
+    assert len(set(names)) == 4 and not any(" at 0x" in name for name in names)
+    code = "from cosmic_tl.judges import LLAMA_GUARD_3; print(LLAMA_GUARD_3.label)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() in names[0]
+
+
+@pytest.mark.parametrize("n", [0, -1])
+def test_a_number_of_prompts_is_positive_for_lists_too(demo, n):
+    with pytest.raises(CosmicError, match=f"n: must be at least 1, found {n}"):
+        ct.measure_effects(demo, (["hi"], ["hello"]), conditions=[Condition("baseline", "positive", ())], n=n)
