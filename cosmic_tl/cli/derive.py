@@ -156,7 +156,8 @@ def _built(hint: Any, default: Any, given: Mapping[str, Any]) -> Any:
         if kept(field.name) and _classes(hints[field.name]):
             values[field.name] = _built(hints[field.name], _default(field, own), given)
         elif kept(field.name) and (flag := FLAGS.get(field.name, field.name)) in given:
-            values[field.name] = given[flag]
+            pairs = get_origin(hints[field.name]) is Mapping
+            values[field.name] = _pairs(flag, given[flag]) if pairs else given[flag]
     return kind(**values) if own is Parameter.empty else replace(own, **values)
 
 
@@ -182,13 +183,13 @@ def _whole(name: str, type_: Any, tokens: Sequence[cyclopts.Token]) -> int:
         raise CosmicError(f"{name}: expected a whole number, found {text!r}") from error
 
 
-def _pairs(name: str, type_: Any, tokens: Sequence[cyclopts.Token]) -> dict[str, Any]:
+def _pairs(name: str, texts: Sequence[str]) -> dict[str, Any]:
     """Variables that are given as name=value, the values as JSON or as text."""
     found: dict[str, Any] = {}
-    for token in tokens:
-        key, equals, value = token.value.partition("=")
+    for text in texts:
+        key, equals, value = text.partition("=")
         if not equals or not key:
-            raise CosmicError(f"{name}: expected name=value, found {token.value!r}")
+            raise CosmicError(f"{name}: expected name=value, found {text!r}")
         try:
             found[key] = json.loads(value)
         except json.JSONDecodeError:
@@ -208,6 +209,7 @@ def _shown(value: Any) -> str:
 def _parameter(name: str, some: Sequence[_Option]) -> Parameter:
     """An option, which several dataclasses may share, as the command line's library takes it."""
     first = some[0]
+    start: Any = first.default
     hint, kind = first.hint, Parameter.POSITIONAL_ONLY if first.positional else Parameter.KEYWORD_ONLY
     texts = dict.fromkeys(one.help for one in some if one.help)
     shown = {one.procedure: _shown(one.default) for one in some if one.default is not Parameter.empty}
@@ -217,19 +219,19 @@ def _parameter(name: str, some: Sequence[_Option]) -> Parameter:
     (core,) = [one for one in get_args(hint) if one is not NoneType] if NoneType in get_args(hint) else [hint]
     parts = get_args(core)
     if get_origin(core) is tuple and parts[0] in (int, float):
-        # One text, which may begin with a minus sign.
-        hint, more["converter"], more["allow_leading_hyphen"] = str, partial(_numbers, name, parts), True
+        # One text, which may begin with a minus sign; where pydantic is loaded, cyclopts checks what it becomes, too.
+        hint, more["converter"], more["allow_leading_hyphen"] = Any, partial(_numbers, name, parts), True
     elif core is int:
         more["converter"] = partial(_whole, name)
     elif get_origin(core) is Mapping:
-        hint, more["converter"] = tuple[str, ...], partial(_pairs, name)
+        hint, start = tuple[str, ...], ()
     elif core is bool and not any(one.default for one in some) and hint is bool:
         more["negative"] = ()
     if texts:
         more["help"] = " ".join(texts)
     if first.heading is not None:
         more["group"] = first.heading
-    return Parameter(name, kind, default=first.default, annotation=Annotated[hint, cyclopts.Parameter(**more)])
+    return Parameter(name, kind, default=start, annotation=Annotated[hint, cyclopts.Parameter(**more)])
 
 
 def _run(steps: Sequence[str], command: Callable[..., int | None], values: Mapping[str, Any]) -> int | None:

@@ -3,6 +3,7 @@
 from dataclasses import fields
 from inspect import signature
 
+import pydantic  # noqa: F401  # cyclopts checks values against hints where it is loaded, as some of our libraries do
 import pytest
 
 import cosmic_tl
