@@ -47,7 +47,7 @@ class JudgeTemplate:
         """Its name, with a hash of all that its verdicts depend on, the same in every process.
 
         Example:
-            >>> LLAMA_GUARD_3.label.startswith("llama-guard-3")
+            >>> LLAMA_GUARD_3.label.startswith("Llama Guard 3 (")
             True
         """
         parts = (self.text, self.parse.__qualname__, self.delimiters, self.max_new_tokens, self.whole, self.turns)
