@@ -10,7 +10,7 @@ from torch import Tensor
 from cosmic_tl._util.progress import ACTIVATIONS, stage, track
 from cosmic_tl.data.contrast_set import Prompts, sides_of
 from cosmic_tl.errors import CosmicError
-from cosmic_tl.model.batching import BATCH_SIZE, batches
+from cosmic_tl.model.batching import batches
 from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.fingerprint import model_fingerprint
 from cosmic_tl.model.forward import Resume, forward, read
@@ -51,7 +51,7 @@ def mean_activations(
     *,
     positions: Positions | None = None,
     chat: ChatFormat | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     label: str = "activations",
     splits: Splits | None = None,
 ) -> MeanActivations:
@@ -62,7 +62,7 @@ def mean_activations(
         prompts: Instructions.
         positions: From `post_instruction_positions` (the default).
         chat: Formatting. Defaults to the plain chat template.
-        batch_size: Prompts per forward pass. Default 32.
+        batch_size: Prompts per forward pass. Default: by memory, at most 32.
         label: Name on the progress bar.
         splits: From `random_splits`: also take the difference between the means of two random halves, in the same pass.
 
@@ -90,7 +90,7 @@ def mean_of_rows(
     rows: Sequence[Sequence[int]],
     *,
     n_positions: int = 1,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     label: str = "activations",
     splits: Splits | None = None,
 ) -> MeanActivations:
@@ -102,7 +102,7 @@ def mean_of_rows(
         model: A `TransformerBridge`.
         rows: Token ids.
         n_positions: How many of the last positions.
-        batch_size: Prompts per forward pass. Default 32.
+        batch_size: Prompts per forward pass. Default: by memory, at most 32.
         label: Name on the progress bar.
         splits: From `random_splits`, for as many prompts.
 
@@ -180,7 +180,7 @@ def class_means(
     positions: Positions | None = None,
     chat: ChatFormat | None = None,
     seeds: Sequence[int] = (),
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
 ) -> tuple[MeanActivations, MeanActivations]:
     """Means of both sides of a contrast set, and of randomly labelled prompts in the same passes.
 
@@ -190,7 +190,7 @@ def class_means(
         positions: From `post_instruction_positions` (the default).
         chat: Formatting. Defaults to the plain chat template.
         seeds: Seeds of random labellings (`random_splits`). Defaults to none.
-        batch_size: Prompts per forward pass. Default 32.
+        batch_size: Prompts per forward pass. Default: by memory, at most 32.
 
     Raises:
         CosmicError: As `mean_activations`.
@@ -227,7 +227,7 @@ def cache_activations(
     site: Site = "hook_resid_pre",
     positions: Positions | None = None,
     chat: ChatFormat | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
 ) -> Float[Tensor, "prompt layer position d_model"]:
     """Every prompt's activations at every layer and post-instruction position, in the order of the prompts.
 
@@ -239,7 +239,7 @@ def cache_activations(
         site: Which of a block's hook points. Default the stream that enters it.
         positions: From `post_instruction_positions` (the default).
         chat: Formatting. Defaults to the plain chat template.
-        batch_size: Prompts per forward pass. Default 32.
+        batch_size: Prompts per forward pass. Default: by memory, at most 32.
 
     Raises:
         CosmicError: As `mean_activations`.

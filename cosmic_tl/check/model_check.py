@@ -6,7 +6,7 @@ from typing import Literal
 
 import pandas as pd
 
-from cosmic_tl._util.displays import as_html
+from cosmic_tl._util.results import Result
 from cosmic_tl.check.cases import CHECKS
 from cosmic_tl.check.memory import NotPossible
 from cosmic_tl.check.subject import Subject
@@ -16,7 +16,7 @@ from cosmic_tl.errors import CosmicError
 from cosmic_tl.model.chat import ChatFormat
 from cosmic_tl.model.load import TransformerBridge, model_label
 
-Result = Literal["ok", "FAILED", "not checked"]
+Outcome = Literal["ok", "FAILED", "not checked"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Check:
     name: str
     measured: str
     tolerance: str
-    result: Result
+    result: Outcome
 
     def __str__(self) -> str:
         allowed = f" (tolerance {self.tolerance})" if self.tolerance else ""
@@ -34,7 +34,7 @@ class Check:
 
 
 @dataclass(frozen=True, eq=False)
-class ModelCheck:
+class ModelCheck(Result):
     """What was checked on a model."""
 
     model: str
@@ -66,8 +66,8 @@ class ModelCheck:
         head = f"ModelCheck({self.model}): {failed} of {len(self.checks)} checks failed"
         return "\n".join([head, *map(str, self.checks)])
 
-    def _repr_html_(self) -> str:
-        return as_html([repr(self).partition("\n")[0]], self.table)
+    def _lines(self) -> list[str]:
+        return repr(self).splitlines()[:1]
 
 
 def check_model(
@@ -107,7 +107,7 @@ def check_model(
     for name, check in CHECKS.items():
         try:
             measured, tolerance, holds = check(subject)
-            result: Result = "ok" if holds else "FAILED"
+            result: Outcome = "ok" if holds else "FAILED"
         except NotPossible as error:
             measured, tolerance, result = str(error), "", "not checked"
         except Exception as error:  # whatever a model does wrong is what is asked for

@@ -91,9 +91,8 @@ def orthogonalize(
     from cosmic_tl.interventions.modes import removal
     from cosmic_tl.interventions.orthogonalize import orthogonalize_weights
     from cosmic_tl.metrics.rates import rate
-    from cosmic_tl.model.batching import BATCH_SIZE
 
-    mode, judge, size = run.selection.mode, run.judge, settings.batch_size or BATCH_SIZE
+    mode, judge = run.selection.mode, run.judge
 
     def measured(name: str, edits: "Interventions") -> dict[str, Any]:
         texts = complete(
@@ -102,7 +101,7 @@ def orthogonalize(
             edits,
             chat=run.settings.chat,
             max_new_tokens=settings.max_new_tokens,
-            batch_size=size,
+            batch_size=settings.batch_size,
             label=name,
         )
         found = rate(sum(one.verdict == "refusal" for one in judge(prompts, texts)), len(texts))
@@ -157,7 +156,6 @@ def sweep(
     from cosmic_tl._util.files import append_lines, read_lines
     from cosmic_tl.experiments.sweeps import BASELINE, sweep as sweep_all
     from cosmic_tl.metrics.refusal_score import find_refusal_tokens
-    from cosmic_tl.model.batching import BATCH_SIZE
     from cosmic_tl.report.experiment_pages import write_sweep
     from cosmic_tl.runs.derived import derivation, digest
 
@@ -178,15 +176,16 @@ def sweep(
     known = [row for line in read_lines(log) for row in line["rows"]]
     stage("refusal tokens")
     try:
-        tokens = find_refusal_tokens(bridge, prompts, chat=chat, batch_size=settings.batch_size or BATCH_SIZE)
+        tokens = find_refusal_tokens(bridge, prompts, chat=chat, batch_size=settings.batch_size)
     except CosmicError as error:
         print(f"Note: no refusal scores ({printable(str(error))})", file=sys.stderr)
         tokens = None
     stage("completions")
     found = sweep_all(
         bridge,
-        prompts,
+        run.prompts,
         direction,
+        n=settings.n_test,
         alphas=alphas,
         tokens=tokens,
         chat=chat,

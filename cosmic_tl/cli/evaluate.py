@@ -235,7 +235,7 @@ def behaviour(
     from cosmic_tl.interventions.edits import Addition, AffineEdit
 
     stage("layers and strengths")
-    table = sweep_behaviour(
+    swept = sweep_behaviour(
         bridge,
         found,
         alphas=alphas,
@@ -244,10 +244,10 @@ def behaviour(
         n=n_test,
         chat=chat,
         seed=settings.seed,
-        batch_size=settings.batch_size or 32,
+        batch_size=settings.batch_size,
     )
-    print_frame(table)
-    write_csv(table, csv)
+    print_frame(swept.table)
+    write_csv(swept.table, csv)
 
 
 COMMANDS = (judge, cost, capability, behaviour)

@@ -103,6 +103,9 @@ class DataOptions:
     """Column that holds the prompts, in tables and data sets. By default the first with a usual name."""
     hf_split: str = "train"
     """Split of a Hugging Face data set."""
+    labels: str | None = None
+    """What the two sides' prompts are called on pages and in figures, such as harmful,harmless. By default the source's own
+    names."""
     keep_order: bool = False
     """Keep prompts in the order of their source instead of shuffling them."""
     seed: int = 0
@@ -118,7 +121,13 @@ class DataOptions:
         from cosmic_tl.data.prompts import load_prompts
 
         given = asdict(self)
-        return load_prompts(given.pop("prompts"), shuffle=not given.pop("keep_order"), **given)
+        labels = given.pop("labels")
+        return load_prompts(
+            given.pop("prompts"),
+            shuffle=not given.pop("keep_order"),
+            labels=None if labels is None else labels.split(","),
+            **given,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

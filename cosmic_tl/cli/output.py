@@ -44,7 +44,7 @@ def print_result(result: "Run") -> None:
         numbers = [f"{row[name]:.2f}" if row[name] == row[name] else "–" for name in fluency]
         share = f"{row.rate:.0%} [{100 * row.low:.0f}, {100 * row.high:.0f}]"
         seeds = f" ({row.seeds} seeds)" if row.get("seeds", 0) > 1 else ""
-        table.add_row(terms.sides[row.side], row.condition + seeds, escape(share), *numbers)
+        table.add_row(escape(terms.sides[row.side]), row.condition + seeds, escape(share), *numbers)
     Console().print(table)
     print(generation_sentence(result.effects.generation))
     for (side, condition), some in result.effects.paired_table().groupby(["side", "condition"], sort=False):

@@ -99,7 +99,7 @@ def variants(model: ModelOptions, data: DataOptions, chat: ChatFormat, options: 
     bridge = model.load()
     from cosmic_tl.experiments.variants import compare_variants, standard_variants
 
-    print_frame(compare_variants(bridge, contrast, standard_variants(options), chat=chat))
+    print_frame(compare_variants(bridge, contrast, standard_variants(options), chat=chat).table)
 
 
 @derived(LOADING, "first round", "second round", "completions")

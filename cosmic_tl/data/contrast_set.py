@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from cosmic_tl.errors import CosmicError, check_texts, one_of
 
@@ -28,8 +28,13 @@ class ContrastSet:
     """Remarks made while reading it."""
     categories: Mapping[str, str] = field(default_factory=dict)
     """Prompt to category, for prompts that have one."""
+    labels: tuple[str, str] | None = None
+    """What the prompts of the positive and of the negative side are called on pages and in figures: "harmful" and "harmless",
+    say. By default the judge's words for them."""
 
     def __post_init__(self) -> None:
+        if self.labels is not None:
+            check_labels(self.labels)
         for name, splits in (("positive", self.positive), ("negative", self.negative)):
             for split, some in splits.items():
                 check_texts(f"{name} {split}", some)
@@ -96,7 +101,7 @@ class ContrastSet:
         sizes = ", ".join(
             f"{split} {len(self.positive.get(split, ()))} + {len(self.negative.get(split, ()))}" for split in SPLITS
         )
-        return f"ContrastSet({self.name!r}: {sizes}, positive + negative)"
+        return f"ContrastSet({self.name!r}: {sizes}, {' + '.join(self.labels or SIDES)})"
 
     def _repr_html_(self) -> str:
         import pandas as pd
@@ -111,6 +116,35 @@ class ContrastSet:
                 {"split": split, **sizes, **{f"for example, {side}": "".join(s[:1]) for side, s in sides.items()}}
             )
         return as_html([f"ContrastSet {self.name!r}", *self.notes], pd.DataFrame(rows))
+
+
+def check_labels(labels: Any) -> None:
+    """Check the names of the two sides, from anywhere.
+
+    Raises:
+        CosmicError: If they are not two different short texts on one line.
+
+    Example:
+        >>> check_labels(("pirates", "pirates"))
+        Traceback (most recent call last):
+        cosmic_tl.errors.CosmicError: labels: found ('pirates', 'pirates'); give two different names, such as ...
+    """
+    pair = isinstance(labels, list | tuple) and len(labels) == 2 and labels[0] != labels[1]
+    if not pair or not all(
+        isinstance(one, str) and one.strip() and one.isprintable() and len(one) <= 40 for one in labels
+    ):
+        raise CosmicError(f"labels: found {labels!r}; give two different names, such as ('harmful', 'harmless')")
+
+
+def labels_of(prompts: "Prompts") -> tuple[str, str] | None:
+    """What a contrast set calls its sides; None if it says nothing, or for a pair of lists.
+
+    Example:
+        >>> from cosmic_tl import load_prompts
+        >>> labels_of(load_prompts("demo")), labels_of((["a"], ["b"]))
+        (('harmful', 'harmless'), None)
+    """
+    return prompts.labels if isinstance(prompts, ContrastSet) else None
 
 
 def _sentence(prompts: Sequence[str], what: str) -> str:

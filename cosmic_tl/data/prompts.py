@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cosmic_tl._util.files import is_missing_path
-from cosmic_tl.data.contrast_set import SIDES, SPLITS, ContrastSet, Side
+from cosmic_tl.data.contrast_set import SIDES, SPLITS, ContrastSet, Side, check_labels
 from cosmic_tl.data.named import BOTH_SIDES, dataset_side, find_prompts, load_dataset_prompts, read_split
 from cosmic_tl.data.readers import read_json, read_rows, read_text
 from cosmic_tl.errors import CosmicError, check_texts, first_line, one_of
@@ -24,6 +24,7 @@ COLUMNS = ("prompt", "instruction", "text", "question", "goal", "behavior", "Beh
 """Columns that are tried, in order, when none is given."""
 _RELEASED: dict[Side, str] = {"positive": "harmful", "negative": "harmless"}
 """Names of the sides in the files of the single-direction and COSMIC programs."""
+_HARM = tuple(_RELEASED.values())
 T = TypeVar("T")
 
 
@@ -37,6 +38,7 @@ def load_prompts(
     seed: int = 0,
     shuffle: bool = True,
     name: str | None = None,
+    labels: Sequence[str] | None = None,
 ) -> ContrastSet:
     """Read a contrast set from the demo's prompts, one source with both sides, or one source per side.
 
@@ -57,6 +59,9 @@ def load_prompts(
         shuffle: Whether to shuffle a source before it is split, or each split of a source that has splits: the first
             `n` prompts of a file sorted by category are not a sample of it. The demo's prompts are in random order
             already and are not shuffled. Default True.
+        labels: What the positive and the negative side's prompts are called on pages and in figures, such as ("harmful",
+            "harmless"). Defaults to the source's own: the entry "labels" of a JSON file or mapping, or "harmful" and
+            "harmless" for the demo's prompts, named sets and released splits.
         name: Name of the set in results. Defaults to the names of the files or data sets, or "in memory" for lists.
 
     Raises:
@@ -71,32 +76,39 @@ def load_prompts(
     if (positive is None) != (negative is None) or (source is not None and positive is not None):
         raise CosmicError("prompts: give one source with both sides, or positive= and negative= together")
     contrast: Mapping[str, Any] = {}
+    known: Any = None
     if positive is not None and negative is not None:
         given: dict[Side, Source] = {"positive": positive, "negative": negative}
         read = {side: _read_side(place, side, column, hf_split) for side, place in given.items()}
         default = " / ".join(dict.fromkeys(map(_label, given.values())))
+        known = _HARM if all(isinstance(one, str) and find_prompts(one) for one in given.values()) else None
     elif source is None or str(source) == "demo":
         data = json.loads(files("cosmic_tl").joinpath("demo", "prompts.json").read_text(encoding="utf-8"))
         read, contrast, default, shuffle = {side: (data[side], {}) for side in SIDES}, data["contrast"], "demo", False
+        known = _HARM
     else:
-        sides, contrast = _read_both(source)
+        sides, contrast, known = _read_both(source)
         read, default = {side: _content(sides[side], column, _label(source)) for side in SIDES}, _label(source)
-    return _assemble(name or default, read, contrast, seed if shuffle else None)
+    labels = known if labels is None else labels
+    if labels is not None:
+        check_labels(labels)
+    found = _assemble(name or default, read, contrast, seed if shuffle else None)
+    return found if labels is None else replace(found, labels=(labels[0], labels[1]))
 
 
 def _label(source: Source) -> str:
     return Path(source).stem if isinstance(source, str | Path) else "in memory"
 
 
-def _read_both(source: Source) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """The sides, each in a form for `_content`, and the pairs of a source that has both."""
+def _read_both(source: Source) -> tuple[Mapping[str, Any], Mapping[str, Any], Any]:
+    """The sides, each in a form for `_content`, the pairs of a source that has both, and the names of the sides."""
     if not isinstance(source, str | Path):
         return _two_sides(source, "the source")
     path = Path(source)
     if path.is_dir():
-        return _released_splits(path), {}
+        return _released_splits(path), {}, _HARM
     if not path.is_file():
-        return _named_sides(str(source)), {}
+        return _named_sides(str(source)), {}, _HARM
     if path.suffix == ".json":
         return _two_sides(read_json(path), repr(str(path)))
     if path.suffix not in (".jsonl", ".csv"):
@@ -116,13 +128,16 @@ def _read_both(source: Source) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
             raise CosmicError(
                 f"prompts: some {side} rows of {str(path)!r} have a split and some have none; give all one"
             )
-    return {side: splits.get("all", splits) for side, splits in found.items()}, {}
+    return {side: splits.get("all", splits) for side, splits in found.items()}, {}, None
 
 
-def _two_sides(data: Any, where: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+def _two_sides(data: Any, where: str) -> tuple[Mapping[str, Any], Mapping[str, Any], Any]:
     if not isinstance(data, Mapping) or not set(SIDES) <= data.keys():
         raise CosmicError(f"prompts: {where} needs the keys 'positive' and 'negative'")
-    return data, data.get("contrast", {})
+    labels = data.get("labels")
+    if isinstance(labels, Mapping):
+        labels = [labels.get(side) for side in SIDES]
+    return data, data.get("contrast", {}), labels
 
 
 def _released_splits(folder: Path) -> dict[str, dict[str, Any]]:

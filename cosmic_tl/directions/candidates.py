@@ -13,7 +13,6 @@ from cosmic_tl.activations import mean_activations
 from cosmic_tl.data.contrast_set import Prompts, sides_of
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.errors import CosmicError, check_whole_number
-from cosmic_tl.model.batching import BATCH_SIZE
 from cosmic_tl.model.chat import ChatFormat
 from cosmic_tl.model.fingerprint import model_fingerprint
 from cosmic_tl.model.load import TransformerBridge, short_label
@@ -95,7 +94,7 @@ class Candidates:
         prompts: Prompts,
         *,
         chat: ChatFormat | None = None,
-        batch_size: int = BATCH_SIZE,
+        batch_size: int | None = None,
     ) -> "Candidates":
         """The same candidates with the references that affine edits need, measured on negative training prompts.
 
@@ -103,7 +102,7 @@ class Candidates:
             model: The model that the candidates belong to.
             prompts: A contrast set, whose training prompts are taken, or a pair of lists: positive and negative prompts.
             chat: Formatting. Defaults to the plain chat template.
-            batch_size: Prompts per forward pass. Default 32.
+            batch_size: Prompts per forward pass. Default: by memory, at most 32.
 
         Example:
             >>> from cosmic_tl import load_model

@@ -1,4 +1,5 @@
 from .behaviour_sweep import (
+    BehaviourSweep as BehaviourSweep,
     sweep_behaviour as sweep_behaviour,
 )
 from .capability import (
@@ -33,6 +34,7 @@ from .sweeps import (
     sweep as sweep,
 )
 from .variants import (
+    Variants as Variants,
     compare_variants as compare_variants,
     standard_variants as standard_variants,
 )

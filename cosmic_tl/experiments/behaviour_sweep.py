@@ -1,10 +1,12 @@
 """What steering does to a behaviour given by answers: log-odds by layer and strength, with nothing generated."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 
 from cosmic_tl._util.progress import track
+from cosmic_tl._util.results import Result
 from cosmic_tl.data.behaviours import BehaviourSet
 from cosmic_tl.directions.difference_in_means import difference_in_means
 from cosmic_tl.directions.direction import random_direction
@@ -13,10 +15,24 @@ from cosmic_tl.experiments.sweep_methods import Method
 from cosmic_tl.interventions.edits import AffineEdit, Interventions
 from cosmic_tl.metrics.answers import answer_log_odds, answer_means
 from cosmic_tl.metrics.rates import rate
-from cosmic_tl.model.batching import BATCH_SIZE
 from cosmic_tl.model.chat import ChatFormat
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.selection.scores import undefined
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BehaviourSweep(Result):
+    """Log-odds of the matching answer under every direction, layer and strength."""
+
+    table: pd.DataFrame
+    """One row per edit: direction ("none", "found" or "random": of the same norm and place), layer, alpha, log_odds (nats, mean
+    over questions), sem (its standard error), matching (share of questions whose matching answer is the likelier), low and high
+    (Wilson's interval at 95 %), answered (mean probability of either answer), n (questions)."""
+    behaviour: str
+    """Its name."""
+
+    def _lines(self) -> list[str]:
+        return [f"BehaviourSweep: {self.behaviour}, {self.table.n.iloc[0]} questions"]
 
 
 def sweep_behaviour(
@@ -29,8 +45,8 @@ def sweep_behaviour(
     n: int | None = None,
     chat: ChatFormat | None = None,
     seed: int = 0,
-    batch_size: int = BATCH_SIZE,
-) -> pd.DataFrame:
+    batch_size: int | None = None,
+) -> BehaviourSweep:
     """Log-odds of the matching answer on test questions, under the directions that training answers give.
 
     Args:
@@ -42,12 +58,7 @@ def sweep_behaviour(
         n: Test pairs, at most. Default all.
         chat: Formatting. Defaults to the plain chat template.
         seed: Of the random directions.
-        batch_size: Rows per forward pass. Default 32.
-
-    Returns:
-        One row an edit: direction ("none", "found" or "random": of the same norm and place), layer, alpha, log_odds (nats,
-        mean over questions), sem (its standard error), matching (share of questions whose matching answer is the likelier),
-        low and high (Wilson's interval at 95 %), answered (mean probability of either answer), n (questions).
+        batch_size: Rows per forward pass. Default: by memory, at most 32.
 
     Raises:
         CosmicError: If a split is empty, there is no strength, a layer is outside the model or has no direction, or as
@@ -58,8 +69,8 @@ def sweep_behaviour(
         >>> from cosmic_tl.data import AnswerPair
         >>> pairs = (AnswerPair("Is it okay to rest?", "Yes", "No"), AnswerPair("Is it wrong to rest?", "Yes", "No"))
         >>> behaviour = BehaviourSet("yes", {"train": pairs, "test": pairs})
-        >>> table = sweep_behaviour(load_model("demo", device="cpu"), behaviour, alphas=[0.0, 1.0], layers=[4])
-        >>> table.direction.tolist()
+        >>> found = sweep_behaviour(load_model("demo", device="cpu"), behaviour, alphas=[0.0, 1.0], layers=[4])
+        >>> found.table.direction.tolist()
         ['none', 'found', 'found', 'random', 'random']
     """
     if not alphas:
@@ -92,4 +103,4 @@ def sweep_behaviour(
                 for alpha in alphas:
                     measure(name, layer, alpha, method(one, alpha))
                     advance(1)
-    return pd.DataFrame(rows).astype({"layer": "Int64"})
+    return BehaviourSweep(pd.DataFrame(rows).astype({"layer": "Int64"}), behaviour.name)

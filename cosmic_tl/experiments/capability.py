@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from cosmic_tl._util.displays import as_html, as_text
+from cosmic_tl._util.results import Result
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.experiments.cost import BASELINE, named_interventions
 from cosmic_tl.generation.sampling import random_state_kept
@@ -27,8 +27,8 @@ RESAMPLES = 1000
 """Bootstrap resamples of standard errors that have no formula."""
 
 
-@dataclass(frozen=True, eq=False)
-class Capability:
+@dataclass(frozen=True, eq=False, repr=False)
+class Capability(Result):
     """Scores of the unedited model and of each edit."""
 
     table: pd.DataFrame
@@ -53,12 +53,6 @@ class Capability:
             raise CosmicError(f"capability: no {condition} {task} {metric}; there is {known}")
         return float(some.value.iloc[0])
 
-    def __repr__(self) -> str:
-        return as_text(["Capability"], self.table)
-
-    def _repr_html_(self) -> str:
-        return as_html(["Capability"], self.table)
-
 
 def measure_capability(
     model: TransformerBridge,
@@ -67,7 +61,7 @@ def measure_capability(
     *,
     limit: int | None = None,
     num_fewshot: int | None = None,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     chat: ChatFormat | bool = False,
     task_folder: str | Path | None = None,
     confirm_run_unsafe_code: bool = False,
@@ -85,7 +79,7 @@ def measure_capability(
             unedited model alone is measured, as "baseline".
         limit: Items of each task, the first ones. Default all.
         num_fewshot: Examples before each item. Default the task's own.
-        batch_size: Rows per forward pass. Default 8.
+        batch_size: Rows per forward pass. Default: by memory, at most 32.
         chat: True puts items in the model's chat template, few-shot examples as turns; a `ChatFormat` adds a system
             prompt and the like. Default false.
         task_folder: A folder with task files (YAML) of your own. They may name Python functions, which are run: use

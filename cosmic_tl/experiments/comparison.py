@@ -3,17 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import nan
+from typing import Any
 
 import pandas as pd
 
-from cosmic_tl._util.displays import as_html, as_text
 from cosmic_tl._util.progress import stage
+from cosmic_tl._util.results import Result
 from cosmic_tl.data.contrast_set import ContrastSet
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.experiments.conditions import Condition
 from cosmic_tl.experiments.effects import Effects, measure_effects
 from cosmic_tl.generation.sampling import Sampling
-from cosmic_tl.model.batching import BATCH_SIZE
 from cosmic_tl.model.chat import ChatFormat
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.selection.cosmic import select_cosmic
@@ -22,8 +22,8 @@ from cosmic_tl.selection.refusal_tokens import select_by_refusal_tokens
 from cosmic_tl.selection.result import Selection
 
 
-@dataclass(frozen=True, eq=False)
-class Comparison:
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(Result):
     """Two selections on the same model and prompts."""
 
     selections: Mapping[str, Selection]
@@ -36,11 +36,13 @@ class Comparison:
     """One row per method: method, mode and alpha (of its edits), layer, position, cosine (to the other's direction), and
     refusal rates on test prompts: positive, positive_removal, negative, negative_induction."""
 
-    def __repr__(self) -> str:
-        return as_text(self._lines(), self.table)
+    def plot(self, **options: Any) -> Any:
+        """The figure of the effects: refusal rates under each method's edits.
 
-    def _repr_html_(self) -> str:
-        return as_html(self._lines(), self.table)
+        Args:
+            **options: Those of `plot_refusal_rates`.
+        """
+        return self.effects.plot(**options)
 
     def _lines(self) -> list[str]:
         return ["Comparison", *(f"  {line}" for line in self.remarks)]
@@ -86,7 +88,7 @@ def compare_selections(
         n_test: Test prompts per side. Default 100.
         max_new_tokens: Maximum number of new tokens. Default 64.
         seed: For sampling, with a temperature above 0. Default 0.
-        batch_size: Rows per forward pass.
+        batch_size: Rows per forward pass. Default: by memory.
         temperature: 0 (default) is greedy.
         sampling: Top-k, top-p and repetition penalty. Default none of them.
 
@@ -127,13 +129,14 @@ def compare_selections(
     stage("completions")
     effects = measure_effects(
         model,
-        (prompts.side("positive", "test", n_test), prompts.side("negative", "test", n_test)),
+        prompts,
+        n=n_test,
         conditions=conditions,
         chat=chat,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
-        batch_size=batch_size or BATCH_SIZE,
+        batch_size=batch_size,
         sampling=sampling,
     )
     units = [selection.direction.unit for selection in selections.values()]

@@ -1,12 +1,12 @@
 """Conditions: what is measured, on which prompts, and what it is called."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import pandas as pd
 
-from cosmic_tl.data.contrast_set import Side
+from cosmic_tl.data.contrast_set import SIDES, Side
 from cosmic_tl.directions.direction import Direction, random_direction
 from cosmic_tl.errors import CosmicError, one_of
 from cosmic_tl.interventions.edits import Intervention
@@ -58,14 +58,21 @@ CONCEPT = Terms(
 """Of any concept that phrases of its own show."""
 
 
-def terms_of(phrases: Sequence[str] | None) -> Terms:
+def terms_of(phrases: Sequence[str] | None, labels: Sequence[str] | None = None) -> Terms:
     """Those of refusal, unless the concept has phrases of its own.
+
+    Args:
+        phrases: Those that are counted; None for refusals.
+        labels: What the contrast set calls its sides. Defaults to the terms' own names.
 
     Example:
         >>> terms_of(None).outcome, terms_of(["ahoy"]).outcome
         ('refusals', 'answers with the concept')
+        >>> terms_of(["ahoy"], ("pirates", "others")).sides
+        {'positive': 'pirates', 'negative': 'others'}
     """
-    return REFUSAL if phrases is None or tuple(phrases) == REFUSAL_PHRASES else CONCEPT
+    terms = REFUSAL if phrases is None or tuple(phrases) == REFUSAL_PHRASES else CONCEPT
+    return terms if labels is None else replace(terms, sides=dict(zip(SIDES, labels, strict=True)))
 
 
 @dataclass(frozen=True)

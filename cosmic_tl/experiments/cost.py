@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from cosmic_tl._util.displays import as_html, as_text
 from cosmic_tl._util.progress import track
+from cosmic_tl._util.results import Result
 from cosmic_tl.errors import CosmicError, check_texts
 from cosmic_tl.generation.completions import complete
 from cosmic_tl.interventions.edits import Interventions
@@ -29,8 +29,8 @@ RESAMPLES = 2000
 """Bootstrap resamples of an interval."""
 
 
-@dataclass(frozen=True, eq=False)
-class Cost:
+@dataclass(frozen=True, eq=False, repr=False)
+class Cost(Result):
     """What each edit costs by each measure."""
 
     documents: pd.DataFrame
@@ -71,12 +71,6 @@ class Cost:
             }
             rows.append(row)
         return pd.DataFrame(rows)
-
-    def __repr__(self) -> str:
-        return as_text(["Cost"], self.table)
-
-    def _repr_html_(self) -> str:
-        return as_html(["Cost"], self.table)
 
 
 def _exp(nats: float) -> float:
@@ -154,7 +148,7 @@ def measure_cost(
     max_new_tokens: int = 64,
     context: int | None = None,
     stride: int | None = None,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     seed: int = 0,
 ) -> Cost:
     """How much worse the edited model predicts what it should predict as before (Arditi et al. 2024, section 4.3).
@@ -184,7 +178,7 @@ def measure_cost(
         max_new_tokens: Most tokens of an own completion. Default 64.
         context: Tokens of a window of plain text. Default 1024, or the model's context where that is shorter.
         stride: New tokens of each further window of a text. Default half of `context`.
-        batch_size: Rows per forward pass. Default 8.
+        batch_size: Rows per forward pass. Default: by memory, at most 32.
         seed: Of the bootstrap.
 
     Raises:
@@ -251,7 +245,7 @@ def _cross_entropies(
     documents: Sequence[int],
     heads: Sequence[Sequence[int]],
     tails: Sequence[Sequence[int]],
-    batch_size: int,
+    batch_size: int | None,
     plain_text: bool = False,
 ) -> pd.DataFrame:
     nats = {}
@@ -269,7 +263,7 @@ def _texts(
     texts: Sequence[str],
     context: int | None,
     stride: int | None,
-    batch_size: int,
+    batch_size: int | None,
 ) -> pd.DataFrame:
     limit = int(model.cfg.n_ctx)
     context = min(limit, CONTEXT) if context is None else context
@@ -297,7 +291,7 @@ def _pairs(
     asked: Sequence[str],
     answers: Sequence[str],
     chat: ChatFormat | None,
-    batch_size: int,
+    batch_size: int | None,
 ) -> pd.DataFrame:
     heads, tails = tokenize_pairs(model, asked, answers, chat)
     return _cross_entropies(model, named, measure, range(len(tails)), heads, tails, batch_size)
@@ -308,7 +302,7 @@ def _divergences(
     named: Mapping[str, Interventions],
     prompts: Sequence[str],
     chat: ChatFormat | None,
-    batch_size: int,
+    batch_size: int | None,
 ) -> pd.DataFrame:
     rows = tokenize(model, prompts, chat)
     found = {name: [0.0] * len(rows) for name in named}

@@ -8,10 +8,9 @@ from typing import Any, get_args
 
 import pandas as pd
 
-from cosmic_tl._util.displays import as_html, as_text
-from cosmic_tl._util.plots import Plotted
 from cosmic_tl._util.progress import each
-from cosmic_tl.data.contrast_set import Prompts, Side, sides_of
+from cosmic_tl._util.results import Result
+from cosmic_tl.data.contrast_set import Prompts, Side, labels_of, sides_of
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.experiments.conditions import REFUSAL, Condition, Row, Terms, standard_conditions, terms_of
 from cosmic_tl.experiments.paired import TESTED, Paired, with_seed
@@ -22,14 +21,13 @@ from cosmic_tl.judges.demo_grammar import check_completion
 from cosmic_tl.judges.substring import SubstringJudge
 from cosmic_tl.metrics.fluency import garbled_share, mark_garbled, measure_fluency
 from cosmic_tl.metrics.rates import Rate, rate
-from cosmic_tl.model.batching import BATCH_SIZE
 from cosmic_tl.model.chat import ChatFormat
 from cosmic_tl.model.load import TransformerBridge, is_demo
 from cosmic_tl.selection.result import Selection
 
 
-@dataclass(frozen=True, eq=False)
-class Effects(Plotted):
+@dataclass(frozen=True, eq=False, repr=False)
+class Effects(Result):
     """Completions under every condition, and what they come to."""
 
     completions: pd.DataFrame
@@ -207,17 +205,14 @@ class Effects(Plotted):
             rows.append(row)
         return pd.DataFrame(rows)
 
-    def _line(self) -> str:
+    def _lines(self) -> list[str]:
         n = len(self.completions)
         seeds = with_seed(self.completions).groupby(["side", "condition"]).seed.nunique()
         several = "; of several seeds their range" * bool((seeds > 1).any())
-        return f"Effects: {n} completion{'s' * (n != 1)}, 95 % intervals{several}"
+        return [f"Effects: {n} completion{'s' * (n != 1)}, 95 % intervals{several}"]
 
-    def __repr__(self) -> str:
-        return as_text([self._line()], self.terms.of(self.table))
-
-    def _repr_html_(self) -> str:
-        return as_html([self._line()], self.terms.of(self.table))
+    def _shown(self) -> pd.DataFrame:
+        return self.terms.of(self.table)
 
 
 def measure_effects(
@@ -231,7 +226,7 @@ def measure_effects(
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     seed: int = 0,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     known: Sequence[Row] = (),
     on_rows: Callable[[list[Row]], object] = lambda rows: None,
     judge: Judge | None = None,
@@ -249,7 +244,7 @@ def measure_effects(
         max_new_tokens: Maximum number of new tokens. Default 64.
         temperature: 0 (default) is greedy.
         seed: For sampling.
-        batch_size: Prompts per batch. Default 32.
+        batch_size: Prompts per batch. Default: by memory, at most 32.
         known: Rows of conditions that are already done.
         on_rows: Called with the rows of each condition as it is done.
         judge: Its "refusal" is what is counted. Defaults to the phrases of refusals; `SubstringJudge(("ahoy",))` counts the
@@ -318,7 +313,7 @@ def measure_effects(
         rows += new
     frame = pd.DataFrame(rows)
     frame["seed"] = pd.Series([row.get("seed") for row in rows], dtype=object)  # None and not NaN, which JSON lacks
-    terms = terms_of(judge.phrases if isinstance(judge, SubstringJudge) else None)
+    terms = terms_of(judge.phrases if isinstance(judge, SubstringJudge) else None, labels_of(prompts))
     unsteered = {(condition.side, condition.name) for condition in conditions if not condition.interventions}
     baseline = pd.Series([place in unsteered for place in zip(frame.side, frame.condition, strict=True)], frame.index)
     if baseline.any():

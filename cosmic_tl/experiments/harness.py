@@ -11,10 +11,11 @@ from jinja2.exceptions import TemplateError
 from torch import Tensor
 
 from cosmic_tl.errors import CosmicError
+from cosmic_tl.generation.completions import check_cache
 from cosmic_tl.interventions.edits import Interventions
 from cosmic_tl.interventions.steer import intervention_hooks, steering
 from cosmic_tl.metrics.likelihood import continuation_logits
-from cosmic_tl.model.batching import masks_padding
+from cosmic_tl.model.batching import BATCH_SIZE, masks_padding
 from cosmic_tl.model.chat import ChatFormat, render, uses_template
 from cosmic_tl.model.load import TransformerBridge
 
@@ -49,7 +50,7 @@ class BridgeLM(HFLM):  # type: ignore[misc]
         self,
         model: TransformerBridge,
         interventions: Interventions = (),
-        batch_size: int = 8,
+        batch_size: int | None = None,
         chat: ChatFormat | None = None,
     ) -> None:
         """Wrap a bridge; nothing of it is changed.
@@ -57,7 +58,7 @@ class BridgeLM(HFLM):  # type: ignore[misc]
         Args:
             model: A `TransformerBridge` with a tokenizer.
             interventions: Steering. Default none.
-            batch_size: Rows per forward pass. Default 8.
+            batch_size: Rows per forward pass. Default: by memory, at most 32.
             chat: How `apply_chat_template` formats; default plain.
 
         Raises:
@@ -65,7 +66,7 @@ class BridgeLM(HFLM):  # type: ignore[misc]
         """
         if model.tokenizer is None:
             raise CosmicError("model: it has no tokenizer; boot it with tokenizer=…")
-        if batch_size < 1:
+        if batch_size is not None and batch_size < 1:
             raise CosmicError(f"batch_size: must be at least 1, found {batch_size}")
         intervention_hooks(model, interventions)
         self.bridge, self.interventions, self.chat = model, interventions, chat or ChatFormat()
@@ -77,7 +78,7 @@ class BridgeLM(HFLM):  # type: ignore[misc]
             backend="causal",
             tokenizer=deepcopy(model.tokenizer),  # HFLM gives it a padding token
             max_length=int(model.cfg.n_ctx),
-            batch_size=batch_size if masks_padding(model) else 1,  # of generation
+            batch_size=(batch_size or BATCH_SIZE) if masks_padding(model) else 1,  # of generation
             trust_remote_code=False,
         )
 
@@ -126,6 +127,7 @@ class BridgeLM(HFLM):  # type: ignore[misc]
         return found
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **options: Any) -> Tensor:
+        check_cache(self.bridge)
         with torch.inference_mode(), steering(self.bridge, self.interventions, prompt_length=context.shape[1]):
             tokens: Tensor = super()._model_generate(context, max_length, stop, **options)
         return tokens

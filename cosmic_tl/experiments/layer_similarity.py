@@ -2,28 +2,27 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import pandas as pd
 from jaxtyping import Float64
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from cosmic_tl._util.plots import Plotted
+from cosmic_tl._util.results import DrawnResult
 from cosmic_tl.activations import mean_activations
 from cosmic_tl.data.contrast_set import Prompts, sides_of
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.interventions.edits import Interventions
 from cosmic_tl.interventions.options import Mode
 from cosmic_tl.interventions.steer import steering
-from cosmic_tl.model.batching import BATCH_SIZE
 from cosmic_tl.model.chat import ChatFormat
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.model.positions import Positions, post_instruction_positions
 from cosmic_tl.selection.result import Selection, direction_and_edits
 
 
-@dataclass(frozen=True, eq=False)
-class LayerSimilarity(Plotted):
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerSimilarity(DrawnResult):
     """Cosines between class means of `y[l, i]`."""
 
     before: Float64[Tensor, "layer position"]
@@ -34,15 +33,26 @@ class LayerSimilarity(Plotted):
     """Negative prompts with the concept induced against clean positive ones."""
     positions: Positions
 
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per layer and position: layer, position, before, removal, induction.
+
+        Example:
+            >>> import torch
+            >>> ones = torch.ones(2, 1, dtype=torch.float64)
+            >>> LayerSimilarity(ones, ones, ones, Positions(("x",))).table.layer.tolist()
+            [0, 1]
+        """
+        places = [(layer, position) for layer in range(len(self.before)) for position in self.positions.indices]
+        cosines = {name: getattr(self, name).flatten().tolist() for name in ("before", "removal", "induction")}
+        return pd.DataFrame(places, columns=["layer", "position"]).assign(**cosines)
+
     def __repr__(self) -> str:
         n_layers, n_positions = self.before.shape
         last = ", ".join(
             f"{name} {float(getattr(self, name)[-1, -1]):.3f}" for name in ("before", "removal", "induction")
         )
         return f"LayerSimilarity({n_layers} layers, {n_positions} positions; at the last of both: {last})"
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
-        return self.plot()._repr_mimebundle_(include, exclude)
 
 
 def layer_similarities(
@@ -54,7 +64,7 @@ def layer_similarities(
     alpha: float | None = None,
     chat: ChatFormat | None = None,
     n_positions: int | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
 ) -> LayerSimilarity:
     """Cosine between steered and reference activations, before and after the intervention.
 
@@ -66,7 +76,7 @@ def layer_similarities(
         alpha: Strength of the induction. Defaults to the selection's, or to 1 for a direction.
         chat: Formatting. Defaults to the plain chat template.
         n_positions: How many of the last positions; default every post-instruction token.
-        batch_size: Prompts per forward pass. Default 32.
+        batch_size: Prompts per forward pass. Default: by memory, at most 32.
 
     Raises:
         CosmicError: If a direction comes without a mode, it does not fit the model, or a prompt does not fit its context.

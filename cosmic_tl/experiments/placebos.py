@@ -30,7 +30,7 @@ from cosmic_tl.interventions.modes import Edits
 from cosmic_tl.interventions.options import Mode
 from cosmic_tl.interventions.steer import intervention_hooks
 from cosmic_tl.metrics.divergence import kl_divergence
-from cosmic_tl.model.batching import BATCH_SIZE, batches
+from cosmic_tl.model.batching import batches
 from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.forward import forward
 from cosmic_tl.model.hooks import Site
@@ -141,9 +141,7 @@ def calibrate_placebos(
     """
     positive, negative = sides_of(prompts, "val")
     direction, edits = direction_and_edits(selection, mode, alpha)
-    shift = mean_shift(
-        model, positive, edits.removal(direction), direction.layer, chat=chat, batch_size=batch_size or BATCH_SIZE
-    )
+    shift = mean_shift(model, positive, edits.removal(direction), direction.layer, chat=chat, batch_size=batch_size)
     found = [Calibration(TRANSLATION, seed, shift / direction.norm, shift, shift) for seed in seeds]
     if edits.alpha:
         found += _equal_kl(model, tokenize(model, negative, chat), direction, edits, seeds, batch_size)
@@ -206,7 +204,7 @@ def mean_shift(
     layer: int,
     *,
     chat: ChatFormat | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
 ) -> float:
     """How far an edit moves a token's stream at the input of a layer: the mean length, over all tokens of the prompts.
 
@@ -219,7 +217,7 @@ def mean_shift(
         edit: One intervention or several.
         layer: Where to look.
         chat: Formatting. Defaults to the plain chat template.
-        batch_size: Prompts per forward pass. Default 32.
+        batch_size: Prompts per forward pass. Default: by memory, at most 32.
 
     Raises:
         CosmicError: If an intervention does not fit the model.

@@ -23,10 +23,9 @@ import pandas as pd
 from jaxtyping import Float64
 from torch import Tensor
 
-from cosmic_tl._util.displays import as_html, as_text
-from cosmic_tl._util.plots import Plotted
 from cosmic_tl._util.progress import each, track
-from cosmic_tl.data.contrast_set import SIDES, Prompts, Side, sides_of
+from cosmic_tl._util.results import Result
+from cosmic_tl.data.contrast_set import SIDES, Prompts, Side, labels_of, sides_of
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.engine import Outcome, Reading, intervened
 from cosmic_tl.errors import CosmicError
@@ -40,7 +39,6 @@ from cosmic_tl.judges.substring import SubstringJudge
 from cosmic_tl.metrics.fluency import garbled_share, mark_garbled, measure_fluency
 from cosmic_tl.metrics.rates import rate
 from cosmic_tl.metrics.refusal_score import RefusalTokens, log_odds
-from cosmic_tl.model.batching import BATCH_SIZE
 from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.load import TransformerBridge
 
@@ -52,8 +50,8 @@ DEFAULT_ALPHAS = (-1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 STRETCH = ("method", "side", "peak_alpha", "from_alpha", "to_alpha", "lowest_alpha", "drop", "separated")
 
 
-@dataclass(frozen=True, eq=False)
-class Sweep(Plotted):
+@dataclass(frozen=True, eq=False, repr=False)
+class Sweep(Result):
     """Completions and refusal scores for every method and α, and what they come to."""
 
     completions: pd.DataFrame
@@ -175,11 +173,8 @@ class Sweep(Plotted):
             f"stretch{'es' * (len(drops) != 1)}, {int(drops.separated.sum())} with separated intervals"
         )
 
-    def __repr__(self) -> str:
-        return as_text([f"Sweep({self._summary()})"], self.table)
-
-    def _repr_html_(self) -> str:
-        return as_html([f"Sweep({self._summary()})"], self.table)
+    def _lines(self) -> list[str]:
+        return [f"Sweep({self._summary()})"]
 
 
 def sweep(
@@ -189,6 +184,7 @@ def sweep(
     *,
     alphas: Sequence[float] = DEFAULT_ALPHAS,
     methods: Mapping[str, Method] = METHODS,
+    n: int | None = None,
     tokens: RefusalTokens | None = None,
     chat: ChatFormat | None = None,
     n_samples: int = 1,
@@ -209,6 +205,7 @@ def sweep(
         direction: With its reference.
         alphas: Strengths, in units of `r`. Default −1 … 2.
         methods: Name to a function of the direction and α that gives interventions. Default `METHODS`.
+        n: The first prompts of each side, at most. Default all.
         tokens: From `find_refusal_tokens` or `refusal_tokens`: measures refusal scores too, which needs no completions and
             interventions on all tokens. Default None.
         chat: Formatting. Defaults to the plain chat template.
@@ -216,7 +213,7 @@ def sweep(
         max_new_tokens: Maximum number of new tokens. Default 64.
         temperature: 0 (default) is greedy.
         seed: For sampling; the sample number `k` uses `seed + k`, so every condition has the same random numbers.
-        batch_size: Prompts per batch; by default 32 for completions, and by available memory for scores.
+        batch_size: Rows per forward pass. Default: by memory.
         known: Rows of conditions (method, α and side) that are already done, made with the same settings. Other
             methods and α among them are kept.
         on_rows: Called with the rows of each condition as it is done.
@@ -241,7 +238,7 @@ def sweep(
         4  affine    0.0  negative   0.0
         5  affine    1.0  negative   1.0
     """
-    positive, negative = sides_of(prompts, "test")
+    positive, negative = sides_of(prompts, "test", n)
     strengths = [float(alpha) for alpha in alphas]
     _check(strengths, methods, n_samples, temperature)
     generation = describe_generation(model, max_new_tokens, temperature, sampling)
@@ -266,14 +263,12 @@ def sweep(
                     max_new_tokens=max_new_tokens,
                     temperature=temperature,
                     seed=seed + sample,
-                    batch_size=batch_size or BATCH_SIZE,
+                    batch_size=batch_size,
                     label=label,
                     sampling=sampling,
                 )
                 verdicts = (judge or SubstringJudge())(asked, texts)
-                fluency = measure_fluency(model, asked, texts, chat=chat, batch_size=batch_size or BATCH_SIZE).to_dict(
-                    "records"
-                )
+                fluency = measure_fluency(model, asked, texts, chat=chat, batch_size=batch_size).to_dict("records")
                 for i, (prompt, text) in enumerate(zip(asked, texts, strict=True)):
                     row: dict[str, Any] = {
                         "method": method,
@@ -289,10 +284,8 @@ def sweep(
             on_rows(new)
             rows += new
     frame = pd.DataFrame(rows)
-    frame["garbled"] = mark_garbled(
-        model, frame, frame.method == BASELINE[0], chat=chat, batch_size=batch_size or BATCH_SIZE
-    )
-    terms = terms_of(judge.phrases if isinstance(judge, SubstringJudge) else None)
+    frame["garbled"] = mark_garbled(model, frame, frame.method == BASELINE[0], chat=chat, batch_size=batch_size)
+    terms = terms_of(judge.phrases if isinstance(judge, SubstringJudge) else None, labels_of(prompts))
     return Sweep(frame, {**generation, "seed": seed}, terms)
 
 

@@ -1,21 +1,21 @@
 """COSMIC's variants side by side: what the layer ranking and the target of the comparison change about the choice."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from cosmic_tl.activations import MeanActivations, mean_activations
+from cosmic_tl._util.results import Result
+from cosmic_tl.activations import MeanActivations, class_means
 from cosmic_tl.data.contrast_set import ContrastSet
-from cosmic_tl.directions.direction import Direction
 from cosmic_tl.errors import CosmicError
-from cosmic_tl.model.batching import BATCH_SIZE
 from cosmic_tl.model.chat import ChatFormat
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.model.positions import post_instruction_positions
 from cosmic_tl.selection.cosmic import select_cosmic
 from cosmic_tl.selection.filters import NoCandidateError
 from cosmic_tl.selection.options import CosmicOptions
+from cosmic_tl.selection.result import Selection
 
 WIDE_SHARE = 0.25
 """Share of the layers that the wider ranking keeps."""
@@ -42,6 +42,22 @@ def standard_variants(options: CosmicOptions | None = None) -> dict[str, CosmicO
     }
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Variants(Result):
+    """What each variant chooses."""
+
+    table: pd.DataFrame
+    """One row per variant: variant, mode, target, evaluation_layers, layer, position, s_comply, s_refuse, score, kl, `cosine`
+    with the first variant's direction, warnings (also that a filter left nothing) and notes. Scores of different targets are
+    different quantities: compare the choices and not the scores."""
+    selections: Mapping[str, Selection]
+    """By variant, of those that found a direction."""
+
+    def _lines(self) -> list[str]:
+        n = len(self.table)
+        return [f"Variants: {n} variant{'s' * (n != 1)}, {len(self.selections)} with a direction"]
+
+
 def compare_variants(
     model: TransformerBridge,
     prompts: ContrastSet,
@@ -49,7 +65,7 @@ def compare_variants(
     *,
     chat: ChatFormat | None = None,
     batch_size: int | None = None,
-) -> pd.DataFrame:
+) -> Variants:
     """Select once under each of several settings, on the same training means.
 
     Args:
@@ -59,11 +75,6 @@ def compare_variants(
         chat: Formatting. Defaults to the plain chat template.
         batch_size: Rows (prompts times candidates) per forward pass. Default: by available memory.
 
-    Returns:
-        One row per variant: variant, mode, target, evaluation_layers, layer, position, s_comply, s_refuse, score, kl,
-        `cosine` with the first variant's direction, warnings (also that a filter left nothing) and notes. Scores of
-        different targets are different quantities: compare the choices and not the scores.
-
     Raises:
         CosmicError: If there are no variants, the first one's filters leave nothing, or as `select_cosmic`.
 
@@ -71,40 +82,32 @@ def compare_variants(
         >>> from cosmic_tl import load_model, load_prompts
         >>> options = CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=10.0)
         >>> variants = {"first": options, "again": options}
-        >>> table = compare_variants(load_model("demo", device="cpu"), load_prompts("demo"), variants)
-        >>> table.cosine.round(6).tolist()
+        >>> found = compare_variants(load_model("demo", device="cpu"), load_prompts("demo"), variants)
+        >>> found.table.cosine.round(6).tolist()
         [1.0, 1.0]
     """
     variants = standard_variants() if variants is None else variants
     if not variants:
         raise CosmicError("variants: none given; name at least one")
     known: dict[tuple[int, int | None], tuple[MeanActivations, MeanActivations]] = {}
-    first: Direction | None = None
+    selections: dict[str, Selection] = {}
     rows: list[dict[str, object]] = []
     for name, options in variants.items():
         key = (options.n_train, options.n_positions)
         if key not in known:
             positions = post_instruction_positions(model, chat, options.n_positions)
-            positive, negative = (
-                mean_activations(
-                    model,
-                    prompts.side(side, "train", options.n_train),
-                    positions=positions,
-                    chat=chat,
-                    batch_size=batch_size or BATCH_SIZE,
-                )
-                for side in ("positive", "negative")
-            )
-            known[key] = positive, negative
+            train = prompts.sides("train", options.n_train)
+            known[key] = class_means(model, train, positions=positions, chat=chat, batch_size=batch_size)
         row: dict[str, object] = {"variant": name, "mode": options.mode, "target": options.target}
         try:
             found = select_cosmic(model, prompts, options, chat=chat, batch_size=batch_size, means=known[key])
         except NoCandidateError as error:
-            if first is None:
+            if not selections:
                 raise
             rows.append({**row, "warnings": str(error)})
             continue
-        first = first or found.direction
+        selections[name] = found
+        first = next(iter(selections.values())).direction
         rows.append(
             row
             | {"evaluation_layers": found.evaluation_layers}
@@ -113,5 +116,4 @@ def compare_variants(
             | {"cosine": float(found.direction.unit @ first.unit)}
             | {"warnings": " ".join(found.warnings), "notes": " ".join(found.notes)}
         )
-    table = pd.DataFrame(rows)
-    return table.astype({"layer": "Int64", "position": "Int64"})
+    return Variants(pd.DataFrame(rows).astype({"layer": "Int64", "position": "Int64"}), selections)

@@ -29,8 +29,8 @@ from typing import Any, Literal, get_args
 import pandas as pd
 import torch
 
-from cosmic_tl._util.displays import as_html
 from cosmic_tl._util.progress import stage
+from cosmic_tl._util.results import Result
 from cosmic_tl.data.contrast_set import SIDES, ContrastSet, Side, Split
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.errors import CosmicError, one_of
@@ -40,7 +40,6 @@ from cosmic_tl.generation.sampling import Sampling
 from cosmic_tl.interventions.affine_map import AffineMap
 from cosmic_tl.interventions.edits import AffineEdit, Intervention, Interventions, MapEdit, as_sequence
 from cosmic_tl.interventions.steer import steering
-from cosmic_tl.model.batching import BATCH_SIZE
 from cosmic_tl.model.chat import ChatFormat
 from cosmic_tl.model.hooks import Scope
 from cosmic_tl.model.load import TransformerBridge
@@ -111,8 +110,8 @@ def _by_setting(table: pd.DataFrame) -> pd.DataFrame:
     return table.pivot_table("rate", ["direction", "alpha"], "set", sort=False)
 
 
-@dataclass(frozen=True, eq=False)
-class TwoRounds:
+@dataclass(frozen=True, eq=False, repr=False)
+class TwoRounds(Result):
     """Two selections, and what steering by them does."""
 
     first: Selection
@@ -166,7 +165,7 @@ class TwoRounds:
         """
         return _by_setting(self.table[self.table.split == split])
 
-    def __repr__(self) -> str:
+    def _lines(self) -> list[str]:
         which, alpha = self.best
         rounds = [(s.direction.layer, s.direction.position) for s in (self.first, self.second)]
         cosine = float(self.first.direction.unit @ self.second.direction.unit)
@@ -180,10 +179,10 @@ class TwoRounds:
             ]
             found = [f"{r['set']} {r.rate:.1%} [{r.low:.1%}, {r.high:.1%}]" for _, r in rows.iterrows()]
             lines.append(f"  {name}: refused {', '.join(found)}")
-        return "\n".join([*lines, *(f"  {remark}" for remark in self.remarks)])
+        return [*lines, *(f"  {remark}" for remark in self.remarks)]
 
-    def _repr_html_(self) -> str:
-        return as_html(repr(self).splitlines(), self.rates().reset_index())
+    def _shown(self) -> pd.DataFrame:
+        return self.rates().reset_index()
 
 
 def two_rounds(
@@ -214,7 +213,7 @@ def two_rounds(
         between: The intervention during round two, made of round one's direction. By default what `edit` says.
         n: Prompts of each set, at most. Default 100.
         max_new_tokens: Maximum number of new tokens. Default 64.
-        batch_size: Prompts per batch of completions, and rows per pass of the selection. Default 32, and by the memory.
+        batch_size: Rows per forward pass. Default: by memory.
         temperature: 0 (default) is greedy.
         seed: For sampling.
         sampling: Top-k, top-p and repetition penalty. Default none of them.
@@ -261,7 +260,7 @@ def two_rounds(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
-        batch_size=batch_size or BATCH_SIZE,
+        batch_size=batch_size,
         sampling=sampling,
     )
     completions = _labelled(effects.completions, dict(zip(SIDES, sides, strict=True)))

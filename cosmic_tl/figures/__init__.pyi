@@ -1,3 +1,11 @@
+from .behaviours import (
+    plot_behaviour_sweep as plot_behaviour_sweep,
+)
+from .costs import (
+    plot_capability as plot_capability,
+    plot_cost as plot_cost,
+    plot_plan as plot_plan,
+)
 from .effects import (
     plot_refusal_rates as plot_refusal_rates,
 )
@@ -5,6 +13,9 @@ from .export import (
     restyle as restyle,
     save_figure as save_figure,
     save_figures as save_figures,
+)
+from .judges import (
+    plot_agreement as plot_agreement,
 )
 from .projections import (
     plot_pca as plot_pca,
@@ -16,12 +27,15 @@ from .selection import (
     plot_score_comparison as plot_score_comparison,
     plot_scores as plot_scores,
     plot_similarity as plot_similarity,
+    plot_variants as plot_variants,
 )
 from .suffixes import (
     plot_head_attention as plot_head_attention,
     plot_head_contributions as plot_head_contributions,
     plot_suffix_cosines as plot_suffix_cosines,
+    plot_suffix_losses as plot_suffix_losses,
 )
 from .sweeps import (
     plot_sweep as plot_sweep,
+    plot_two_rounds as plot_two_rounds,
 )

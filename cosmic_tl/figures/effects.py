@@ -24,7 +24,7 @@ def side_names(terms: Terms) -> Names:
         >>> side_names(REFUSAL)
         ('harmful prompts', 'harmless prompts')
     """
-    positive, negative = (f"{terms.sides[side]} prompts" for side in SIDES)
+    positive, negative = (f"{escape(terms.sides[side])} prompts" for side in SIDES)
     return positive, negative
 
 
@@ -52,7 +52,7 @@ def plot_refusal_rates(effects: Effects, *, outcome: str | None = None, sides: N
     conditions = [escape(name) if many else escape(name).replace(" ", "<br>") for name in table.condition]
     seeds = table.seeds if "seeds" in table else pd.Series(0, table.index)
     colours = [
-        COLOURS["random"] if n else COLOURS.get(name.split()[0], COLOURS["other"])
+        COLOURS["random"] if n else COLOURS.get(name.replace(",", " ").split()[0], COLOURS["other"])
         for name, n in zip(table.condition, seeds, strict=True)
     ]
     places = [[names[side] for side in table.side], conditions]

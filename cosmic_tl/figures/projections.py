@@ -111,7 +111,7 @@ def plot_pca(pca: ClassPca, layer: int | None = None, edit: str = NO_EDIT, side_
         (8, ['positive', 'negative', 'positive mean, no edit', 'negative mean, no edit'])
     """
     if layer is None:
-        apart = pca.separation().query("edit == @NO_EDIT")
+        apart = pca.table.query("edit == @NO_EDIT")
         layer = int(apart.layer.iloc[int(apart.separation.fillna(0).argmax())])
     if not 0 <= layer < len(pca.explained):
         raise CosmicError(f"layer: found {layer}, and the layers are 0 to {len(pca.explained) - 1}")

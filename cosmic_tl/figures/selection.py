@@ -11,6 +11,7 @@ from torch.nn.functional import cosine_similarity
 from cosmic_tl.directions.candidates import Candidates
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.experiments.layer_similarity import LayerSimilarity
+from cosmic_tl.experiments.variants import Variants
 from cosmic_tl.figures.heatmaps import Panel, heatmaps, mark_choice, score_panel, unknown_cells
 from cosmic_tl.figures.style import BLUE, DIVERGING, UNKNOWN, VERMILION, finish, position_labels
 from cosmic_tl.selection.result import Selection
@@ -91,6 +92,38 @@ def plot_score_comparison(selections: Mapping[str, Selection], measure: str = "s
         f"Candidates by layer and position: {title.get(measure, measure)}",
         unknown_cells(selections.values()),
         columns=3,
+        span=max(len(panel.values) for panel in panels),
+        height=_height(panels),
+        own_labels=len({tuple(panel.labels) for panel in panels}) > 1,
+    )
+
+
+def plot_variants(variants: Variants) -> go.Figure:
+    """Scores of all candidates under each variant, with the cell that it chooses; each panel has its own colour scale.
+
+    Args:
+        variants: From `compare_variants`.
+
+    Example:
+        >>> from cosmic_tl import CosmicOptions, compare_variants, load_model, load_prompts
+        >>> options = CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=10.0)
+        >>> found = compare_variants(load_model("demo", device="cpu"), load_prompts("demo"), {"paper": options})
+        >>> plot_variants(found).layout.annotations[0].text
+        'paper: layer 4, position -1'
+    """
+    panels = []
+    for name, selection in variants.selections.items():
+        chosen = selection.direction
+        title = f"{escape(name)}: layer {chosen.layer}, position {chosen.position}"
+        panels.append(score_panel(selection, "score", title))
+    figure = heatmaps(panels)
+    for k, selection in enumerate(variants.selections.values()):
+        mark_choice(figure, k, selection)
+    return finish(
+        figure,
+        "Candidates by layer and position: sum of scores under each variant",
+        unknown_cells(variants.selections.values()),
+        columns=2,
         span=max(len(panel.values) for panel in panels),
         height=_height(panels),
         own_labels=len({tuple(panel.labels) for panel in panels}) > 1,

@@ -5,10 +5,11 @@ from html import escape
 import pandas as pd
 import plotly.graph_objects as go
 
-from cosmic_tl.figures.style import COLOURS, LINE, finish
+from cosmic_tl.figures.style import BLUE, COLOURS, LINE, finish
 from cosmic_tl.suffixes.analysis import SuffixAnalysis
 from cosmic_tl.suffixes.groups import ADVERSARIAL, HARMFUL, HARMLESS, RANDOM, REGIONS
 from cosmic_tl.suffixes.heads import top_heads
+from cosmic_tl.suffixes.suffix import Suffix
 
 GROUP_LOOKS = {
     HARMFUL: (COLOURS["positive"], "solid", "circle"),
@@ -72,6 +73,25 @@ def plot_suffix_cosines(analysis: SuffixAnalysis) -> go.Figure:
     return finish(
         figure, "The direction at the last token, by layer", "mean ± SD over prompts", span=cosines.layer.nunique()
     )
+
+
+def plot_suffix_losses(suffix: Suffix) -> go.Figure:
+    """The loss of the search's best candidate at each step.
+
+    Args:
+        suffix: From `find_suffix`.
+
+    Example:
+        >>> list(plot_suffix_losses(Suffix(" x", (5,), (2.0, 1.5), (), (), (), ())).data[0].x)
+        [1, 2]
+    """
+    steps = list(range(1, len(suffix.losses) + 1))
+    figure = go.Figure(go.Scatter(x=steps, y=suffix.losses, mode="lines", line={"color": BLUE, "width": 2}))
+    figure.update_traces(hovertemplate="step %{x}: %{y:.3f}<extra></extra>")
+    figure.update_xaxes(title_text="step")
+    figure.update_yaxes(title_text="loss (nats per token)", showgrid=True)
+    complied = f"complies with {suffix.n_complied} of {len(suffix.prompts)} prompts in the end"
+    return finish(figure, "Search for an adversarial suffix", complied)
 
 
 def plot_head_contributions(analysis: SuffixAnalysis, n: int = 8) -> go.Figure:

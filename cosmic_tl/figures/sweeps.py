@@ -10,6 +10,7 @@ from plotly.subplots import make_subplots
 from cosmic_tl.data.contrast_set import SIDES, Side
 from cosmic_tl.experiments.conditions import REFUSAL
 from cosmic_tl.experiments.sweeps import BASELINE, Sweep
+from cosmic_tl.experiments.weak_alignment import REPORTED_ON, TwoRounds
 from cosmic_tl.figures.effects import Names, side_names
 from cosmic_tl.figures.style import COLOURS, LINE, SHADE, SYMBOLS, finish, translucent
 
@@ -38,7 +39,7 @@ def plot_sweep(sweep: Sweep, *, outcome: str | None = None, sides: Names | None 
         ['harmful prompts']
     """
     table = sweep.table
-    outcome = outcome or ("refusal" if sweep.terms == REFUSAL else "concept")
+    outcome = outcome or ("refusal" if sweep.terms.outcome == REFUSAL.outcome else "concept")
     names = dict(zip(SIDES, sides or side_names(sweep.terms), strict=True))
     methods = [method for method in dict.fromkeys(table.method) if method != BASELINE[0]]
     sampled = sweep.completions["sample"].nunique() > 1
@@ -86,6 +87,24 @@ def plot_sweep(sweep: Sweep, *, outcome: str | None = None, sides: Names | None 
         span=float(table.alpha.max() - table.alpha.min()),
         steps=ALPHA_STEPS,
     )
+
+
+def plot_two_rounds(found: TwoRounds, *, outcome: str | None = None, sides: Names | None = None) -> go.Figure:
+    """Refusal rate against α on test prompts, one column per direction: the first round's, the second's, and both.
+
+    Args:
+        found: From `two_rounds`.
+        outcome: As in `plot_sweep`.
+        sides: As in `plot_sweep`.
+
+    Example:
+        >>> callable(plot_two_rounds)
+        True
+    """
+    rows = found.completions
+    rows = rows[(rows.split == REPORTED_ON) & rows.set.isin(SIDES)]
+    names = {"direction": "method", "set": "side"}
+    return plot_sweep(Sweep(rows.rename(columns=names).assign(sample=0)), outcome=outcome, sides=sides)
 
 
 def _bands(sampled: bool, scored: bool) -> str:

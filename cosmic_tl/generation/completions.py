@@ -1,18 +1,21 @@
 """Batched completions, with or without interventions."""
 
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
 from cosmic_tl._util.progress import track
+from cosmic_tl.errors import CosmicError
 from cosmic_tl.generation.sampling import Sampling, generation_config, only, random_state_kept
 from cosmic_tl.interventions.edits import Interventions
 from cosmic_tl.interventions.steer import steering
-from cosmic_tl.model.batching import BATCH_SIZE, batches
+from cosmic_tl.model.batching import batches
 from cosmic_tl.model.chat import THINKING_TAGS, ChatFormat, opened_block, tokenize
-from cosmic_tl.model.forward import TokenBatch
+from cosmic_tl.model.forward import TokenBatch, tiny_batch
+from cosmic_tl.model.hooks import probed
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.model.matmul import FastLinear
 
@@ -26,7 +29,7 @@ def complete(
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     seed: int = 0,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     label: str = "completions",
     sampling: Sampling | None = None,
 ) -> list[str]:
@@ -45,7 +48,7 @@ def complete(
         max_new_tokens: Maximum number of new tokens per answer. Default 64.
         temperature: 0 (default) is greedy. Above 0, samples with a separate random state, seeded by `seed`.
         seed: Seed for sampling. Default 0.
-        batch_size: Prompts per batch. Default 32.
+        batch_size: Prompts per batch. Default: by memory, at most 32.
         label: Name on the progress bar.
         sampling: Top-k, top-p and repetition penalty. Defaults to none of them.
 
@@ -61,12 +64,46 @@ def complete(
     config = generation_config(model, max_new_tokens, temperature, sampling)
     found, opened = [""] * len(prompts), opened_block(model, chat)
     with random_state_kept(), track(len(rows), label) as advance:
+        check_cache(model)
         torch.manual_seed(seed)
         for batch in batches(model, rows, batch_size):
             for row, text in zip(batch.rows, _generate(model, batch, interventions, config), strict=True):
                 found[row] = opened + text
             advance(len(batch.rows))
     return found
+
+
+def check_cache(model: TransformerBridge) -> None:
+    """Check that the key-value cache changes no logits. With a transformers that hands its cache on under another name than
+    TransformerLens expects (5.24 does), every token after the first is written without the context.
+
+    Raises:
+        CosmicError: If it does.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> check_cache(load_model("demo", device="cpu"))
+    """
+
+    def probe() -> bool:
+        batch, found = tiny_batch(model), []
+        for cached in (True, False):
+            config = generation_config(model, 2)
+            config.update(eos_token_id=None, use_cache=cached, output_logits=True, return_dict_in_generate=True)
+            with torch.inference_mode(), only(model, config):
+                out = model.original_model.generate(batch.ids, attention_mask=batch.mask, generation_config=config)
+            found.append(out.logits[-1].float())
+        # Half precision may send a token to other experts.
+        tolerance = 1e-2 if model.cfg.dtype in (torch.float32, torch.float64) else 0.5
+        spread = (found[1] - found[1].mean()).norm()
+        return not bool((found[0] - found[1]).norm() > tolerance * spread)
+
+    if not probed(model, "cache", probe):
+        raise CosmicError(
+            "model: its answers with a key-value cache differ from those without, because this transformers "
+            f"({version('transformers')}) and TransformerLens ({version('transformer_lens')}) do not fit together; "
+            "install 'transformers<5.24'"
+        )
 
 
 def _generate(

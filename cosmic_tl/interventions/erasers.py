@@ -19,7 +19,7 @@ from cosmic_tl.errors import CosmicError, check_texts, one_of
 from cosmic_tl.interventions.affine_map import AffineMap
 from cosmic_tl.interventions.edits import Interventions, MapEdit
 from cosmic_tl.interventions.steer import intervention_hooks
-from cosmic_tl.model.batching import BATCH_SIZE, batches
+from cosmic_tl.model.batching import batches
 from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.fingerprint import model_fingerprint
 from cosmic_tl.model.forward import read
@@ -83,7 +83,7 @@ def fit_eraser(
     positions: Sequence[int] = (-1,),
     method: ErasureMethod = "leace",
     chat: ChatFormat | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     shrinkage: bool = True,
     interventions: Interventions = (),
 ) -> dict[int, Eraser]:
@@ -99,7 +99,7 @@ def fit_eraser(
         positions: Token positions, counted from the end; each of a prompt's is a sample of its own. Default the last.
         method: "leace" (default) or "orth".
         chat: Formatting. Defaults to the plain chat template.
-        batch_size: Prompts per forward pass. Default 32.
+        batch_size: Prompts per forward pass. Default: by memory, at most 32.
         shrinkage: Whether to estimate LEACE's covariance with the package's optimal linear shrinkage, which helps if
             there are not many times `d_model` samples. The class means become equal either way.
         interventions: Edits in place while activations are read. Defaults to none.
@@ -142,7 +142,7 @@ def fit_scrubber(
     positions: Sequence[int] = (-1,),
     method: ErasureMethod = "leace",
     chat: ChatFormat | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     shrinkage: bool = True,
 ) -> dict[int, Eraser]:
     """Concept scrubbing: fit erasers of consecutive layers, each with the lower ones in place (Belrose et al. 2023,
@@ -160,7 +160,7 @@ def fit_scrubber(
         positions: As in `fit_eraser`; use the scope of tokens that the edits will have (every token's edit is the same map).
         method: "leace" (default) or "orth".
         chat: Formatting. Defaults to the plain chat template.
-        batch_size: Prompts per forward pass. Default 32.
+        batch_size: Prompts per forward pass. Default: by memory, at most 32.
         shrinkage: As in `fit_eraser`.
 
     Returns:
@@ -220,7 +220,7 @@ def fit_quadratic_editor(
     source: Side = "positive",
     positions: Sequence[int] = (-1,),
     chat: ChatFormat | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     shrinkage: bool = True,
 ) -> dict[int, AffineMap]:
     """Fit maps that give one class's activations the mean and covariance of the other's, by optimal transport.
@@ -236,7 +236,7 @@ def fit_quadratic_editor(
         source: Which side is edited to look like the other. Default "positive".
         positions: As in `fit_eraser`.
         chat: Formatting. Defaults to the plain chat template.
-        batch_size: Prompts per forward pass. Default 32.
+        batch_size: Prompts per forward pass. Default: by memory, at most 32.
         shrinkage: Whether to shrink each covariance towards a multiple of the identity, as the package does (optimal
             linear shrinkage), so that it is invertible for any number of samples. The map then relates these
             *estimates*. Without shrinkage the map relates the sample covariances, and every side needs more than
@@ -287,7 +287,7 @@ def _samples(
     layers: Sequence[int],
     positions: Sequence[int],
     chat: ChatFormat | None,
-    batch_size: int,
+    batch_size: int | None,
     interventions: Interventions = (),
 ) -> Iterator[tuple[Bool[Tensor, " sample"], dict[int, Float64[Tensor, "sample d_model"]]]]:
     """Batches of labels (true for the positive side) and of the stream that enters each layer."""

@@ -29,7 +29,7 @@ class ModelJudge:
     """`LLAMA_GUARD_3`, `STRONGREJECT`, or your own."""
     chat: ChatFormat = field(default_factory=ChatFormat)
     """The judge's chat format. Not used by a template that is already the whole prompt."""
-    batch_size: int = 8
+    batch_size: int | None = None
     """Questions per batch; changes no verdict."""
 
     @property

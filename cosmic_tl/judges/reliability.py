@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from cosmic_tl._util.results import Result
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.metrics.rates import rate
 
@@ -59,8 +60,8 @@ def rates_by(frame: pd.DataFrame, by: str | Sequence[str], verdict: str = "refus
     return pd.DataFrame(rows)
 
 
-@dataclass(frozen=True, eq=False)
-class Agreement:
+@dataclass(frozen=True, eq=False, repr=False)
+class Agreement(Result):
     """How far two judges agree."""
 
     kappa: float
@@ -74,9 +75,11 @@ class Agreement:
     def __str__(self) -> str:
         return f"κ = {self.kappa:.2f}, agreement {self.observed:.1%} of {self.n}"
 
-    def _repr_html_(self) -> str:
-        shown: str = self.table.to_html(border=0)
-        return f"<p>{self}</p>{shown}"
+    def _lines(self) -> list[str]:
+        return [str(self)]
+
+    def _shown(self) -> pd.DataFrame:
+        return self.table.rename_axis(columns=None).reset_index()
 
 
 def agreement(

@@ -14,7 +14,6 @@ from cosmic_tl.errors import CosmicError
 from cosmic_tl.interventions.edits import Interventions
 from cosmic_tl.interventions.steer import steering
 from cosmic_tl.metrics.likelihood import continuation_logits
-from cosmic_tl.model.batching import BATCH_SIZE
 from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.load import TransformerBridge
 
@@ -41,7 +40,7 @@ def answer_means(
     *,
     chat: ChatFormat | None = None,
     interventions: Interventions = (),
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
 ) -> tuple[MeanActivations, MeanActivations]:
     """Mean activations at the last token of the matching and of the other answers, as a single position.
 
@@ -54,7 +53,7 @@ def answer_means(
         chat: Formatting. Defaults to the plain chat template. Its prefix is put before every answer (a space if the
             template does not end in whitespace).
         interventions: Edits to apply. Defaults to none.
-        batch_size: Answers per forward pass. Default 32.
+        batch_size: Answers per forward pass. Default: by memory, at most 32.
 
     Raises:
         CosmicError: If there are no pairs, or one is too long for the model.
@@ -80,7 +79,7 @@ def answer_log_odds(
     interventions: Interventions = (),
     *,
     chat: ChatFormat | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
 ) -> pd.DataFrame:
     """Log-odds of the matching answer against the other: `log P(matching) − log P(not matching)`.
 
@@ -94,7 +93,7 @@ def answer_log_odds(
         interventions: Edits to apply. Defaults to none. For token scopes, the question and the common beginning of both
             answers are the prompt.
         chat: Formatting, as in `answer_means`.
-        batch_size: Rows per forward pass. Default 32.
+        batch_size: Rows per forward pass. Default: by memory, at most 32.
 
     Returns:
         One row per question: question, pairs (2 if both orders are given), log_odds, and answered: the probability that

@@ -25,7 +25,6 @@ from math import inf, isnan, nan
 import pandas as pd
 
 from cosmic_tl.metrics.likelihood import continuation_token_nats, tokenize_pairs
-from cosmic_tl.model.batching import BATCH_SIZE
 from cosmic_tl.model.chat import ChatFormat
 from cosmic_tl.model.load import TransformerBridge
 
@@ -66,7 +65,7 @@ def measure_fluency(
     completions: Sequence[str],
     *,
     chat: ChatFormat | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
 ) -> pd.DataFrame:
     """Both measures, and the mean over all tokens, in one pass of the unsteered model.
 
@@ -75,7 +74,7 @@ def measure_fluency(
         prompts: Instructions.
         completions: One per prompt.
         chat: Formatting. Defaults to the plain chat template.
-        batch_size: Prompts per forward pass. Default 32.
+        batch_size: Prompts per forward pass. Default: by memory, at most 32.
 
     Returns:
         One row per completion: cross_entropy and late_nats (nats per token; NaN if undefined), repetition (0 to 1).
@@ -156,7 +155,7 @@ def mark_garbled(
     baseline: "pd.Series[bool]",
     *,
     chat: ChatFormat | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
 ) -> "pd.Series[bool]":
     """Which completions are garbled, by the range of those without steering.
 
@@ -165,7 +164,7 @@ def mark_garbled(
         completions: One row per completion: side (harmful, harmless), prompt, completion, verdict, late_nats, repetition.
         baseline: Which rows are completions without steering; at least one.
         chat: Formatting. Defaults to the plain chat template.
-        batch_size: Prompts per forward pass. Default 32.
+        batch_size: Prompts per forward pass. Default: by memory, at most 32.
 
     Returns:
         One value per row, with the rows' index.

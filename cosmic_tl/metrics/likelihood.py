@@ -14,7 +14,7 @@ from cosmic_tl._util.progress import track
 from cosmic_tl.errors import CosmicError, check_texts
 from cosmic_tl.interventions.edits import Interventions
 from cosmic_tl.interventions.steer import steering
-from cosmic_tl.model.batching import BATCH_SIZE, batches
+from cosmic_tl.model.batching import batches
 from cosmic_tl.model.chat import ChatFormat, opened_block, tokenize
 from cosmic_tl.model.forward import TokenBatch, last_logits
 from cosmic_tl.model.load import TransformerBridge
@@ -27,7 +27,7 @@ def continuation_logits(
     continuations: Sequence[Sequence[int]],
     interventions: Interventions = (),
     *,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     plain_text: bool = False,
     label: str = "likelihoods",
 ) -> Iterator[tuple[int, Float[Tensor, "token vocab"]]]:
@@ -41,7 +41,7 @@ def continuation_logits(
         prompts: Token ids before the continuation, at least one per row.
         continuations: Token ids to predict, at least one per row.
         interventions: Edits to apply. Defaults to none. For token scopes, a continuation is completion.
-        batch_size: Rows per forward pass. Default 8.
+        batch_size: Rows per forward pass. Default: by memory, at most 32.
         plain_text: Whether continuations count as prompt for token scopes, as in plain text, which has no completion.
         label: Name on the progress bar.
 
@@ -72,7 +72,7 @@ def continuation_logits(
             )
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), len(continuations[i])))
     with track(len(order), label) as advance:
-        for batch in batches(model, [prompts[i] for i in order], batch_size):
+        for batch in batches(model, [prompts[i] for i in order], batch_size, n_logits=max(map(len, continuations))):
             rows = [order[row] for row in batch.rows]
             tails = [torch.tensor(continuations[row][:-1], dtype=torch.long) for row in rows]
             tail = pad_sequence(tails, batch_first=True).to(batch.ids.device)
@@ -92,7 +92,7 @@ def continuation_token_nats(
     continuations: Sequence[Sequence[int]],
     interventions: Interventions = (),
     *,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     plain_text: bool = False,
     label: str = "cross-entropy",
 ) -> list[list[float]]:
@@ -103,7 +103,7 @@ def continuation_token_nats(
         prompts: Token ids before the continuation, at least one per row.
         continuations: Token ids to predict, at least one per row.
         interventions: Edits to apply. Defaults to none.
-        batch_size: Rows per forward pass. Default 8.
+        batch_size: Rows per forward pass. Default: by memory, at most 32.
         plain_text: As in `continuation_logits`.
         label: Name on the progress bar.
 
@@ -163,7 +163,7 @@ def completion_cross_entropy(
     completions: Sequence[str],
     *,
     chat: ChatFormat | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     interventions: Interventions = (),
 ) -> list[float]:
     """Mean per-token negative log-likelihood of each completion in nats, by default under the unsteered model.
@@ -175,7 +175,7 @@ def completion_cross_entropy(
         prompts: Instructions.
         completions: One per prompt.
         chat: Formatting. Defaults to the plain chat template.
-        batch_size: Prompts per forward pass. Default 32.
+        batch_size: Prompts per forward pass. Default: by memory, at most 32.
         interventions: Edits of the model that scores. Defaults to none.
 
     Raises:

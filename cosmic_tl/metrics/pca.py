@@ -2,20 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from cosmic_tl._util.plots import Plotted
+from cosmic_tl._util.results import DrawnResult
 from cosmic_tl.activations import cache_activations
 from cosmic_tl.data.contrast_set import SIDES, Prompts, sides_of
 from cosmic_tl.engine import Outcome, Reading, intervened
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.interventions.edits import Interventions
-from cosmic_tl.model.batching import BATCH_SIZE
 from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.model.positions import post_instruction_positions
@@ -23,8 +21,8 @@ from cosmic_tl.model.positions import post_instruction_positions
 NO_EDIT = "none"
 
 
-@dataclass(frozen=True, eq=False)
-class ClassPca(Plotted):
+@dataclass(frozen=True, eq=False, repr=False)
+class ClassPca(DrawnResult):
     """Two principal components of both classes at the last position, one plane per layer."""
 
     points: pd.DataFrame
@@ -44,7 +42,8 @@ class ClassPca(Plotted):
         """
         return tuple(dict.fromkeys(self.points.edit))
 
-    def separation(self) -> pd.DataFrame:
+    @property
+    def table(self) -> pd.DataFrame:
         """Distance between the class means along the first component, in pooled standard deviations.
 
         Returns:
@@ -54,7 +53,7 @@ class ClassPca(Plotted):
             >>> row = {"edit": "none", "layer": 0, "prompt": "hi", "pc2": 0.0}
             >>> sides = [("positive", 3.0), ("positive", 5.0), ("negative", -3.0), ("negative", -5.0)]
             >>> points = pd.DataFrame([{**row, "side": side, "pc1": value} for side, value in sides])
-            >>> ClassPca(points, torch.ones(1, 2, dtype=torch.float64)).separation().separation.round(2).tolist()
+            >>> ClassPca(points, torch.ones(1, 2, dtype=torch.float64)).table.separation.round(2).tolist()
             [5.66]
         """
         rows = []
@@ -71,9 +70,6 @@ class ClassPca(Plotted):
             f"prompts, edits {', '.join(self.edits)})"
         )
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
-        return self.plot()._repr_mimebundle_(include, exclude)
-
 
 def pca_of_classes(
     model: TransformerBridge,
@@ -81,7 +77,7 @@ def pca_of_classes(
     edits: Mapping[float, Interventions] | Mapping[str, Interventions] | None = None,
     *,
     chat: ChatFormat | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
 ) -> ClassPca:
     """Principal components of `y[l, -1]` over both classes, with the classes under edits in the same plane.
 
@@ -95,7 +91,7 @@ def pca_of_classes(
         edits: Interventions by their α or another name, such as `{0.0: AffineEdit(d, 0.0), 1.0: AffineEdit(d, 1.0)}`.
             Applied to both classes, on all tokens. Defaults to none.
         chat: Formatting. Defaults to the plain chat template.
-        batch_size: Prompts per forward pass. Default 32.
+        batch_size: Prompts per forward pass. Default: by memory, at most 32.
 
     Raises:
         CosmicError: If a side has no prompts, there are fewer than three, an edit is called "none", or as `intervened`.

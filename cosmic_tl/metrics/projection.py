@@ -9,7 +9,7 @@ from jaxtyping import Float64
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from cosmic_tl._util.plots import Plotted
+from cosmic_tl._util.results import DrawnResult
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.errors import one_of
 from cosmic_tl.interventions.edits import Interventions
@@ -23,8 +23,8 @@ from cosmic_tl.model.load import TransformerBridge
 Measure = Literal["projection", "cosine"]
 
 
-@dataclass(frozen=True, eq=False)
-class Projection(Plotted):
+@dataclass(frozen=True, eq=False, repr=False)
+class Projection(DrawnResult):
     """One prompt's residual stream along a direction."""
 
     values: Float64[Tensor, "layer token"]
@@ -57,9 +57,6 @@ class Projection(Plotted):
     def __repr__(self) -> str:
         n_layers, n_tokens = self.values.shape
         return f"Projection({self.measure} on {self.direction}, {n_layers} layers, {n_tokens} tokens)"
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
-        return self.plot()._repr_mimebundle_(include, exclude)
 
 
 def project(

@@ -13,7 +13,7 @@ from cosmic_tl.data.contrast_set import Prompts, sides_of
 from cosmic_tl.errors import CosmicError, check_texts
 from cosmic_tl.interventions.edits import Interventions
 from cosmic_tl.interventions.steer import intervention_hooks
-from cosmic_tl.model.batching import BATCH_SIZE, batches
+from cosmic_tl.model.batching import batches
 from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.forward import next_token_logits
 from cosmic_tl.model.load import TransformerBridge
@@ -59,7 +59,11 @@ def log_odds(logits: Float[Tensor, "batch vocab"], ids: Sequence[int]) -> Float6
 
 
 def _next_logits(
-    model: TransformerBridge, prompts: Sequence[str], interventions: Interventions, chat: ChatFormat | None, size: int
+    model: TransformerBridge,
+    prompts: Sequence[str],
+    interventions: Interventions,
+    chat: ChatFormat | None,
+    size: int | None,
 ) -> Iterable[tuple[tuple[int, ...], Tensor]]:
     hooks = intervention_hooks(model, interventions)
     for batch in batches(model, tokenize(model, prompts, chat), size):
@@ -73,7 +77,7 @@ def refusal_scores(
     *,
     interventions: Interventions = (),
     chat: ChatFormat | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
 ) -> Float64[Tensor, " prompt"]:
     """Refusal score of each prompt: the log-odds that its answer begins with a refusal token.
 
@@ -83,7 +87,7 @@ def refusal_scores(
         tokens: From `find_refusal_tokens` or `refusal_tokens`.
         interventions: Edits to apply. Defaults to none.
         chat: Formatting. Defaults to the plain chat template.
-        batch_size: Prompts per forward pass. Default 32.
+        batch_size: Prompts per forward pass. Default: by memory, at most 32.
 
     Raises:
         CosmicError: If a prompt or an intervention does not fit.
@@ -132,7 +136,7 @@ def find_refusal_tokens(
     chat: ChatFormat | None = None,
     min_share: float = 0.05,
     min_lift: float = 4.0,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
 ) -> RefusalTokens:
     """Find first tokens of the model's greedy answers that are frequent on positive prompts and rare on negative ones.
 
@@ -142,7 +146,7 @@ def find_refusal_tokens(
         chat: Formatting. Defaults to the plain chat template.
         min_share: Share of positive prompts that a token has to begin. Default 0.05.
         min_lift: How many times as frequent as on negative prompts. Default 4.
-        batch_size: Prompts per forward pass. Default 32.
+        batch_size: Prompts per forward pass. Default: by memory, at most 32.
 
     Raises:
         CosmicError: If there is no such token: the model answers both sides alike, as when it refuses everything.
@@ -214,7 +218,7 @@ def filter_by_score(
     tokens: RefusalTokens,
     *,
     chat: ChatFormat | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
 ) -> tuple[list[str], list[str]]:
     """Positive prompts with a refusal score above 0 and negative ones with a score below 0.
 
@@ -251,7 +255,7 @@ def keep_own(
     tokens: RefusalTokens,
     *,
     chat: ChatFormat | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
 ) -> tuple[Sides, Sides, tuple[str, ...]]:
     """The training and validation prompts that `filter_by_score` keeps, and a note if it drops some.
 

@@ -12,21 +12,28 @@ from cosmic_tl.model.forward import TokenBatch, read, tiny_batch
 from cosmic_tl.model.hooks import Site, hooks_around, probed
 
 BATCH_SIZE = 32
-"""Default number of prompts per forward pass, if it does not depend on the free memory."""
+"""Most prompts per forward pass by default."""
+LOGIT_BYTES = 2**30
+"""Most bytes of the float32 logits of one pass by default."""
 
 
 def batches(
-    model: TransformerBridge, rows: Sequence[Sequence[int]], size: int, overhead: int | None = None
+    model: TransformerBridge,
+    rows: Sequence[Sequence[int]],
+    size: int | None = None,
+    overhead: int | None = None,
+    n_logits: int = 1,
 ) -> Iterator[TokenBatch]:
     """Left-padded batches of prompts of similar length; of equal length if the model does not mask padding.
 
     Args:
         model: Gives the padding token and the device.
         rows: Token ids from `tokenize`.
-        size: Maximum number of prompts per batch.
+        size: Maximum number of prompts per batch. Default: by memory, at most 32.
         overhead: Cost of a pass in addition to its tokens, in tokens; prompts are then split so that padding and passes
             together cost least. By default every batch but the last has `size` prompts, unless the model takes no
             padding (`masks_padding`).
+        n_logits: Positions per row at which logits are read, which the default size depends on.
 
     Raises:
         CosmicError: If `size` is not positive.
@@ -40,6 +47,8 @@ def batches(
         >>> [batch.rows for batch in batches(model, [[5, 6, 7], [8]], size=2, overhead=1)]
         [(1,), (0,)]
     """
+    if size is None:
+        size = _default_size(model, max(map(len, rows), default=1), n_logits)
     if size < 1:
         raise CosmicError(f"batch_size: must be at least 1, found {size}")
     paddable = len({len(row) for row in rows}) == 1 or masks_padding(model)
@@ -55,6 +64,13 @@ def batches(
             ids[i, width - len(rows[row]) :] = torch.tensor(rows[row])
             mask[i, width - len(rows[row]) :] = 1
         yield TokenBatch(ids.to(device), mask.to(device), tuple(chosen))
+
+
+def _default_size(model: TransformerBridge, longest: int, n_logits: int) -> int:
+    fit = LOGIT_BYTES // (4 * n_logits * int(model.cfg.d_vocab))
+    if torch.device(str(model.cfg.device)).type == "cuda":
+        fit = min(fit, rows_per_pass(model, longest))
+    return max(1, min(BATCH_SIZE, fit))
 
 
 def _cuts(lengths: Sequence[int], size: int, overhead: int | None, paddable: bool) -> list[tuple[int, int]]:

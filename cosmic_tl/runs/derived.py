@@ -27,10 +27,6 @@ RECORD = "derived.json"
 JUDGE_CACHE = "judge-cache.jsonl"
 RESUME = "resume"
 """Subdirectory with what stopped commands had finished."""
-DERIVED_ELSEWHERE = frozenset(
-    ["direction", "table", "filters", "layer_similarity", "positions", "candidates", "plan", "tokens", "edits"]
-)
-"""What JSON does not hold of a selection, or another file does."""
 
 
 def digest(content: Any) -> str:

@@ -1,25 +1,17 @@
 """A run's directory: what may be written into it, and what the files that are derived from a run were made from."""
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-from safetensors import safe_open
-from safetensors.torch import save
-
-from cosmic_tl._util.files import settings_file, write_atomically
-from cosmic_tl.directions.candidates import Candidates
+from cosmic_tl._util.files import settings_file
+from cosmic_tl._util.packing import read_packed, write_packed
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.experiments.layer_similarity import LayerSimilarity
-from cosmic_tl.interventions.modes import Edits
-from cosmic_tl.metrics.refusal_score import RefusalTokens
-from cosmic_tl.model.positions import Positions
 from cosmic_tl.runs.derived import (
     DERIVED,
-    DERIVED_ELSEWHERE,
     JUDGE_CACHE,
     RECORD,
     RESUME,
@@ -49,7 +41,6 @@ _CHOICE_ONLY = frozenset(
     ]
 )
 """Settings of a selection that change which candidate is chosen, but no activation and no score."""
-_COSINES = ("before", "removal", "induction")
 
 
 def _scores_rest_on(identity: dict[str, Any]) -> dict[str, Any]:
@@ -149,82 +140,56 @@ def read_settings(out: Path) -> dict[str, Any]:
     return found
 
 
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What `selection.safetensors` holds."""
+
+    selection: Selection
+    similarity: LayerSimilarity
+    run: str
+    """Hash of `settings.json`, to tell a file of another run."""
+
+
 def write_choice(out: Path, selection: Selection, similarity: LayerSimilarity, identity: dict[str, Any]) -> None:
-    """Write what a selection rests on beside its table: candidates, similarities and positions.
+    """Write a selection and the cosines before and after its edits.
 
     Args:
         out: The run's directory.
-        selection: The choice; its direction, table and filters have files of their own.
+        selection: The choice; its direction and table have files of their own too.
         similarity: Cosines before and after the intervention.
-        identity: As in `settings.json`, to tell a file of another run.
+        identity: As in `settings.json`.
 
     Example:
         >>> callable(write_choice)
         True
     """
-    plain = {f.name: getattr(selection, f.name) for f in fields(selection) if f.name not in DERIVED_ELSEWHERE}
-    origin = {name: getattr(selection.candidates, name) for name in ("method", "fingerprint", "model")}
-    settings = {
-        "run": digest(identity),
-        "direction": direction_digest(selection.direction),
-        "selection": plain,
-        "positions": selection.positions.labels,
-        "candidates": origin,
-        "edits": asdict(selection.edits),
-        "tokens": None if selection.tokens is None else asdict(selection.tokens),
-    }
-    tensors = {name: getattr(selection.candidates, name).contiguous() for name in ("vectors", "references")}
-    tensors |= {f"similarity.{name}": getattr(similarity, name).contiguous() for name in _COSINES}
-    tensors |= {f"shuffled.{seed}": vectors.contiguous() for seed, vectors in selection.candidates.shuffled.items()}
-    tensors["layer_similarity"] = selection.layer_similarity.contiguous()
-    write_atomically(out / CHOICE, save(tensors, metadata={"settings": json.dumps(settings, default=dict)}))
+    write_packed(out / CHOICE, Choice(selection, similarity, digest(identity)))
 
 
-def read_choice(
-    out: Path, direction: Direction, summary: dict[str, Any], identity: dict[str, Any]
-) -> tuple[Selection, LayerSimilarity]:
-    """Read what `write_choice` wrote, with the table of `scores.csv` and the filters of `summary.json`.
+def read_choice(out: Path, direction: Direction, identity: dict[str, Any]) -> tuple[Selection, LayerSimilarity]:
+    """Read what `write_choice` wrote.
 
     Args:
         out: The run's directory.
         direction: From `direction.safetensors`.
-        summary: From `summary.json`.
         identity: From `settings.json`.
 
     Raises:
-        CosmicError: If direction or settings are those of another run.
+        CosmicError: If the file is damaged, or `settings.json`, `direction.safetensors` or `scores.csv` is another run's.
 
     Example:
         >>> callable(read_choice)
         True
     """
-    with safe_open(out / CHOICE, framework="pt") as file:
-        settings = json.loads((file.metadata() or {})["settings"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    for name, found in (("run", digest(identity)), ("direction", direction_digest(direction))):
-        if settings[name] != found:
-            where = {"run": "settings.json", "direction": "direction.safetensors"}[name]
-            raise CosmicError(f"it was written with another {where}")
-    texts = ["not_needed", "reason"]  # empty where nothing is missing; the other parser may lose the last bit
-    table = pd.read_csv(out / "scores.csv", engine="python", dtype=dict.fromkeys(texts, str))
-    table = table.fillna(dict.fromkeys(texts, "")).astype({"kl_max_prompt": "Int64"})
-    filters = pd.DataFrame(summary["filters"])
-    positions = Positions(tuple(settings["positions"]))
-    plain, tokens = _with_tuples(settings["selection"]), settings["tokens"]
-    shuffled = {int(name.partition(".")[2]): tensors[name] for name in sorted(tensors) if name.startswith("shuffled.")}
-    selection = Selection(
-        direction=direction,
-        table=table,
-        filters=filters.astype(dict.fromkeys(["best_score", "nearest", "farthest"], float)),
-        layer_similarity=tensors["layer_similarity"],
-        positions=positions,
-        candidates=Candidates(tensors["vectors"], tensors["references"], **settings["candidates"], shuffled=shuffled),
-        edits=Edits(**settings["edits"]),
-        tokens=None if tokens is None else RefusalTokens(**_with_tuples(tokens)),
-        **plain,
-    )
-    return selection, LayerSimilarity(**{name: tensors[f"similarity.{name}"] for name in _COSINES}, positions=positions)
-
-
-def _with_tuples(found: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+    found = read_packed(out / CHOICE)
+    if not isinstance(found, Choice):
+        raise CosmicError("it holds no selection of a run")
+    scores = (out / "scores.csv").read_text(encoding="utf-8")
+    for name, same in (
+        ("settings.json", found.run == digest(identity)),
+        ("direction.safetensors", direction_digest(direction) == direction_digest(found.selection.direction)),
+        ("scores.csv", scores == found.selection.table.to_csv(index=False)),
+    ):
+        if not same:
+            raise CosmicError(f"it was written with another {name}")
+    return found.selection, found.similarity

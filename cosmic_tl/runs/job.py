@@ -29,7 +29,6 @@ from cosmic_tl.experiments.placebos import (
     placebo_conditions,
 )
 from cosmic_tl.judges.base import Judge, strip_thinking, unfinished_thinking
-from cosmic_tl.model.batching import BATCH_SIZE
 from cosmic_tl.model.chat import chat_notes
 from cosmic_tl.model.fingerprint import model_fingerprint
 from cosmic_tl.model.load import TransformerBridge, model_label, short_label
@@ -80,7 +79,11 @@ def _identity(
         "model": model_label(model),
         "fingerprint": model_fingerprint(model),
         "dtype": str(model.cfg.dtype),
-        "prompts": {"name": prompts.name, "sha256": hashlib.sha256(texts.encode()).hexdigest()[:16]},
+        "prompts": {
+            "name": prompts.name,
+            "sha256": hashlib.sha256(texts.encode()).hexdigest()[:16],
+            "labels": None if prompts.labels is None else list(prompts.labels),
+        },
         "settings": settings.to_json(),
         **({} if judge is None else {"judge": _name_of(judge)}),
         "versions": versions(),
@@ -122,7 +125,7 @@ def _means(
         positions=positions,
         chat=settings.chat,
         seeds=settings.seeds,
-        batch_size=settings.batch_size or BATCH_SIZE,
+        batch_size=settings.batch_size,
     )
     tensors = {}
     for side, means in zip(SIDES, (positive, negative), strict=True):
@@ -259,7 +262,7 @@ def run(
     if judge is not None and settings.phrases is not None:
         raise CosmicError("judge: found one beside phrases in the settings; give one of them")
     options, chat = settings.selection, settings.chat
-    asked = prompts.sides("test", settings.n_test)
+    prompts.sides("test", settings.n_test)  # an error now, and not after the selection
     notes = [*chat_notes(model, chat), *prompts.notes]
     identity = _identity(model, prompts, settings, judge)
     prepare_directory(out, identity, overwrite)
@@ -296,13 +299,14 @@ def run(
     stage(STAGES[3])
     effects = measure_effects(
         model,
-        asked,
+        prompts,
+        n=settings.n_test,
         conditions=sorted(conditions, key=lambda one: SIDES.index(one.side)),
         chat=chat,
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature,
         seed=settings.seed,
-        batch_size=settings.batch_size or BATCH_SIZE,
+        batch_size=settings.batch_size,
         known=[row for line in read_lines(resume / RESUME_FILES[2]) for row in line["rows"]],
         on_rows=lambda rows: append_lines(resume / RESUME_FILES[2], [{"rows": rows}]),
         judge=judge or settings.judge,
@@ -318,7 +322,7 @@ def run(
         selection,
         chat=chat,
         n_positions=options.n_positions,
-        batch_size=settings.batch_size or BATCH_SIZE,
+        batch_size=settings.batch_size,
     )
     if unfinished := sum(map(unfinished_thinking, effects.completions.completion)):
         notes.append(

@@ -3,13 +3,12 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pandas as pd
-from safetensors import SafetensorError
 
 from cosmic_tl._util.files import read_lines
-from cosmic_tl.data.contrast_set import Side
+from cosmic_tl.data.contrast_set import SIDES, ContrastSet
 from cosmic_tl.directions.candidates import Candidates
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.errors import CosmicError
@@ -29,7 +28,6 @@ class Run:
     """A finished run: what it found, and its files."""
 
     selection: Selection
-    """Without its plan, if it was loaded."""
     effects: Effects
     similarity: LayerSimilarity
     summary: dict[str, Any]
@@ -121,16 +119,39 @@ class Run:
             frame = pd.DataFrame(rows).assign(
                 seed=pd.Series([row["seed"] for row in rows], dtype=object)
             )  # None: no NaN
-            effects = Effects(frame, terms_of(settings.phrases), summary["generation"])
+            effects = Effects(
+                frame, terms_of(settings.phrases, identity["prompts"].get("labels")), summary["generation"]
+            )
             _ = effects.table
             name = "direction.safetensors"
             direction = Direction.load(out / name)
             name = CHOICE
-            selection, similarity = read_choice(out, direction, summary, identity)
-        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+            selection, similarity = read_choice(out, direction, identity)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CosmicError(f"run: {name} in {str(out)!r} is damaged ({said}); run again with --overwrite") from error
         return cls(selection, effects, similarity, summary, out, settings, identity)
+
+    @property
+    def prompts(self) -> ContrastSet:
+        """The test prompts that it completed, as a contrast set without the other splits.
+
+        Example:
+            >>> import tempfile
+            >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, run
+            >>> options = CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=10.0)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     settings = RunSettings(options, n_test=2, max_new_tokens=4, n_placebos=1)
+            ...     _ = run(load_model("demo", device="cpu"), load_prompts("demo"), folder, settings)
+            ...     Run.load(folder).prompts
+            ContrastSet('demo': train 0 + 0, val 0 + 0, test 2 + 2, harmful + harmless)
+        """
+        frame = self.effects.completions
+        baseline = frame[frame.condition == "baseline"]
+        positive, negative = ({"test": tuple(baseline.prompt[baseline.side == side])} for side in SIDES)
+        about = self.identity["prompts"]
+        labels = None if about["labels"] is None else (about["labels"][0], about["labels"][1])
+        return ContrastSet(about["name"], positive, negative, labels=labels)
 
     def test_prompts(self, n: int | None = None) -> tuple[list[str], list[str]]:
         """The test prompts of the positive and the negative side, the first `n` of each (default: all).
@@ -145,10 +166,7 @@ class Run:
             ...     [len(side) for side in Run.load(folder).test_prompts(1)]
             [1, 1]
         """
-        frame = self.effects.completions
-        baseline = frame[frame.condition == "baseline"]
-        positive, negative = (baseline.prompt[baseline.side == side].tolist()[:n] for side in get_args(Side))
-        return positive, negative
+        return self.prompts.sides("test", n)
 
     def __repr__(self) -> str:
         done = "it was complete already, and nothing was changed\n" if self.was_complete else ""

@@ -35,7 +35,8 @@ class RunSettings:
     seed: int = 0
     """Random seed of sampling and of the first placebo; further placebos count up from it."""
     batch_size: int | None = None
-    """Rows per forward pass; results do not depend on it. By default 32, and in the selection as many as fit into memory."""
+    """Rows per forward pass; results do not depend on it. By default as many as fit into memory, at most 32 outside the
+    selection."""
     phrases: tuple[str, ...] | None = None
     """Text that shows the concept when an answer contains it, in upper or lower case. By default phrases of refusal."""
     sampling: Sampling = field(default_factory=Sampling)

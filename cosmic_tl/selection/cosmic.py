@@ -14,7 +14,6 @@ from cosmic_tl.directions.candidates import Candidates
 from cosmic_tl.directions.difference_in_means import difference_in_means
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.metrics.refusal_score import find_refusal_tokens, keep_own, refusal_tokens, telling_tokens
-from cosmic_tl.model.batching import BATCH_SIZE
 from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.model.positions import post_instruction_positions
@@ -253,17 +252,18 @@ def select_cosmic(
     _check_layers(model, options)
     positions = positions_of(model, candidates, options, chat)
     check_places(n_layers, len(positions), options)
-    size = batch_size or BATCH_SIZE
     val = prompts.sides("val", options.n_val)
     tokens = None if options.tokens is None else refusal_tokens(model, options.tokens)
     left_out: tuple[str, ...] = ()
     if options.filter_prompts or means is None:
         train = prompts.sides("train", options.n_train)
     if options.filter_prompts:
-        tokens = tokens or find_refusal_tokens(model, (train[0], train[1]), chat=chat, batch_size=size)
-        train, val, left_out = keep_own(model, train, val, tokens, chat=chat, batch_size=size)
+        tokens = tokens or find_refusal_tokens(model, (train[0], train[1]), chat=chat, batch_size=batch_size)
+        train, val, left_out = keep_own(model, train, val, tokens, chat=chat, batch_size=batch_size)
     if means is None:
-        means = class_means(model, (train[0], train[1]), positions=positions, chat=chat, seeds=seeds, batch_size=size)
+        means = class_means(
+            model, (train[0], train[1]), positions=positions, chat=chat, seeds=seeds, batch_size=batch_size
+        )
     candidates = candidates or difference_in_means(*means)
     similarity = layer_similarity(*means)
     layers = options.evaluation_layers or evaluation_layers(

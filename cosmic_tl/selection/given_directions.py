@@ -11,7 +11,6 @@ from cosmic_tl.data.contrast_set import ContrastSet
 from cosmic_tl.directions.candidates import Candidates
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.errors import CosmicError
-from cosmic_tl.model.batching import BATCH_SIZE
 from cosmic_tl.model.chat import ChatFormat
 from cosmic_tl.model.fingerprint import check_origin
 from cosmic_tl.model.load import TransformerBridge
@@ -64,7 +63,7 @@ def score_directions(
     n_layers, width = int(model.cfg.n_layers), int(model.cfg.d_model)
     sides = prompts.sides("train", options.n_train)
     last = post_instruction_positions(model, chat, 1)
-    means = class_means(model, sides, positions=last, chat=chat, batch_size=batch_size or BATCH_SIZE)
+    means = class_means(model, sides, positions=last, chat=chat, batch_size=batch_size)
     vectors, references = {}, {}
     for column, given in enumerate(directions.values(), -len(directions)):
         if isinstance(given, Direction):

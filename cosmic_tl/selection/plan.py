@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from cosmic_tl._util.displays import as_html, as_text, number
+from cosmic_tl._util.displays import number
+from cosmic_tl._util.results import Result
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.model.shortcuts import shared_prefix, shortcuts
 from cosmic_tl.selection.options import Cell, CosmicOptions
@@ -103,8 +104,8 @@ def macs(tokens: Tokens, blocks: Sequence[BlockCost], source: int, last: int, un
     return total + tokens.looked_at * ends // max(tokens.own, 1) * final.scores
 
 
-@dataclass(frozen=True, eq=False)
-class Plan:
+@dataclass(frozen=True, eq=False, repr=False)
+class Plan(Result):
     """The passes of a selection."""
 
     cells: pd.DataFrame
@@ -144,12 +145,13 @@ class Plan:
         made = int(self.cells[self.cells.status == "pass"].macs.sum())
         return self.clean_macs + made + (int(lazy.macs.max()) if len(lazy) else 0)
 
-    def summary(self) -> pd.DataFrame:
+    @property
+    def table(self) -> pd.DataFrame:
         """One row per measure, status and reason: candidates and GMACs.
 
         Example:
             >>> columns = {"measure": ["kl"], "status": ["lazy"], "reason": ["filter"], "macs": [2_000_000_000]}
-            >>> Plan(pd.DataFrame(columns), 2, 170, (3,), (4, 4), 0).summary().gmacs.tolist()
+            >>> Plan(pd.DataFrame(columns), 2, 170, (3,), (4, 4), 0).table.gmacs.tolist()
             [2.0]
         """
         groups = self.cells.groupby(["measure", "status", "reason"], sort=False)
@@ -166,12 +168,6 @@ class Plan:
             f"{number(self.released_macs / 1e9)} ({self.released_macs / max(self.macs, 1):.1f} times as many)"
         )
         return [head, spared]
-
-    def __repr__(self) -> str:
-        return as_text(self._lines(), self.summary())
-
-    def _repr_html_(self) -> str:
-        return as_html(self._lines(), self.summary())
 
 
 def plan_cosmic(

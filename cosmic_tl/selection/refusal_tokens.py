@@ -13,7 +13,6 @@ from cosmic_tl.directions.candidates import Candidates
 from cosmic_tl.directions.difference_in_means import difference_in_means
 from cosmic_tl.engine import Outcome, Reading
 from cosmic_tl.metrics.refusal_score import find_refusal_tokens, keep_own, log_odds, refusal_tokens
-from cosmic_tl.model.batching import BATCH_SIZE
 from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.selection.cosmic import layer_similarity
@@ -158,19 +157,20 @@ def select_by_refusal_tokens(
         ('refusal tokens', ('I',))
     """
     options = options or RefusalTokenOptions()
-    size = batch_size or BATCH_SIZE
     train, val = prompts.sides("train", options.n_train), prompts.sides("val", options.n_val)
     if options.tokens is not None:
         tokens = refusal_tokens(model, options.tokens)
     else:
-        tokens = find_refusal_tokens(model, (train[0], train[1]), chat=chat, batch_size=size)
+        tokens = find_refusal_tokens(model, (train[0], train[1]), chat=chat, batch_size=batch_size)
     left_out: tuple[str, ...] = ()
     if options.filter_prompts:
-        train, val, left_out = keep_own(model, train, val, tokens, chat=chat, batch_size=size)
+        train, val, left_out = keep_own(model, train, val, tokens, chat=chat, batch_size=batch_size)
     positions = positions_of(model, candidates, options, chat)
     check_places(int(model.cfg.n_layers), len(positions), options)
     if means is None:
-        means = class_means(model, (train[0], train[1]), positions=positions, chat=chat, seeds=seeds, batch_size=size)
+        means = class_means(
+            model, (train[0], train[1]), positions=positions, chat=chat, seeds=seeds, batch_size=batch_size
+        )
     candidates = candidates or difference_in_means(*means)
     scores = {} if scores is None else scores
     rows = [tokenize(model, side, chat) for side in val]

@@ -8,8 +8,7 @@ import pandas as pd
 from jaxtyping import Float64
 from torch import Tensor
 
-from cosmic_tl._util.displays import as_html
-from cosmic_tl._util.plots import Plotted
+from cosmic_tl._util.results import Result
 from cosmic_tl.directions.candidates import Candidates
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.errors import CosmicError
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Selection(Plotted):
+class Selection(Result):
     """A chosen direction, and everything the choice rests on."""
 
     direction: Direction
@@ -176,12 +175,15 @@ class Selection(Plotted):
         ]
         return "\n".join([*lines, *(f"  {remark}" for remark in self.remarks)])
 
-    def _repr_html_(self) -> str:
+    def _lines(self) -> list[str]:
+        return repr(self).splitlines()
+
+    def _shown(self) -> pd.DataFrame:
         top = self.top()
         tokens = [repr(self.positions.labels[position]) for position in top.position]
         shown = top[["layer", "position", *self.measures, "kept", "reason"]]
         shown.insert(2, "token", tokens)
-        return as_html(repr(self).splitlines(), shown.assign(kept=shown.kept.map({True: "✓", False: ""})))
+        return shown.assign(kept=shown.kept.map({True: "✓", False: ""}))
 
 
 def direction_and_edits(

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 from torch.nn.functional import cosine_similarity
 
-from cosmic_tl._util.displays import as_html, as_text
-from cosmic_tl._util.plots import Plotted
+from cosmic_tl._util.results import Result
 from cosmic_tl.activations import cache_activations
 from cosmic_tl.data.contrast_set import Prompts, sides_of
 from cosmic_tl.directions.direction import Direction
@@ -18,7 +17,6 @@ from cosmic_tl.errors import CosmicError
 from cosmic_tl.generation.completions import complete
 from cosmic_tl.judges.substring import judge_refusal
 from cosmic_tl.metrics.rates import rate
-from cosmic_tl.model.batching import BATCH_SIZE
 from cosmic_tl.model.chat import ChatFormat
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.model.positions import post_instruction_positions
@@ -32,7 +30,7 @@ def suffix_cosines(
     direction: Direction,
     *,
     chat: ChatFormat | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
 ) -> pd.DataFrame:
     """Cosine of `x[l, -1]` with the direction, by layer and group (Arditi et al. 2024, figure 5).
 
@@ -41,7 +39,7 @@ def suffix_cosines(
         groups: From `suffix_groups`, or with any other names.
         direction: The direction.
         chat: Formatting. Defaults to the plain chat template.
-        batch_size: Prompts per forward pass. Default 32.
+        batch_size: Prompts per forward pass. Default: by memory, at most 32.
 
     Returns:
         One row per group and layer: group, layer, mean, sd (of the sample), n.
@@ -69,8 +67,8 @@ def suffix_cosines(
     return pd.concat(tables, ignore_index=True)
 
 
-@dataclass(frozen=True, eq=False)
-class SuffixAnalysis(Plotted):
+@dataclass(frozen=True, eq=False, repr=False)
+class SuffixAnalysis(Result):
     """The analysis of section 5 of Arditi et al. 2024, for one suffix."""
 
     rates: pd.DataFrame
@@ -82,11 +80,16 @@ class SuffixAnalysis(Plotted):
     attention: pd.DataFrame
     """From `head_attention`, for the strongest heads."""
 
-    def __repr__(self) -> str:
-        return as_text(["SuffixAnalysis"], self.rates)
+    @property
+    def table(self) -> pd.DataFrame:
+        """`rates`.
 
-    def _repr_html_(self) -> str:
-        return as_html(["SuffixAnalysis"], self.rates)
+        Example:
+            >>> rates = pd.DataFrame({"group": ["harmful"], "rate": [0.5]})
+            >>> SuffixAnalysis(rates, *[pd.DataFrame()] * 3).table.rate.tolist()
+            [0.5]
+        """
+        return self.rates
 
 
 def analyse_suffix(
@@ -99,7 +102,7 @@ def analyse_suffix(
     n_heads: int = 8,
     max_new_tokens: int = 64,
     seed: int = 0,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
 ) -> SuffixAnalysis:
     """Measure refusals in all four groups, and the mechanism on the harmful prompts on which the suffix works.
 
@@ -114,7 +117,7 @@ def analyse_suffix(
         n_heads: Number of strongest heads to analyse. Default 8.
         max_new_tokens: Maximum number of new tokens per answer. Default 64.
         seed: Seed of the random suffixes. Default 0.
-        batch_size: Prompts per batch. Default 32.
+        batch_size: Prompts per batch. Default: by memory, at most 32.
 
     Raises:
         CosmicError: If the suffix works on none of the prompts, or as in the functions that it calls.

@@ -11,7 +11,7 @@ from torch import Tensor
 from cosmic_tl._util.progress import track
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.errors import CosmicError
-from cosmic_tl.model.batching import BATCH_SIZE, batches
+from cosmic_tl.model.batching import batches
 from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.forward import TokenBatch, read
 from cosmic_tl.model.hooks import Site
@@ -29,7 +29,7 @@ def contributions_along(
     direction: Direction,
     *,
     chat: ChatFormat | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
 ) -> tuple[Float64[Tensor, "prompt layer head"], Float64[Tensor, "prompt layer"]]:
     """What each head writes along `r̂` at the last position, and what the bias of the output projection writes.
 
@@ -41,7 +41,7 @@ def contributions_along(
         prompts: Instructions.
         direction: Whose `r̂` is written.
         chat: Formatting. Defaults to the plain chat template.
-        batch_size: Prompts per forward pass. Default 32.
+        batch_size: Prompts per forward pass. Default: by memory, at most 32.
 
     Raises:
         CosmicError: If the direction does not fit the model, or a block has no attention of this kind.
@@ -86,7 +86,7 @@ def head_contributions(
     direction: Direction,
     *,
     chat: ChatFormat | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
 ) -> pd.DataFrame:
     """Contribution of each head along `r̂` at the last position, by group (Arditi et al. 2024, figure 6a).
 
@@ -95,7 +95,7 @@ def head_contributions(
         groups: From `suffix_groups`, or with any other names.
         direction: Whose `r̂` is written.
         chat: Formatting. Defaults to the plain chat template.
-        batch_size: Prompts per forward pass. Default 32.
+        batch_size: Prompts per forward pass. Default: by memory, at most 32.
 
     Returns:
         One row per group and head: group, layer, head, mean, sd (of the sample), n.
@@ -151,7 +151,7 @@ def head_attention(
     heads: Sequence[Head],
     *,
     chat: ChatFormat | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
 ) -> pd.DataFrame:
     """Where heads attend from the last token: instruction, suffix or template (Arditi et al. 2024, figure 6b).
 
@@ -160,7 +160,7 @@ def head_attention(
         groups: From `suffix_groups`; only groups with a suffix are measured.
         heads: From `top_heads`.
         chat: Formatting. Defaults to the plain chat template. A system prompt counts as template.
-        batch_size: Prompts per forward pass. Default 32.
+        batch_size: Prompts per forward pass. Default: by memory, at most 32.
 
     Returns:
         One row per group, head and region: group, layer, head, region, mean (share of the attention), sd (of the

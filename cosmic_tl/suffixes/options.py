@@ -25,10 +25,10 @@ class SuffixOptions:
     """Use only tokens of ASCII characters."""
     seed: int = 0
     """Random seed of the search and of the suffixes that it is compared with."""
-    batch_size: int = 64
-    """Rows per forward pass; changes results only by rounding."""
+    batch_size: int | None = None
+    """Rows per forward pass; changes results only by rounding. By default as many as fit into memory."""
 
     def __post_init__(self) -> None:
         for name in ("n_tokens", "steps", "n_candidates", "top_k", "check_every", "max_new_tokens", "batch_size"):
-            if (value := getattr(self, name)) < 1:
+            if (value := getattr(self, name)) is not None and value < 1:
                 raise CosmicError(f"{name}: must be at least 1, found {value}")

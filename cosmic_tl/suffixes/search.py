@@ -19,7 +19,7 @@ from cosmic_tl.errors import CosmicError, check_texts
 from cosmic_tl.generation.completions import complete
 from cosmic_tl.judges.base import Verdict
 from cosmic_tl.judges.substring import judge_refusal
-from cosmic_tl.model.batching import batches
+from cosmic_tl.model.batching import batches, rows_per_pass
 from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.fingerprint import model_fingerprint
 from cosmic_tl.model.forward import TokenBatch, last_logits
@@ -153,7 +153,7 @@ def token_gradient(
     suffix: Tokens,
     goals: Sequence[Tokens],
     vocabulary: Tensor,
-    batch_size: int = 64,
+    batch_size: int | None = None,
 ) -> Float[Tensor, "token vocab"]:
     """First-order change of the loss with the weight of each token at each place of the suffix.
 
@@ -166,7 +166,7 @@ def token_gradient(
         suffix: Its tokens.
         goals: Tokens of the targets, one per prompt.
         vocabulary: The tokens to evaluate.
-        batch_size: Prompts per pass.
+        batch_size: Prompts per forward pass. Default: by memory, at most 32.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -205,7 +205,7 @@ def target_losses(
     places: Sequence[Frame],
     suffixes: Sequence[Tokens],
     goals: Sequence[Tokens],
-    batch_size: int = 64,
+    batch_size: int | None = None,
 ) -> Float[Tensor, " suffix"]:
     """Negative log-likelihood of the targets for each suffix, in nats per token, mean over prompts.
 
@@ -214,7 +214,7 @@ def target_losses(
         places: Tokens around the suffix, one per prompt.
         suffixes: Token sequences.
         goals: Tokens of the targets, one per prompt.
-        batch_size: Rows per pass.
+        batch_size: Rows per forward pass. Default: by memory.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -224,8 +224,9 @@ def target_losses(
     """
     rows = [[*p.before, *suffix, *p.after, *goal] for suffix in suffixes for p, goal in zip(places, goals, strict=True)]
     found = torch.empty(len(rows))
+    size = batch_size or rows_per_pass(model, max(map(len, rows)))
     with torch.inference_mode():
-        for batch in batches(model, rows, batch_size):
+        for batch in batches(model, rows, size):
             lengths = [len(goals[row % len(goals)]) for row in batch.rows]
             found[list(batch.rows)] = _losses(model, batch, lengths).cpu()
     return found.view(len(suffixes), len(places)).mean(1)

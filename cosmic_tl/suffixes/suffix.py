@@ -8,8 +8,8 @@ from typing import Literal
 
 import pandas as pd
 
-from cosmic_tl._util.displays import as_html
 from cosmic_tl._util.files import write_atomically
+from cosmic_tl._util.results import Result
 from cosmic_tl.directions.direction import versions
 from cosmic_tl.errors import CosmicError, check_texts
 from cosmic_tl.judges.base import Verdict
@@ -20,7 +20,7 @@ FORMAT = "cosmic_tl/suffix/1"
 
 
 @dataclass(frozen=True)
-class Suffix:
+class Suffix(Result):
     """A text that keeps the model from refusing when put at the end of an instruction."""
 
     text: str
@@ -129,5 +129,5 @@ class Suffix:
         done = f"complies with {self.n_complied} of {len(self.prompts)} prompts after {len(self.losses)} steps"
         return f"Suffix({self.text!r}: {done})"
 
-    def _repr_html_(self) -> str:
-        return as_html([repr(self)], self.table)
+    def _lines(self) -> list[str]:
+        return [repr(self)]

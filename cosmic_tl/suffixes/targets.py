@@ -19,7 +19,7 @@ def compliant_targets(
     *,
     chat: ChatFormat | None = None,
     n_tokens: int = 16,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
 ) -> list[str]:
     """The beginnings of the model's own answers when it does not refuse, as targets for `find_suffix`.
 
@@ -29,7 +29,7 @@ def compliant_targets(
         interventions: Edits that keep it from refusing, such as removal of the refusal direction.
         chat: Formatting. Defaults to the plain chat template.
         n_tokens: Maximum length of a target in tokens. Default 16.
-        batch_size: Prompts per batch. Default 32.
+        batch_size: Prompts per batch. Default: by memory, at most 32.
 
     Raises:
         CosmicError: If a prompt is still refused.
@@ -61,7 +61,7 @@ def attackable_prompts(
     n: int = 4,
     chat: ChatFormat | None = None,
     max_new_tokens: int = 32,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
 ) -> list[str]:
     """The first prompts that the model refuses and, when steered, complies with: prompts on which a suffix can be
     searched.
@@ -73,7 +73,7 @@ def attackable_prompts(
         n: Number of prompts. Default 4.
         chat: Formatting. Defaults to the plain chat template.
         max_new_tokens: Maximum number of new tokens. Default 32.
-        batch_size: Prompts per batch. Default 32.
+        batch_size: Prompts per batch. Default: by memory, at most 32.
 
     Raises:
         CosmicError: If there are fewer.
@@ -85,8 +85,9 @@ def attackable_prompts(
         cosmic_tl.errors.CosmicError: n_prompts: found 1, and the model refuses 0 of 1 prompts that it complies with when ...
     """
     found: list[str] = []
-    for start in range(0, len(prompts), batch_size):
-        some = prompts[start : start + batch_size]
+    size = batch_size or BATCH_SIZE
+    for start in range(0, len(prompts), size):
+        some = prompts[start : start + size]
         plain, steered = (
             [
                 judge_refusal(answer)

@@ -31,6 +31,28 @@ def test_json_with_and_without_splits(tmp_path):
     assert found.contrast["test"] == (("bad", "good"),)
 
 
+def test_the_sides_have_names(tmp_path):
+    assert load_prompts("demo").labels == ("harmful", "harmless")
+    assert load_prompts(**SIDES).labels is None
+    assert load_prompts(**SIDES, labels=["pirate", "plain"]).labels == ("pirate", "plain")
+    path = tmp_path / "set.json"
+    for labels in (["pirate", "plain"], {"negative": "plain", "positive": "pirate"}):
+        path.write_text(json.dumps({**SIDES, "labels": labels}))
+        assert load_prompts(path).labels == ("pirate", "plain")
+        assert load_prompts(path, labels=("a", "b")).labels == ("a", "b")
+    assert "pirate + plain" in repr(load_prompts(path))
+
+
+@pytest.mark.parametrize(
+    "labels", ["ab", ["a"], ["a", "a"], ["a", ""], ["a", "b\n"], ["a", 1], {"positive": "a"}, ["a", "b" * 41], 3]
+)
+def test_bad_names_of_sides_are_refused(tmp_path, labels):
+    path = tmp_path / "set.json"
+    path.write_text(json.dumps({**SIDES, "labels": labels}))
+    with pytest.raises(CosmicError, match=r"labels: found .*; give two different names"):
+        load_prompts(path)
+
+
 @pytest.mark.parametrize("suffix", ["jsonl", "csv"])
 def test_tables_with_both_sides(tmp_path, suffix):
     path = tmp_path / f"set.{suffix}"
@@ -198,7 +220,7 @@ def test_a_directory_of_released_splits_is_a_contrast_set(tmp_path):
     folder = released(tmp_path / "splits")
     (folder / "harmful.json").write_text("[]")
     found = load_prompts(folder)
-    assert repr(found) == "ContrastSet('splits': train 6 + 6, val 3 + 3, test 3 + 3, positive + negative)"
+    assert repr(found) == "ContrastSet('splits': train 6 + 6, val 3 + 3, test 3 + 3, harmful + harmless)"
     assert sorted(found.side("negative", "val")) == [f"harmless val {i}" for i in range(3)]
     assert set(found.categories) == {text for some in found.positive.values() for text in some}
     assert load_prompts(str(folder), shuffle=False).side("positive", "train", 2) == [

@@ -169,7 +169,7 @@ def test_a_sweep_is_its_parts_and_beats_chance(demo):
     behaviour = BehaviourSet(
         "yes", {"train": tuple(agreeing("train", 60)), "test": tuple(agreeing("test", 30, seed=1))}
     )
-    table = sweep_behaviour(demo, behaviour, alphas=[0.0, 1.0], layers=[5, 4], batch_size=60)
+    table = sweep_behaviour(demo, behaviour, alphas=[0.0, 1.0], layers=[5, 4], batch_size=60).table
     assert table.direction.tolist() == ["none", *["found", "found", "random", "random"] * 2]
     assert table.layer.isna().tolist() == [True, *[False] * 8] and (table.n == 30).all()
     direction = difference_in_means(*answer_means(demo, behaviour.split("train"))).direction(5, -1, demo)

@@ -65,7 +65,7 @@ def test_leaving_out_what_is_not_needed_changes_no_choice_of_any_target(demo, pr
 
 def test_variants_side_by_side(demo, prompts):
     variants = standard_variants(CosmicOptions(n_train=24, n_val=6))
-    table = compare_variants(demo, prompts, variants).set_index("variant")
+    table = compare_variants(demo, prompts, variants).table.set_index("variant")
     assert list(table.index) == list(variants)
     assert table.cosine["default"] == pytest.approx(1.0)
     assert min(table.evaluation_layers["second half"]) >= 4
@@ -80,7 +80,7 @@ def test_variants_side_by_side(demo, prompts):
 
 def test_a_variant_that_leaves_nothing_says_so_and_spoils_nothing(demo, prompts):
     options = CosmicOptions(n_train=16, n_val=4, max_kl=10.0)
-    table = compare_variants(demo, prompts, {"wide": options, "strict": replace(options, max_kl=1e-12)})
+    table = compare_variants(demo, prompts, {"wide": options, "strict": replace(options, max_kl=1e-12)}).table
     assert "filtered out" in table.warnings[1] and table.layer.isna().tolist() == [False, True]
 
 

@@ -333,7 +333,7 @@ def test_pca_is_that_of_the_unedited_classes(demo, prompts, pca):
 
 
 def test_pca_separates_the_classes(pca):
-    apart = pca.separation().query("edit == 'none' and layer >= 2").separation
+    apart = pca.table.query("edit == 'none' and layer >= 2").separation
     assert (apart > 2).all()
 
 
@@ -376,7 +376,7 @@ def test_edits_side_by_side_share_their_axes(pca):
     figure = plot_pca(pca, side_by_side=True)
     assert shown_titles(figure) == ["none", "α = 0", "ablation"] and not figure.layout.sliders
     assert len({figure.layout[f"xaxis{k}"].range for k in ("", 2, 3)}) == 1
-    apart = pca.separation().query("edit == 'none'").set_index("layer").separation
+    apart = pca.table.query("edit == 'none'").set_index("layer").separation
     assert figure.layout.title.text.endswith(f"layer {apart.idxmax()}")
 
 

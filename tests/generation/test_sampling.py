@@ -145,3 +145,17 @@ def test_sampling_leaves_the_random_state_of_every_device(demo, monkeypatch, kin
     with random_state_kept():
         seeded(torch.manual_seed(7))
     assert states == {0: "first", 1: "second"} and torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_cache_that_attention_ignores_is_refused(save_model, tmp_path):
+    """As with a transformers that hands its cache on under another name: each new token would see itself alone."""
+    model = load_model(save_model(tmp_path, "qwen2"), device="cpu")
+    assert complete(model, ["hello"], max_new_tokens=4)
+    other = load_model(tmp_path, device="cpu")
+    for layer in other.original_model.model.layers:
+        layer.self_attn.register_forward_pre_hook(
+            lambda module, args, kwargs: (args, {**kwargs, "past_key_values": None}), with_kwargs=True
+        )
+    with pytest.raises(CosmicError, match=r"with a key-value cache differ .* install 'transformers<5\.24'") as caught:
+        complete(other, ["hello"], max_new_tokens=4)
+    assert "\n" not in str(caught.value)

@@ -18,6 +18,7 @@ from cosmic_tl import (
     SubstringJudge,
     measure_effects,
     run,
+    sweep,
 )
 from cosmic_tl.experiments.conditions import CONCEPT, REFUSAL, Condition
 from cosmic_tl.judges import Judgement
@@ -215,7 +216,7 @@ def test_phrases_belong_to_a_run(demo, prompts, tmp_path):
     of_course = replace(SETTINGS, phrases=("of course",), max_new_tokens=8)
     result = run(demo, prompts, tmp_path / "run", of_course)
     frame = result.effects.completions
-    assert result.summary["phrases"] == ["of course"] and result.effects.terms is CONCEPT
+    assert result.summary["phrases"] == ["of course"] and result.effects.terms.outcome == CONCEPT.outcome
     with_phrase = frame.completion.str.lower().str.contains("of course")
     assert with_phrase.any() and (frame.verdict[with_phrase] == "refusal").all()
     with pytest.raises(CosmicError, match=r"other settings \(settings\)"):
@@ -224,6 +225,22 @@ def test_phrases_belong_to_a_run(demo, prompts, tmp_path):
         result.summary["rates"]["negative"]["baseline"]
         == with_phrase[(frame.side == "negative") & (frame.condition == "baseline")].mean()
     )
+
+
+def test_sides_are_called_what_the_prompts_say(demo, prompts, tmp_path):
+    """In the result, the report and the loaded run; other names are another run."""
+    named = replace(prompts, labels=("<b>pirates", "others"))
+    made = run(demo, named, tmp_path / "run", SETTINGS)
+    assert made.effects.terms.sides == {"positive": "<b>pirates", "negative": "others"}
+    assert made.effects.terms.rate == REFUSAL.rate
+    found = Run.load(tmp_path / "run")
+    assert repr(found) == repr(made) and found.prompts.labels == named.labels
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "others prompts" in page and "harmless prompts" not in page and "<b>pirates" not in page
+    with pytest.raises(CosmicError, match=r"other settings \(prompts\)"):
+        run(demo, prompts, tmp_path / "run", SETTINGS)
+    swept = sweep(demo, found.prompts, found.direction, alphas=[0.0], n=1, max_new_tokens=4)
+    assert "1 others" in repr(swept) and "&lt;b&gt;pirates prompts" in str(swept.plot())
 
 
 @pytest.mark.parametrize("phrases", [(), ("ahoy", " ")])

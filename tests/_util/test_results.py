@@ -1,0 +1,207 @@
+"""Every kind of result is shown, drawn, saved and loaded in one way."""
+
+import importlib
+import json
+import pkgutil
+from dataclasses import fields, is_dataclass, replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import cosmic_tl as ct
+from cosmic_tl._util import results
+from cosmic_tl._util.packing import FORMAT, read_packed, write_packed
+from cosmic_tl.check.model_check import Check, ModelCheck
+from cosmic_tl.data.behaviours import AnswerPair, BehaviourSet
+from cosmic_tl.judges import agreement
+from cosmic_tl.suffixes.analysis import SuffixAnalysis
+from cosmic_tl.suffixes.suffix import Suffix
+
+SMALL = ct.CosmicOptions(n_train=8, n_val=4, max_kl=50.0)
+YES = AnswerPair("Is it okay to rest?", "Yes", "No")
+TEXTS = ["a b c", "d e f"]
+
+
+@pytest.fixture(scope="module")
+def selection(demo, prompts):
+    return ct.select_cosmic(demo, prompts, SMALL)
+
+
+def _two_rounds(demo, prompts):
+    return ct.two_rounds(demo, prompts, SMALL, alphas=(0.0, 1.0), n=2, max_new_tokens=4)
+
+
+def _behaviour(demo):
+    behaviour = BehaviourSet("rest", {"train": (YES, replace(YES, question="Is it wrong to rest?")), "test": (YES,)})
+    return ct.experiments.sweep_behaviour(demo, behaviour, alphas=[0.0, 1.0], layers=[4, 5])
+
+
+def _suffix_analysis():
+    part = {"group": "harmful", "layer": [0, 1], "head": [0, 1], "mean": [0.1, 0.2], "sd": 0.1, "n": 4}
+    frame = pd.DataFrame(part)
+    return SuffixAnalysis(pd.DataFrame({"group": ["harmful"], "n": [4], "rate": [0.5]}), frame, frame, frame)
+
+
+MAKE = {
+    "Agreement": lambda demo, prompts, selection: agreement(["refusal", "neither"], ["refusal", "compliance"]),
+    "BehaviourSweep": lambda demo, prompts, selection: _behaviour(demo),
+    "Capability": lambda demo, prompts, selection: ct.experiments.Capability(
+        pd.DataFrame(
+            [{"condition": "baseline", "task": "arc", "metric": "acc", "value": 0.5, "stderr": np.nan, "n": 3}]
+        )
+    ),
+    "ClassPca": lambda demo, prompts, selection: ct.pca_of_classes(demo, [side[:4] for side in prompts.sides("test")]),
+    "Comparison": lambda demo, prompts, selection: ct.compare_selections(
+        demo,
+        prompts,
+        cosmic=SMALL,
+        refusal_tokens=ct.RefusalTokenOptions(n_train=8, n_val=4, n_positions=1, max_kl=50.0),
+        n_test=2,
+        max_new_tokens=4,
+    ),
+    "Cost": lambda demo, prompts, selection: ct.measure_cost(demo, {"removal": selection.removal()}, texts=TEXTS),
+    "Effects": lambda demo, prompts, selection: ct.measure_effects(demo, prompts, selection, n=2, max_new_tokens=4),
+    "LayerSimilarity": lambda demo, prompts, selection: ct.layer_similarities(
+        demo, [side[:4] for side in prompts.sides("val")], selection
+    ),
+    "ModelCheck": lambda demo, prompts, selection: ModelCheck("demo", (Check("positions", "5", "", "ok"),)),
+    "Plan": lambda demo, prompts, selection: selection.plan,
+    "Projection": lambda demo, prompts, selection: ct.project(demo, "Bake a pie.", selection.direction),
+    "Selection": lambda demo, prompts, selection: selection,
+    "Suffix": lambda demo, prompts, selection: Suffix(
+        " x", (5,), (2.0, 1.0), ("hi",), ("Hi",), ("Hi!",), ("compliance",)
+    ),
+    "SuffixAnalysis": lambda demo, prompts, selection: _suffix_analysis(),
+    "Sweep": lambda demo, prompts, selection: ct.sweep(
+        demo, [side[:2] for side in prompts.sides("test")], selection.direction, alphas=[0.0, 1.0], max_new_tokens=4
+    ),
+    "TwoRounds": lambda demo, prompts, selection: _two_rounds(demo, prompts),
+    "Variants": lambda demo, prompts, selection: ct.compare_variants(demo, prompts, {"small": SMALL}),
+}
+
+
+def same(one, other):
+    """Whether two values are equal in everything, to the last bit."""
+    if isinstance(one, pd.DataFrame):
+        pd.testing.assert_frame_equal(one, other, check_exact=True)
+        return True
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if is_dataclass(one):
+        return type(one) is type(other) and all(
+            same(getattr(one, f.name), getattr(other, f.name)) for f in fields(type(one))
+        )
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, tuple | list):
+        return type(one) is type(other) and len(one) == len(other) and all(map(same, one, other))
+    return one == other or (one != one and other != other)
+
+
+def test_every_kind_of_result_is_tested_here():
+    for module in pkgutil.walk_packages(ct.__path__, "cosmic_tl."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    drawn = set(results.DrawnResult.__subclasses__())
+    kinds = {*results.Result.__subclasses__(), *drawn} - {results.DrawnResult}
+    assert {kind.__name__ for kind in kinds} == set(MAKE) == {*results.FIGURES, "Comparison", "ModelCheck"}
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_a_result_is_shown_drawn_saved_and_loaded(demo, prompts, selection, tmp_path, kind):
+    found = MAKE[kind](demo, prompts, selection)
+    assert type(found).__name__ == kind and len(found.table) > 0
+    assert repr(found).startswith(kind) or kind == "Agreement"
+    if isinstance(found, results.DrawnResult):
+        assert found._repr_html_ is None and callable(found._repr_mimebundle_)
+    else:
+        assert "<table" in found._repr_html_()
+    if kind == "ModelCheck":
+        with pytest.raises(ct.CosmicError, match="a ModelCheck has no figure; read its table"):
+            found.plot()
+    else:
+        assert found.plot().layout.title.text
+    found.save(tmp_path / "result")
+    assert same(type(found).load(tmp_path / "result"), found)
+
+
+def test_a_loaded_selection_works_as_before(demo, selection, tmp_path):
+    selection.save(tmp_path / "selection.safetensors")
+    found = ct.Selection.load(tmp_path / "selection.safetensors")
+    assert repr(found) == repr(selection)
+    asked = ["Rob a bank clerk."]
+    assert ct.complete(demo, asked, found.removal()) == ct.complete(demo, asked, selection.removal())
+
+
+def test_tensors_are_named_by_their_place(selection, tmp_path):
+    selection.save(tmp_path / "a")
+    with safe_open(tmp_path / "a", framework="pt") as file:
+        assert {"direction.vector", "candidates.vectors", "layer_similarity"} <= set(file.keys())
+
+
+def test_tables_keep_their_types(tmp_path):
+    table = pd.DataFrame(
+        {
+            "text": ["a", None],
+            "flag": [True, False],
+            "layer": pd.array([1, None], dtype="Int64"),
+            "cells": [(1, -1), None],
+            "rate": [0.1 + 0.2, np.inf],
+            "seed": pd.Series([None, 3], dtype=object),
+        },
+        index=pd.Index(["x", "y"], name="row"),
+    )
+    write_packed(tmp_path / "a", ct.experiments.Cost(table))
+    pd.testing.assert_frame_equal(read_packed(tmp_path / "a").documents, table, check_exact=True)
+    empty = table.iloc[:0].reset_index(drop=True)
+    write_packed(tmp_path / "a", ct.experiments.Cost(empty))
+    pd.testing.assert_frame_equal(read_packed(tmp_path / "a").documents, empty)
+
+
+def test_what_cannot_be_saved_leaves_no_file(tmp_path):
+    with pytest.raises(TypeError, match="a function cannot be saved"):
+        write_packed(tmp_path / "a", {"judge": lambda: 0})
+    assert not list(tmp_path.iterdir())
+
+
+def _write(path, content):
+    save_file({"x": torch.zeros(1)}, path, metadata={"cosmic_tl": json.dumps(content)})
+
+
+RATE = {"value": 0.5, "low": 0.0, "high": 1.0, "n": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"format": "cosmic_tl/result/1", "value": 1}, "has format 'cosmic_tl/result/1', and this version reads"),
+        ({"value": 1}, "is damaged or no saved result"),
+        ([], "is damaged or no saved result"),
+        ({"format": FORMAT, "value": {"tensor": "y"}}, "is damaged"),
+        ({"format": FORMAT, "value": {"class": "metrics.rates:Ratio", "fields": RATE}}, "is damaged"),
+        ({"format": FORMAT, "value": {"class": "metrics.nothing:Rate", "fields": RATE}}, "is damaged"),
+        ({"format": FORMAT, "value": {"class": "metrics.rates:Rate", "fields": {"value": 0.5}}}, "is damaged"),
+        ({"format": FORMAT, "value": {"class": "metrics.rates:rate", "fields": {}}}, "rate is no result"),
+        ({"format": FORMAT, "value": {"class": "cli.__main__:main", "fields": {}}}, "holds no results"),
+    ],
+)
+def test_foreign_and_damaged_files_are_refused_in_one_line(tmp_path, content, message):
+    _write(tmp_path / "a", content)
+    with pytest.raises(ct.CosmicError, match=message) as caught:
+        ct.Effects.load(tmp_path / "a")
+    assert "\n" not in str(caught.value)
+
+
+def test_another_kind_of_result_is_named(selection, tmp_path):
+    selection.save(tmp_path / "a")
+    with pytest.raises(ct.CosmicError, match=r"holds a Selection; load it with Selection\.load"):
+        ct.Effects.load(tmp_path / "a")
+    (tmp_path / "a").write_bytes((tmp_path / "a").read_bytes()[:-8])
+    with pytest.raises(ct.CosmicError, match="is damaged or no saved result"):
+        ct.Selection.load(tmp_path / "a")
+    with pytest.raises(ct.CosmicError, match="no file"):
+        ct.Selection.load(tmp_path / "b")
