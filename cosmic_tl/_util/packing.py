@@ -1,4 +1,4 @@
-"""Results as safetensors files: tensors as they are, everything else as JSON in the file's metadata."""
+"""Results as safetensors files: tensors as they are, and everything else as JSON, in one more tensor of bytes."""
 
 import json
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from pandas.api.types import is_numeric_dtype, is_object_dtype, is_string_dtype
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
@@ -17,6 +18,8 @@ from cosmic_tl._util.files import write_atomically
 from cosmic_tl.errors import CosmicError, first_line
 
 FORMAT = "cosmic_tl/result/2"
+JSON = "cosmic_tl.json"
+"""The tensor that holds it as UTF-8: the header of a safetensors file is limited in size."""
 _DAMAGE = (AttributeError, ImportError, IndexError, KeyError, TypeError, ValueError)
 """What reading a file that something else wrote can raise."""
 Tensors = dict[str, torch.Tensor]
@@ -31,7 +34,7 @@ def write_packed(path: Path, value: Any) -> None:
             such dataclasses.
 
     Raises:
-        TypeError: If a field holds anything else.
+        CosmicError: If a field holds anything else, such as an edit of your own class.
 
     Example:
         >>> import tempfile
@@ -42,8 +45,9 @@ def write_packed(path: Path, value: Any) -> None:
         10
     """
     tensors: Tensors = {}
-    packed = json.dumps({"format": FORMAT, "value": _pack(value, tensors)})
-    write_atomically(path, save(tensors, metadata={"cosmic_tl": packed}))
+    packed = json.dumps(_pack(value, tensors), ensure_ascii=False).encode()
+    tensors[JSON] = torch.frombuffer(bytearray(packed), dtype=torch.uint8)
+    write_atomically(path, save(tensors, metadata={"format": FORMAT}))
 
 
 def read_packed(path: Path) -> Any:
@@ -62,10 +66,9 @@ def read_packed(path: Path) -> Any:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            data = json.loads((file.metadata() or {})["cosmic_tl"])
+            form = (file.metadata() or {})["format"]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        form = data["format"]
-        value = _unpack(data["value"], tensors) if form == FORMAT else None
+        value = _unpack(json.loads(tensors[JSON].numpy().tobytes()), tensors) if form == FORMAT else None
     except (*_DAMAGE, OSError, SafetensorError) as error:
         raise CosmicError(
             f"result: {str(path)!r} is damaged or no saved result ({first_line(error)}); save it again"
@@ -79,39 +82,61 @@ def read_packed(path: Path) -> Any:
 
 def _pack(value: Any, tensors: Tensors, place: str = "") -> Any:
     """JSON for a value; its tensors go into `tensors`, named by their place: `selection.candidates.vectors`, say."""
-    if value is None or value is pd.NA:
+    if value is None:
         return None
+    if value is pd.NA:
+        return {"missing": "NA"}
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, torch.Tensor):
+        while place in tensors:  # two keys of a mapping may look alike
+            place += "'"
         tensors[place] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {"tensor": place}
-    if isinstance(value, pd.DataFrame):
-        columns = [[_pack(one, tensors) for one in value.iloc[:, i]] for i in range(value.shape[1])]
-        return {
-            "table": columns,
-            "columns": _labels(value.columns),
-            "dtypes": [str(dtype) for dtype in value.dtypes],
-        } | ({} if isinstance(value.index, pd.RangeIndex) else {"index": _labels(value.index)})
 
     def part(name: object, one: Any) -> Any:
         return _pack(one, tensors, f"{place}.{name}".removeprefix("."))
 
-    if is_dataclass(value):
-        kind = f"{type(value).__module__}:{type(value).__qualname__}".removeprefix("cosmic_tl.")
+    if isinstance(value, pd.DataFrame):
+        _check_table(value, place)
+        columns = [[part(f"{name}.{i}", one) for i, one in enumerate(column)] for name, column in value.items()]
+        found = {"table": columns, "n": len(value), "columns": _labels(value.columns)}
+        found["dtypes"] = [str(dtype) for dtype in value.dtypes]
+        plain = isinstance(value.index, pd.RangeIndex) and value.index.equals(pd.RangeIndex(len(value)))
+        return found if plain and value.index.name is None else found | {"index": _labels(value.index)}
+    module = type(value).__module__
+    if is_dataclass(value) and module.startswith("cosmic_tl."):
+        kind = f"{module.removeprefix('cosmic_tl.')}:{type(value).__qualname__}"
         return {"class": kind, "fields": {f.name: part(f.name, getattr(value, f.name)) for f in fields(value)}}
     if isinstance(value, Mapping):
-        return {"mapping": [[_pack(key, tensors), part(key, one)] for key, one in value.items()]}
+        return {"mapping": [[part("key", key), part(key, one)] for key, one in value.items()]}
     if isinstance(value, tuple | list):
         items = [part(i, one) for i, one in enumerate(value)]
         return {"tuple": items} if isinstance(value, tuple) else items
-    raise TypeError(f"a {type(value).__name__} cannot be saved")
+    raise CosmicError(
+        f"result: {place or 'it'} is a {type(value).__name__}, which a file cannot hold; save its table instead"
+    )
+
+
+def _check_table(table: pd.DataFrame, place: str) -> None:
+    """Columns are named by texts, and hold texts, numbers and objects, as row names do: anything else would come back changed."""
+    columns = {repr(name): column.dtype for name, column in table.items()}
+    for name, dtype in {**columns, "the row names": table.index.dtype, "the column names": table.columns.dtype}.items():
+        kinds = is_numeric_dtype(dtype), is_string_dtype(dtype), is_object_dtype(dtype)
+        if isinstance(dtype, pd.CategoricalDtype) or not any(kinds):
+            raise CosmicError(
+                f"result: {name} of the table {place} are {dtype}, which a file cannot hold; make them texts"
+            )
+    if table.index.nlevels > 1 or not all(isinstance(name, str) for name in table.columns):
+        raise CosmicError(
+            f"result: the table {place} has several levels, or names that are no texts; call reset_index()"
+        )
 
 
 def _labels(index: "pd.Index[Any]") -> dict[str, Any]:
-    return {"name": index.name, "values": index.tolist()}
+    return {"name": index.name, "values": index.tolist(), "dtype": str(index.dtype)}
 
 
 def _unpack(packed: Any, tensors: Tensors) -> Any:
@@ -119,6 +144,8 @@ def _unpack(packed: Any, tensors: Tensors) -> Any:
         return [_unpack(one, tensors) for one in packed]
     if not isinstance(packed, dict):
         return packed
+    if "missing" in packed:
+        return pd.NA
     if "tensor" in packed:
         return tensors[packed["tensor"]]
     if "tuple" in packed:
@@ -137,12 +164,15 @@ def _unpack(packed: Any, tensors: Tensors) -> Any:
 
 
 def _table(packed: dict[str, Any], tensors: Tensors) -> pd.DataFrame:
-    labels = packed.get("index")
-    index = None if labels is None else pd.Index(labels["values"], name=labels["name"])
-    columns = [
-        pd.Series([_unpack(one, tensors) for one in values], index=index, dtype=dtype)
-        for values, dtype in zip(packed["table"], packed["dtypes"], strict=True)
-    ]
-    table = pd.concat(columns, axis=1) if columns else pd.DataFrame(index=index)
-    table.columns = pd.Index(packed["columns"]["values"], name=packed["columns"]["name"])
+    index = _index(packed["index"]) if "index" in packed else pd.RangeIndex(packed["n"])
+    columns = {
+        i: pd.Series([_unpack(one, tensors) for one in values], index=index, dtype=dtype)
+        for i, (values, dtype) in enumerate(zip(packed["table"], packed["dtypes"], strict=True))
+    }
+    table = pd.DataFrame(columns, index=index)
+    table.columns = _index(packed["columns"])
     return table
+
+
+def _index(packed: dict[str, Any]) -> "pd.Index[Any]":
+    return pd.Index(packed["values"], dtype=packed["dtype"], name=packed["name"])

@@ -82,6 +82,9 @@ class Result:
         Args:
             path: The file, such as "effects.safetensors".
 
+        Raises:
+            CosmicError: If it holds what a file cannot, such as an edit of your own class.
+
         Example:
             >>> import tempfile
             >>> from cosmic_tl import Effects
@@ -112,7 +115,9 @@ class Result:
         found = read_packed(path)
         if not isinstance(found, cls):
             raise CosmicError(
-                f"{cls.__name__}: {str(path)!r} holds a {type(found).__name__}; load it with {type(found).__name__}.load"
+                f"{cls.__name__}: {str(path)!r} holds {type(found).__name__}; load it with {type(found).__name__}.load"
+                if isinstance(found, Result)
+                else f"{cls.__name__}: {str(path)!r} belongs to a run; load that with Run.load({str(path.parent)!r})"
             )
         return found
 

@@ -157,7 +157,7 @@ def cost(
         instructions=pairs,
         prompts=negative,
         chat=run.settings.chat,
-        batch_size=settings.batch_size or 8,
+        batch_size=settings.batch_size,
     )
     print_frame(found.table)
 
@@ -194,7 +194,7 @@ def capability(
         edits,
         limit=limit,
         num_fewshot=num_fewshot,
-        batch_size=settings.batch_size or 8,
+        batch_size=settings.batch_size,
         chat=source.run.settings.chat if chat else False,
         task_folder=task_folder,
     )

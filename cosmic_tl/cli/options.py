@@ -125,7 +125,7 @@ class DataOptions:
         return load_prompts(
             given.pop("prompts"),
             shuffle=not given.pop("keep_order"),
-            labels=None if labels is None else labels.split(","),
+            labels=None if labels is None else [one.strip() for one in labels.split(",")],
             **given,
         )
 

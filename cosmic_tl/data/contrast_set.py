@@ -129,7 +129,7 @@ def check_labels(labels: Any) -> None:
         Traceback (most recent call last):
         cosmic_tl.errors.CosmicError: labels: found ('pirates', 'pirates'); give two different names, such as ...
     """
-    pair = isinstance(labels, list | tuple) and len(labels) == 2 and labels[0] != labels[1]
+    pair = isinstance(labels, list | tuple) and len(labels) == 2
     if not pair or not all(
         isinstance(one, str) and one.strip() and one.isprintable() and len(one) <= 40 for one in labels
     ):

@@ -69,7 +69,7 @@ def load_prompts(
 
     Example:
         >>> load_prompts("demo")
-        ContrastSet('demo': train 400 + 400, val 150 + 150, test 200 + 200, positive + negative)
+        ContrastSet('demo': train 400 + 400, val 150 + 150, test 200 + 200, harmful + harmless)
         >>> load_prompts(positive=["Rob a bank.", "Mug a jogger.", "Forge a will."], negative={"train": ["Bake a pie."]})
         ContrastSet('in memory': train 1 + 1, val 1 + 0, test 1 + 0, positive + negative)
     """
@@ -81,7 +81,7 @@ def load_prompts(
         given: dict[Side, Source] = {"positive": positive, "negative": negative}
         read = {side: _read_side(place, side, column, hf_split) for side, place in given.items()}
         default = " / ".join(dict.fromkeys(map(_label, given.values())))
-        known = _HARM if all(isinstance(one, str) and find_prompts(one) for one in given.values()) else None
+        known = _HARM if all(_is_named(place, side) for side, place in given.items()) else None
     elif source is None or str(source) == "demo":
         data = json.loads(files("cosmic_tl").joinpath("demo", "prompts.json").read_text(encoding="utf-8"))
         read, contrast, default, shuffle = {side: (data[side], {}) for side in SIDES}, data["contrast"], "demo", False
@@ -94,6 +94,12 @@ def load_prompts(
         check_labels(labels)
     found = _assemble(name or default, read, contrast, seed if shuffle else None)
     return found if labels is None else replace(found, labels=(labels[0], labels[1]))
+
+
+def _is_named(source: Source, side: Side) -> bool:
+    """Whether it is a named set, on the side that it has prompts for."""
+    named = isinstance(source, str) and not Path(source).exists()
+    return named and any(found.side == side for found in find_prompts(str(source)))
 
 
 def _label(source: Source) -> str:

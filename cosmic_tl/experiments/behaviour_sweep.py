@@ -32,7 +32,7 @@ class BehaviourSweep(Result):
     """Its name."""
 
     def _lines(self) -> list[str]:
-        return [f"BehaviourSweep: {self.behaviour}, {self.table.n.iloc[0]} questions"]
+        return [f"BehaviourSweep: {self.behaviour}, questions: {', '.join(map(str, self.table.n.unique()))}"]
 
 
 def sweep_behaviour(

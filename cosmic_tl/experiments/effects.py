@@ -32,7 +32,7 @@ class Effects(Result):
 
     completions: pd.DataFrame
     """One row per completion: side, condition, seed (of a placebo; None for others), prompt, completion, verdict,
-    cross_entropy, late_nats and repetition (`evaluation.fluency`), garbled (if there is a condition without interventions to
+    cross_entropy, late_nats and repetition (`metrics.fluency`), garbled (if there is a condition without interventions to
     compare with), and with the demo model well_formed and names_topic. The verdict "refusal" stands for whatever the judge
     looked for."""
     terms: Terms = REFUSAL

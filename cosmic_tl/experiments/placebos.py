@@ -122,7 +122,7 @@ def calibrate_placebos(
         alpha: Strength of the induction. Defaults to the selection's, or to 1 for a direction.
         chat: Formatting. Defaults to the plain chat template.
         seeds: Of the random directions. Default 0 to 4.
-        batch_size: Rows per forward pass. Defaults to 32 prompts, and for KL to as many as memory allows.
+        batch_size: Rows per forward pass. Default: by memory.
 
     Returns:
         For each seed a random translation and, unless α is 0, an induction of equal KL.

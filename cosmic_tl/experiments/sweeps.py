@@ -56,7 +56,7 @@ class Sweep(Result):
 
     completions: pd.DataFrame
     """One row per completion: method, alpha, side, prompt, sample, completion, verdict, cross_entropy (nats per token, of the
-    unsteered model; None for an empty completion), late_nats and repetition (as in `evaluation.fluency`), garbled, and, if
+    unsteered model; None for an empty completion), late_nats and repetition (as in `metrics.fluency`), garbled, and, if
     refusal tokens were given, score (the prompt's, so the same for all its samples). The model without intervention is
     `BASELINE`."""
     generation: Mapping[str, Any] = field(default_factory=dict)
@@ -83,7 +83,7 @@ class Sweep(Result):
 
         `low` and `high` are the Wilson 95 % interval of the rate, as if completions were independent; `rate_q25` and
         `rate_q75` the quartiles of each prompt's own rate, which say something only with several completions per prompt.
-        `garbled` is the share of garbled completions (`evaluation.fluency`), `cross_entropy` the mean over completions.
+        `garbled` is the share of garbled completions (`metrics.fluency`), `cross_entropy` the mean over completions.
         Scores (mean and quartiles over prompts) are there if refusal tokens were given.
 
         Example:

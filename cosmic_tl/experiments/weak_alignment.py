@@ -34,7 +34,7 @@ from cosmic_tl._util.results import Result
 from cosmic_tl.data.contrast_set import SIDES, ContrastSet, Side, Split
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.errors import CosmicError, one_of
-from cosmic_tl.experiments.conditions import Condition
+from cosmic_tl.experiments.conditions import REFUSAL, Condition, Terms, terms_of
 from cosmic_tl.experiments.effects import Effects, measure_effects
 from cosmic_tl.generation.sampling import Sampling
 from cosmic_tl.interventions.affine_map import AffineMap
@@ -128,6 +128,8 @@ class TwoRounds(Result):
     """One row per completion: split, set, direction, alpha, prompt, completion, verdict."""
     generation: Mapping[str, Any] = field(default_factory=dict)
     """How completions were generated, as in `Effects`."""
+    terms: Terms = REFUSAL
+    """What people are shown."""
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -276,6 +278,7 @@ def two_rounds(
         _by_direction(pd.concat(rates, ignore_index=True)),
         _by_direction(completions),
         effects.generation,
+        terms_of(None, prompts.labels),
     )
 
 

@@ -9,7 +9,7 @@ from plotly.subplots import make_subplots
 
 from cosmic_tl.experiments.capability import Capability
 from cosmic_tl.experiments.cost import Cost
-from cosmic_tl.figures.style import BLUE, COLOURS, LINE, ORANGE, PALE, finish
+from cosmic_tl.figures.style import BLUE, LINE, ORANGE, PALE, condition_colour, finish
 from cosmic_tl.selection.plan import Plan
 
 STATUS_COLOURS = {"pass": BLUE, "lazy": ORANGE, "skipped": PALE}
@@ -76,7 +76,7 @@ def _bars(panels: Mapping[str, pd.DataFrame], value: str, error: tuple[pd.Series
             x=[escape(name).replace(" ", "<br>") for name in some.condition],
             y=some[value],
             error_y={"type": "data", "symmetric": False, "array": above, "arrayminus": below},
-            marker_color=[COLOURS.get(name.split()[0], COLOURS["other"]) for name in some.condition],
+            marker_color=[condition_colour(name) for name in some.condition],
             customdata=some[["n"]],
             hovertemplate="%{x}: %{y:.4f}, n = %{customdata[0]}<extra></extra>",
             showlegend=False,

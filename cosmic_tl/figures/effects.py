@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from cosmic_tl.data.contrast_set import SIDES
 from cosmic_tl.experiments.conditions import Terms
 from cosmic_tl.experiments.effects import Effects
-from cosmic_tl.figures.style import COLOURS, GREEN, LINE, finish
+from cosmic_tl.figures.style import COLOURS, GREEN, LINE, condition_colour, finish
 
 MANY = 6
 """Number of conditions above which bars are horizontal, so that their names have room."""
@@ -52,8 +52,7 @@ def plot_refusal_rates(effects: Effects, *, outcome: str | None = None, sides: N
     conditions = [escape(name) if many else escape(name).replace(" ", "<br>") for name in table.condition]
     seeds = table.seeds if "seeds" in table else pd.Series(0, table.index)
     colours = [
-        COLOURS["random"] if n else COLOURS.get(name.replace(",", " ").split()[0], COLOURS["other"])
-        for name, n in zip(table.condition, seeds, strict=True)
+        COLOURS["random"] if n else condition_colour(name) for name, n in zip(table.condition, seeds, strict=True)
     ]
     places = [[names[side] for side in table.side], conditions]
     errors = {

@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from cosmic_tl.figures.style import UNKNOWN, colour_scale, position_labels
+from cosmic_tl.figures.style import UNKNOWN, colour_scale, position_labels, token_label
 from cosmic_tl.selection.result import Selection
 
 
@@ -76,6 +76,19 @@ def heatmaps(panels: Sequence[Panel], shared: bool = False, bar_title: str = "")
     return figure
 
 
+def candidate_labels(selection: Selection) -> list[str]:
+    """What the rows of a selection's heatmaps are called: token and position, or the names of directions that were given.
+
+    Example:
+        >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, select_cosmic
+        >>> options = CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=10.0)
+        >>> candidate_labels(select_cosmic(load_model("demo", device="cpu"), load_prompts("demo"), options))
+        ['\\\\n (-1)']
+    """
+    names = selection.candidates.names
+    return [token_label(name) for name in names] if names else position_labels(selection.positions)
+
+
 def score_panel(selection: Selection, column: str, title: str) -> Panel:
     """One column of a selection's table as a panel, with the reason why each candidate was dropped.
 
@@ -92,7 +105,7 @@ def score_panel(selection: Selection, column: str, title: str) -> Panel:
 
     reasons = grid("reason").replace("", "kept")
     reasons.loc[selection.direction.layer, selection.direction.position] = "chosen"
-    values, labels = grid(column).to_numpy(float), position_labels(selection.positions)
+    values, labels = grid(column).to_numpy(float), candidate_labels(selection)
     signed = column in selection.clean  # refusal scores: above 0 the model refuses
     return Panel(title, values, labels, reasons.to_numpy().astype(str), signed)
 
@@ -127,7 +140,7 @@ def mark_choice(figure: go.Figure, k: int, selection: Selection) -> None:
         >>> [trace.name for trace in figure.data[1:]]
         ['filtered', 'chosen']
     """
-    labels = dict(zip(selection.positions.indices, position_labels(selection.positions), strict=True))
+    labels = dict(zip(selection.positions.indices, candidate_labels(selection), strict=True))
     dropped, chosen = selection.table[~selection.table.kept], selection.direction
     row = chosen.position + len(labels)
     axis = str(k + 1) if k else ""

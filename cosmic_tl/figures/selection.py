@@ -43,10 +43,12 @@ def plot_scores(selection: Selection, remarks: bool = True) -> go.Figure:
         mark_choice(figure, k, selection)
     chosen = selection.direction
     grey = unknown_cells([selection])
+    if selection.candidates.names:
+        figure.update_yaxes(title_text="direction")
     said = [escape(one, quote=False) for one in selection.remarks] if remarks else []
     return finish(
         figure,
-        f"Layer {chosen.layer}, position {chosen.position} chosen",
+        f"Layer {chosen.layer}, {escape(selection.column)} chosen",
         " ".join([f"{grey}." if grey and said else grey, *said]).strip(),
         columns=2 if len(panels) == 4 else 3,
         span=len(panels[0].values),

@@ -114,6 +114,16 @@ def position_labels(positions: Positions) -> list[str]:
     return [f"{token_label(t)} ({i})" for t, i in zip(positions.labels, positions.indices, strict=True)]
 
 
+def condition_colour(condition: str) -> str:
+    """The colour of a condition, by its first word: "removal, COSMIC" has that of removal.
+
+    Example:
+        >>> condition_colour("removal, COSMIC") == COLOURS["removal"]
+        True
+    """
+    return COLOURS.get(condition.replace(",", " ").partition(" ")[0], COLOURS["other"])
+
+
 def translucent(colour: str, opacity: float) -> str:
     """A translucent version of a palette colour.
 

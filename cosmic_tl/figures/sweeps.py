@@ -72,7 +72,7 @@ def plot_sweep(sweep: Sweep, *, outcome: str | None = None, sides: Names | None 
         margin = 0.05 * (most - least) or 1.0
         figure.update_yaxes(title_text=f"{outcome} score (log-odds)", range=[least - margin, most + margin], row=2)
     subtitle = f"dotted: no edit; {_bands(sampled, len(measures) > 1)}"
-    if "garbled" in table:
+    if "garbled" in table and table.garbled.notna().any():
         subtitle += "; ×: share of garbled answers"
     if len(drops):
         subtitle += "; grey: lower than at a smaller α"
@@ -104,7 +104,9 @@ def plot_two_rounds(found: TwoRounds, *, outcome: str | None = None, sides: Name
     rows = found.completions
     rows = rows[(rows.split == REPORTED_ON) & rows.set.isin(SIDES)]
     names = {"direction": "method", "set": "side"}
-    return plot_sweep(Sweep(rows.rename(columns=names).assign(sample=0)), outcome=outcome, sides=sides)
+    return plot_sweep(
+        Sweep(rows.rename(columns=names).assign(sample=0), terms=found.terms), outcome=outcome, sides=sides
+    )
 
 
 def _bands(sampled: bool, scored: bool) -> str:

@@ -100,9 +100,9 @@ def check_cache(model: TransformerBridge) -> None:
 
     if not probed(model, "cache", probe):
         raise CosmicError(
-            "model: its answers with a key-value cache differ from those without, because this transformers "
-            f"({version('transformers')}) and TransformerLens ({version('transformer_lens')}) do not fit together; "
-            "install 'transformers<5.24'"
+            "model: its answers with a key-value cache differ from those without, so they would be wrong; transformers "
+            f"{version('transformers')} and TransformerLens {version('transformer_lens')} may not fit together: "
+            "try 'transformers<5.24'"
         )
 
 

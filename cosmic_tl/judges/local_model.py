@@ -30,7 +30,7 @@ class ModelJudge:
     chat: ChatFormat = field(default_factory=ChatFormat)
     """The judge's chat format. Not used by a template that is already the whole prompt."""
     batch_size: int | None = None
-    """Questions per batch; changes no verdict."""
+    """Questions per batch; changes no verdict. By default as many as fit into memory, at most 32."""
 
     @property
     def name(self) -> str:

@@ -79,7 +79,8 @@ class Agreement(Result):
         return [str(self)]
 
     def _shown(self) -> pd.DataFrame:
-        return self.table.rename_axis(columns=None).reset_index()
+        table = self.table.set_axis([f"{self.table.columns.name}: {verdict}" for verdict in self.table], axis=1)
+        return table.rename_axis(index=f"{self.table.index.name}:").reset_index()
 
 
 def agreement(

@@ -1,7 +1,8 @@
 """Left-padded batches, the effect of padding on a model, and the number of rows per pass."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -12,9 +13,9 @@ from cosmic_tl.model.forward import TokenBatch, read, tiny_batch
 from cosmic_tl.model.hooks import Site, hooks_around, probed
 
 BATCH_SIZE = 32
-"""Most prompts per forward pass by default."""
+"""The largest default number of prompts per forward pass."""
 LOGIT_BYTES = 2**30
-"""Most bytes of the float32 logits of one pass by default."""
+"""The largest default size of the float32 logits of one pass, in bytes."""
 
 
 def batches(
@@ -47,15 +48,14 @@ def batches(
         >>> [batch.rows for batch in batches(model, [[5, 6, 7], [8]], size=2, overhead=1)]
         [(1,), (0,)]
     """
-    if size is None:
-        size = _default_size(model, max(map(len, rows), default=1), n_logits)
-    if size < 1:
+    if size is not None and size < 1:
         raise CosmicError(f"batch_size: must be at least 1, found {size}")
     paddable = len({len(row) for row in rows}) == 1 or masks_padding(model)
     pad = model.tokenizer.pad_token_id if model.tokenizer is not None else None
     device = torch.device(str(model.cfg.device))
     order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), i))
-    for start, end in _cuts([len(rows[i]) for i in order], size, overhead, paddable):
+    most = cache(lambda longest: size or _default_size(model, longest, n_logits))
+    for start, end in _cuts([len(rows[i]) for i in order], most, overhead, paddable):
         chosen = order[start:end]
         width = len(rows[chosen[-1]])
         ids = torch.full((len(chosen), width), 0 if pad is None else pad)
@@ -69,24 +69,29 @@ def batches(
 def _default_size(model: TransformerBridge, longest: int, n_logits: int) -> int:
     fit = LOGIT_BYTES // (4 * n_logits * int(model.cfg.d_vocab))
     if torch.device(str(model.cfg.device)).type == "cuda":
-        fit = min(fit, rows_per_pass(model, longest))
+        fit = min(fit, rows_per_pass(model, longest + n_logits))  # logits may belong to tokens after these
     return max(1, min(BATCH_SIZE, fit))
 
 
-def _cuts(lengths: Sequence[int], size: int, overhead: int | None, paddable: bool) -> list[tuple[int, int]]:
-    """Where to split prompts, sorted by length, into batches."""
+def _cuts(
+    lengths: Sequence[int], most: Callable[[int], int], overhead: int | None, paddable: bool
+) -> list[tuple[int, int]]:
+    """Where to split prompts, sorted by length, into batches; `most` of some length fit into one."""
     cuts: list[tuple[int, int]] = []
     if overhead is None:
         start = 0
         while start < len(lengths):
-            end = start + size if paddable else min(start + size, bisect_right(lengths, lengths[start]))
-            cuts.append((start, min(end, len(lengths))))
+            last = len(lengths) if paddable else bisect_right(lengths, lengths[start])
+            end = start + 1
+            while end < last and end - start < most(lengths[end]):
+                end += 1
+            cuts.append((start, end))
             start = end
         return cuts
     # The cheapest split of the first prompts, one prompt more at a time.
     cheapest = [(0, 0)]
     for end, longest in enumerate(lengths, 1):
-        first = max(0, end - size) if paddable else max(end - size, bisect_left(lengths, longest))
+        first = max(0 if paddable else bisect_left(lengths, longest), end - most(longest))
         cheapest.append(
             min((cheapest[start][0] + (end - start) * longest + overhead, start) for start in range(first, end))
         )

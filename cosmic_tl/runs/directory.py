@@ -47,7 +47,8 @@ def _scores_rest_on(identity: dict[str, Any]) -> dict[str, Any]:
     """What must be the same for activations and scores to be the same."""
     settings = identity["settings"]
     selection = {name: value for name, value in settings["selection"].items() if name not in _CHOICE_ONLY}
-    return {**identity, "settings": {"selection": selection, "chat": settings["chat"]}}
+    prompts = {name: value for name, value in identity["prompts"].items() if name != "labels"}
+    return {**identity, "prompts": prompts, "settings": {"selection": selection, "chat": settings["chat"]}}
 
 
 def _outdated(out: Path, identity: dict[str, Any]) -> tuple[str, ...]:
@@ -188,7 +189,7 @@ def read_choice(out: Path, direction: Direction, identity: dict[str, Any]) -> tu
     for name, same in (
         ("settings.json", found.run == digest(identity)),
         ("direction.safetensors", direction_digest(direction) == direction_digest(found.selection.direction)),
-        ("scores.csv", scores == found.selection.table.to_csv(index=False)),
+        ("scores.csv", scores == found.selection.table.to_csv(index=False, lineterminator="\n")),
     ):
         if not same:
             raise CosmicError(f"it was written with another {name}")

@@ -333,7 +333,7 @@ def run(
     summary = _summary(identity, selection, effects, calibrations, notes, time.perf_counter() - started)
     selection.direction.save(out / "direction.safetensors")
     write_choice(out, selection, similarity, identity)
-    write_atomically(out / "scores.csv", selection.table.to_csv(index=False))
+    write_atomically(out / "scores.csv", selection.table.to_csv(index=False, lineterminator="\n"))
     frame = effects.completions
     rows: list[Row] = frame.astype(object).where(frame.notna(), None).to_dict("records")  # JSON has no NaN
     write_atomically(out / "completions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))

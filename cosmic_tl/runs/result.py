@@ -119,9 +119,7 @@ class Run:
             frame = pd.DataFrame(rows).assign(
                 seed=pd.Series([row["seed"] for row in rows], dtype=object)
             )  # None: no NaN
-            effects = Effects(
-                frame, terms_of(settings.phrases, identity["prompts"].get("labels")), summary["generation"]
-            )
+            effects = Effects(frame, terms_of(settings.phrases, identity["prompts"]["labels"]), summary["generation"])
             _ = effects.table
             name = "direction.safetensors"
             direction = Direction.load(out / name)

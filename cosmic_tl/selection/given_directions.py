@@ -43,7 +43,8 @@ def score_directions(
         batch_size: Rows (prompts times directions) per forward pass. Default: by the available memory.
 
     Returns:
-        A selection with one column per direction, whose `positions.labels` are the names.
+        A selection with one column per direction; its table has their names in the column `name`. A vector that is tried at or
+        above the evaluation layers changes nothing that COSMIC compares (`CosmicOptions.evaluation_layers`).
 
     Raises:
         NoCandidateError: If the filters leave nothing.
@@ -54,8 +55,8 @@ def score_directions(
         >>> model, prompts = load_model("demo", device="cpu"), load_prompts("demo")
         >>> options = CosmicOptions(n_train=8, n_val=4, max_kl=50.0)
         >>> found = score_directions(model, prompts, {"mine": torch.ones(128), "other": [0.5] * 128}, options)
-        >>> found.positions.labels, len(found.table)
-        (('mine', 'other'), 16)
+        >>> found.table.name.unique().tolist(), len(found.table)
+        (['mine', 'other'], 16)
     """
     options = options or CosmicOptions()
     if not directions:
@@ -79,4 +80,6 @@ def score_directions(
             vectors[layer, column], references[layer, column] = vector, means[1].resid_pre[layer, -1]
     candidates = Candidates.from_vectors(vectors, references=references, n_layers=n_layers, names=tuple(directions))
     own = replace(options, last_position_rule=False, n_positions=None)
-    return select_cosmic(model, prompts, own, candidates=candidates, chat=chat, batch_size=batch_size, means=means)
+    found = select_cosmic(model, prompts, own, candidates=candidates, chat=chat, batch_size=batch_size, means=means)
+    names = [candidates.names[column] for column in found.table.position]
+    return replace(found, table=found.table.assign(name=names)[["name", *found.table]])

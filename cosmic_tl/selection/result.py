@@ -153,15 +153,22 @@ class Selection(Result):
         return self.table.sort_values("score", ascending=False).head(n).reset_index(drop=True)
 
     @property
-    def _column(self) -> str:
-        """Where the choice stands in the table: a token position, or the name of a direction that was given."""
+    def column(self) -> str:
+        """What was chosen at its layer: a token position, or the name of a direction that was given.
+
+        Example:
+            >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, select_cosmic
+            >>> options = CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=10.0)
+            >>> select_cosmic(load_model("demo", device="cpu"), load_prompts("demo"), options).column
+            'position -1'
+        """
         position = self.direction.position
         return repr(self.candidates.names[position]) if self.candidates.names else f"position {position}"
 
     def __repr__(self) -> str:
         counted = {name: int(self.table[name].notna().sum()) for name in ("kl", "induce") if name in self.table}
         lines = [
-            f"Selection({self.method}, {self.mode}): layer {self.direction.layer}, {self._column}"
+            f"Selection({self.method}, {self.mode}): layer {self.direction.layer}, {self.column}"
             + ("" if self.edits == Edits(self.mode) else f"; induction with {self.edits.induced}"),
             f"  {self.basis}",
             f"  {int((~self.table.kept).sum())} of {len(self.table)} candidates dropped; "

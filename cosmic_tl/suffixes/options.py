@@ -26,7 +26,7 @@ class SuffixOptions:
     seed: int = 0
     """Random seed of the search and of the suffixes that it is compared with."""
     batch_size: int | None = None
-    """Rows per forward pass; changes results only by rounding. By default as many as fit into memory."""
+    """Rows per forward pass; changes results only by rounding. By default as many as fit into memory, at most 32."""
 
     def __post_init__(self) -> None:
         for name in ("n_tokens", "steps", "n_candidates", "top_k", "check_every", "max_new_tokens", "batch_size"):

@@ -19,7 +19,7 @@ from cosmic_tl.errors import CosmicError, check_texts
 from cosmic_tl.generation.completions import complete
 from cosmic_tl.judges.base import Verdict
 from cosmic_tl.judges.substring import judge_refusal
-from cosmic_tl.model.batching import batches, rows_per_pass
+from cosmic_tl.model.batching import batches
 from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.fingerprint import model_fingerprint
 from cosmic_tl.model.forward import TokenBatch, last_logits
@@ -184,7 +184,7 @@ def token_gradient(
 
     total: Any = 0
     with torch.inference_mode(False), torch.enable_grad():
-        for batch in batches(model, rows, batch_size):
+        for batch in batches(model, rows, batch_size, n_logits=max(map(len, goals)) + 1):
             watched.clear()
             handle = embedding.register_forward_hook(watch)
             try:
@@ -214,7 +214,7 @@ def target_losses(
         places: Tokens around the suffix, one per prompt.
         suffixes: Token sequences.
         goals: Tokens of the targets, one per prompt.
-        batch_size: Rows per forward pass. Default: by memory.
+        batch_size: Rows per forward pass. Default: by memory, at most 32.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -224,9 +224,8 @@ def target_losses(
     """
     rows = [[*p.before, *suffix, *p.after, *goal] for suffix in suffixes for p, goal in zip(places, goals, strict=True)]
     found = torch.empty(len(rows))
-    size = batch_size or rows_per_pass(model, max(map(len, rows)))
     with torch.inference_mode():
-        for batch in batches(model, rows, size):
+        for batch in batches(model, rows, batch_size, n_logits=max(map(len, goals)) + 1):
             lengths = [len(goals[row % len(goals)]) for row in batch.rows]
             found[list(batch.rows)] = _losses(model, batch, lengths).cpu()
     return found.view(len(suffixes), len(places)).mean(1)

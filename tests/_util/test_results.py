@@ -3,7 +3,7 @@
 import importlib
 import json
 import pkgutil
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import cosmic_tl as ct
 from cosmic_tl._util import results
-from cosmic_tl._util.packing import FORMAT, read_packed, write_packed
+from cosmic_tl._util.packing import FORMAT, JSON, read_packed, write_packed
 from cosmic_tl.check.model_check import Check, ModelCheck
 from cosmic_tl.data.behaviours import AnswerPair, BehaviourSet
 from cosmic_tl.judges import agreement
@@ -157,36 +157,86 @@ def test_tables_keep_their_types(tmp_path):
     )
     write_packed(tmp_path / "a", ct.experiments.Cost(table))
     pd.testing.assert_frame_equal(read_packed(tmp_path / "a").documents, table, check_exact=True)
-    empty = table.iloc[:0].reset_index(drop=True)
-    write_packed(tmp_path / "a", ct.experiments.Cost(empty))
-    pd.testing.assert_frame_equal(read_packed(tmp_path / "a").documents, empty)
+    plain = table.reset_index(drop=True)
+    others = [
+        table.iloc[:0],
+        plain.iloc[:0],
+        plain.iloc[1:],
+        plain.iloc[::-1],
+        pd.DataFrame(index=range(3)),
+        plain[["rate"] * 2],
+    ]
+    others += [
+        table.assign(seed=pd.Series([pd.NA, None], index=table.index, dtype=object)),
+        table.rename_axis(columns="kind"),
+    ]
+    for one in others:
+        write_packed(tmp_path / "a", ct.experiments.Cost(one))
+        pd.testing.assert_frame_equal(read_packed(tmp_path / "a").documents, one, check_exact=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.astype({"text": "category"}), "'text' of the table documents are category"),
+        (lambda t: t.assign(day=pd.Timestamp("2026-01-01")), "'day' of the table documents are datetime64"),
+        (
+            lambda t: t.set_index(pd.DatetimeIndex(["2026-01-01"])),
+            "the row names of the table documents are datetime64",
+        ),
+        (lambda t: t.set_index(["text", "n"]), "has several levels"),
+        (lambda t: t.rename(columns={"n": 3}), "names that are no texts"),
+    ],
+)
+def test_tables_that_would_come_back_changed_are_refused(tmp_path, change, message):
+    with pytest.raises(ct.CosmicError, match=message):
+        ct.experiments.Cost(change(pd.DataFrame({"text": ["a"], "n": [1]}))).save(tmp_path / "a")
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_tensor_keeps_its_place(tmp_path):
+    one, other = torch.zeros(2), torch.ones(2)
+    for value in ({1: one, "1": other}, {"a": {"b": one}, "a.b": other}, pd.DataFrame({"x": [one, other]})):
+        write_packed(tmp_path / "a", {"value": value})
+        found = read_packed(tmp_path / "a")["value"]
+        cells = found.x if isinstance(found, pd.DataFrame) else list(found.values())
+        first = cells[0]["b"] if isinstance(cells[0], dict) else cells[0]
+        assert torch.equal(first, one) and torch.equal(cells[1], other)
 
 
 def test_what_cannot_be_saved_leaves_no_file(tmp_path):
-    with pytest.raises(TypeError, match="a function cannot be saved"):
+    with pytest.raises(ct.CosmicError, match="result: judge is a function, which a file cannot hold; save its table"):
         write_packed(tmp_path / "a", {"judge": lambda: 0})
+    with pytest.raises(ct.CosmicError, match=r"result: edits\.0 is a Own, which a file cannot hold"):
+        write_packed(tmp_path / "a", {"edits": [Own()]})
     assert not list(tmp_path.iterdir())
 
 
 def _write(path, content):
-    save_file({"x": torch.zeros(1)}, path, metadata={"cosmic_tl": json.dumps(content)})
+    packed = torch.frombuffer(bytearray(json.dumps(content[1]).encode()), dtype=torch.uint8)
+    save_file({JSON: packed}, path, metadata=content[0])
 
 
+@dataclass(frozen=True)
+class Own:
+    """A class that is not the package's."""
+
+
+NOW = {"format": FORMAT}
 RATE = {"value": 0.5, "low": 0.0, "high": 1.0, "n": 1}
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"format": "cosmic_tl/result/1", "value": 1}, "has format 'cosmic_tl/result/1', and this version reads"),
-        ({"value": 1}, "is damaged or no saved result"),
-        ([], "is damaged or no saved result"),
-        ({"format": FORMAT, "value": {"tensor": "y"}}, "is damaged"),
-        ({"format": FORMAT, "value": {"class": "metrics.rates:Ratio", "fields": RATE}}, "is damaged"),
-        ({"format": FORMAT, "value": {"class": "metrics.nothing:Rate", "fields": RATE}}, "is damaged"),
-        ({"format": FORMAT, "value": {"class": "metrics.rates:Rate", "fields": {"value": 0.5}}}, "is damaged"),
-        ({"format": FORMAT, "value": {"class": "metrics.rates:rate", "fields": {}}}, "rate is no result"),
-        ({"format": FORMAT, "value": {"class": "cli.__main__:main", "fields": {}}}, "holds no results"),
+        (({"format": "cosmic_tl/result/1"}, 1), "has format 'cosmic_tl/result/1', and this version reads"),
+        (({"kind": FORMAT}, 1), "is damaged or no saved result"),
+        ((NOW, {"tensor": "y"}), "is damaged"),
+        ((NOW, {"class": "metrics.rates:Ratio", "fields": RATE}), "is damaged"),
+        ((NOW, {"class": "metrics.nothing:Rate", "fields": RATE}), "is damaged"),
+        ((NOW, {"class": "metrics.rates:Rate", "fields": {"value": 0.5}}), "is damaged"),
+        ((NOW, {"class": "metrics.rates:rate", "fields": {}}), "rate is no result"),
+        ((NOW, {"class": "cli.__main__:main", "fields": {}}), "holds no results"),
     ],
 )
 def test_foreign_and_damaged_files_are_refused_in_one_line(tmp_path, content, message):
