@@ -35,6 +35,7 @@ class ContrastSet:
     def __post_init__(self) -> None:
         if self.labels is not None:
             check_labels(self.labels)
+            object.__setattr__(self, "labels", tuple(self.labels))
         for name, splits in (("positive", self.positive), ("negative", self.negative)):
             for split, some in splits.items():
                 check_texts(f"{name} {split}", some)
@@ -130,9 +131,10 @@ def check_labels(labels: Any) -> None:
         cosmic_tl.errors.CosmicError: labels: found ('pirates', 'pirates'); give two different names, such as ...
     """
     pair = isinstance(labels, list | tuple) and len(labels) == 2
-    if not pair or not all(
+    named = pair and all(
         isinstance(one, str) and one.strip() and one.isprintable() and len(one) <= 40 for one in labels
-    ):
+    )
+    if not named or labels[0].strip() == labels[1].strip():
         raise CosmicError(f"labels: found {labels!r}; give two different names, such as ('harmful', 'harmless')")
 
 

@@ -18,6 +18,7 @@ from cosmic_tl._util.packing import FORMAT, JSON, read_packed, write_packed
 from cosmic_tl.check.model_check import Check, ModelCheck
 from cosmic_tl.data.behaviours import AnswerPair, BehaviourSet
 from cosmic_tl.judges import agreement
+from cosmic_tl.runs.directory import Choice
 from cosmic_tl.suffixes.analysis import SuffixAnalysis
 from cosmic_tl.suffixes.suffix import Suffix
 
@@ -246,10 +247,13 @@ def test_foreign_and_damaged_files_are_refused_in_one_line(tmp_path, content, me
     assert "\n" not in str(caught.value)
 
 
-def test_another_kind_of_result_is_named(selection, tmp_path):
+def test_another_kind_of_result_is_named(demo, prompts, selection, tmp_path):
     selection.save(tmp_path / "a")
-    with pytest.raises(ct.CosmicError, match=r"holds a Selection; load it with Selection\.load"):
+    with pytest.raises(ct.CosmicError, match=r"holds Selection; load it with Selection\.load"):
         ct.Effects.load(tmp_path / "a")
+    write_packed(tmp_path / "run", Choice(selection, MAKE["LayerSimilarity"](demo, prompts, selection), "hash"))
+    with pytest.raises(ct.CosmicError, match=r"belongs to a run; load that with Run\.load"):
+        ct.Selection.load(tmp_path / "run")
     (tmp_path / "a").write_bytes((tmp_path / "a").read_bytes()[:-8])
     with pytest.raises(ct.CosmicError, match="is damaged or no saved result"):
         ct.Selection.load(tmp_path / "a")

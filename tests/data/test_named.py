@@ -137,6 +137,8 @@ def test_contrast_sets_of_named_sets(tmp_path, monkeypatch):
     # A set with one side serves on either.
     swapped = load_prompts(positive="alpaca", negative="advbench")
     assert sorted(p for split in swapped.positive.values() for p in split) == sorted(HARMLESS)
+    assert swapped.labels is None  # and what it is called there is not known
+    assert found.labels == both.labels == alone.labels == ("harmful", "harmless")
 
 
 def test_a_file_of_the_same_name_goes_before_the_set(tmp_path, monkeypatch):
@@ -145,6 +147,7 @@ def test_a_file_of_the_same_name_goes_before_the_set(tmp_path, monkeypatch):
     (tmp_path / "b.txt").write_text("four\nfive\nsix\n")
     found = load_prompts(positive="advbench", negative="b.txt")
     assert sorted(p for split in found.positive.values() for p in split) == ["one", "three", "two"]
+    assert found.labels is None
 
 
 def test_errors_name_what_was_found(tmp_path):

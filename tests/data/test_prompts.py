@@ -44,7 +44,8 @@ def test_the_sides_have_names(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "labels", ["ab", ["a"], ["a", "a"], ["a", ""], ["a", "b\n"], ["a", 1], {"positive": "a"}, ["a", "b" * 41], 3]
+    "labels",
+    ["ab", ["a"], ["a", "a"], ["a", "a "], ["a", ""], ["a", "b\n"], ["a", 1], {"positive": "a"}, ["a", "b" * 41], 3],
 )
 def test_bad_names_of_sides_are_refused(tmp_path, labels):
     path = tmp_path / "set.json"

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from cosmic_tl import ChatFormat, CosmicError, complete, post_instruction_positions
+from cosmic_tl.model import batching
 from cosmic_tl.model.batching import batches
 from cosmic_tl.model.chat import chat_notes, render, tokenize
 
@@ -106,6 +107,17 @@ def test_batches_pad_on_the_left_and_bucket_by_length(demo):
         for row, ids, mask in zip(batch.rows, batch.ids, batch.mask, strict=True):
             assert ids[mask.bool()].tolist() == rows[row]
             assert mask.diff().min() >= 0  # once a token is real, all later ones are
+
+
+def test_the_default_size_of_a_batch_depends_on_its_own_rows(demo, monkeypatch):
+    """At most 32, and fewer where the logits are large; a long row at the end leaves the others' batches as they are."""
+    rows = [[5] * 4] * 70
+    assert [len(batch.rows) for batch in batches(demo, rows)] == [32, 32, 6]
+    monkeypatch.setattr(batching, "LOGIT_BYTES", 4 * 10 * 2048 * 5)  # of five rows with ten positions
+    assert [len(batch.rows) for batch in batches(demo, rows, n_logits=10)] == [5] * 14
+    monkeypatch.setattr(batching, "_default_size", lambda model, longest, n_logits: 100 // longest)
+    assert [len(batch.rows) for batch in batches(demo, [*rows[:50], [5] * 50])] == [25, 25, 1]
+    assert [len(batch.rows) for batch in batches(demo, [*rows[:24], [5] * 50])] == [24, 1]
 
 
 def test_bad_prompts(demo):

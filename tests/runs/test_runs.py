@@ -239,6 +239,13 @@ def test_sides_are_called_what_the_prompts_say(demo, prompts, tmp_path):
     assert "others prompts" in page and "harmless prompts" not in page and "<b>pirates" not in page
     with pytest.raises(CosmicError, match=r"other settings \(prompts\)"):
         run(demo, prompts, tmp_path / "run", SETTINGS)
+    log = tmp_path / "run" / "resume" / "scores.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    rows = [{**row, "value": 0.125} if row["measure"] == "s_comply" else row for row in rows]  # as no pass gives
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    again = run(demo, prompts, tmp_path / "run", SETTINGS, overwrite=True)
+    assert again.effects.terms.sides["negative"] == "harmless"
+    assert set(again.selection.table.s_comply.dropna()) == {0.125}  # names change no score
     swept = sweep(demo, found.prompts, found.direction, alphas=[0.0], n=1, max_new_tokens=4)
     assert "1 others" in repr(swept) and "&lt;b&gt;pirates prompts" in str(swept.plot())
 

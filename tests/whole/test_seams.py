@@ -36,7 +36,12 @@ def test_a_known_direction_gets_its_own_scores_again(demo, prompts, selection):
     name = found.positions.labels[found.direction.position]
     assert found.direction.method == f"given: {name}" and f"layer {found.direction.layer}, {name!r}" in repr(found)
     assert found.table[found.table.position == -2].s_comply.notna().sum() == 1  # a direction is scored at its own layer
-    assert found.plot().data
+    assert set(found.table.name[found.table.position == -2]) == {"again"}
+    drawn = found.plot()
+    assert f"{name!r}" in drawn.layout.title.text.replace("&#x27;", "'") and list(drawn.data[0].y) == [
+        "again",
+        "halved",
+    ]
 
 
 def test_given_candidates_are_those_that_are_scored(demo, prompts, selection):
