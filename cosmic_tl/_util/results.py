@@ -2,7 +2,7 @@
 
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas as pd
 
@@ -10,9 +10,7 @@ from cosmic_tl._util.displays import as_html, as_text
 from cosmic_tl._util.packing import read_packed, write_packed
 from cosmic_tl.errors import CosmicError
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
+R = TypeVar("R", bound="Result")
 FIGURES = {
     "Agreement": "judges.plot_agreement",
     "BehaviourSweep": "behaviours.plot_behaviour_sweep",
@@ -97,7 +95,7 @@ class Result:
         write_packed(Path(path), self)
 
     @classmethod
-    def load(cls, path: str | Path) -> "Self":
+    def load(cls: type[R], path: str | Path) -> R:
         """Read a file that `save` wrote.
 
         Raises:

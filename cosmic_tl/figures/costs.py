@@ -25,7 +25,7 @@ def plot_cost(cost: Cost) -> go.Figure:
     Example:
         >>> row = {"condition": "removal", "measure": "texts", "tokens": 2, "baseline": 2.0, "edited": 3.0}
         >>> documents = pd.DataFrame([{**row, "document": i} for i in range(3)])
-        >>> list(plot_cost(Cost(documents)).data[0].y)
+        >>> plot_cost(Cost(documents)).data[0].y.tolist()
         [0.5]
     """
     table = cost.table

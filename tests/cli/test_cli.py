@@ -151,12 +151,14 @@ def test_variants_and_two_rounds(command, tmp_path):
 
 def test_a_concept_of_ones_own_is_swept_by_its_name(command, tmp_path):
     out = tmp_path / "run"
-    code, _, error = command("run", "--out", out, *QUICK, "--phrase", "of course", "--phrase", "sure")
+    code, _, error = command(
+        "run", "--out", out, *QUICK, "--phrase", "of course", "--phrase", "sure", "--labels", "A, B"
+    )
     assert code == 0, error
     code, _, error = command("sweep", out, "--alphas", "0,1", "--n-test", "2", "--max-new-tokens", "4")
     assert code == 0, error
     page = (out / "sweep.html").read_text()
-    assert "Concept against the strength of steering" in page and "positive prompts" in page
+    assert "Concept against the strength of steering" in page and "A prompts" in page and "B prompts" in page
     assert "harmful prompts" not in page
 
 
