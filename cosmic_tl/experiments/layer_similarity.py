@@ -10,7 +10,7 @@ from torch.nn.functional import cosine_similarity
 
 from cosmic_tl._util.results import DrawnResult
 from cosmic_tl.activations import mean_activations
-from cosmic_tl.data.contrast_set import Prompts, sides_of
+from cosmic_tl.data.contrast_set import SIDES, Prompts, labels_of, sides_of
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.interventions.edits import Interventions
 from cosmic_tl.interventions.options import Mode
@@ -32,6 +32,8 @@ class LayerSimilarity(DrawnResult):
     induction: Float64[Tensor, "layer position"]
     """Negative prompts with the concept induced against clean positive ones."""
     positions: Positions
+    labels: tuple[str, str] = SIDES
+    """What the contrast set calls positive and negative prompts."""
 
     @property
     def table(self) -> pd.DataFrame:
@@ -108,4 +110,5 @@ def layer_similarities(
         cosine_similarity(removed, clean_negative, dim=-1),
         cosine_similarity(induced, clean_positive, dim=-1),
         positions,
+        labels_of(prompts) or SIDES,
     )

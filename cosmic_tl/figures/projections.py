@@ -120,7 +120,7 @@ def plot_pca(pca: ClassPca, layer: int | None = None, edit: str = NO_EDIT, side_
     planes = {int(number): some for number, some in pca.points.groupby("layer")}
     if side_by_side:
         return _panels(pca, planes[layer], layer)
-    figure = go.Figure(_traces(planes[layer], pca.edits, layer), _axes(pca, planes[layer], layer))
+    figure = go.Figure(_traces(pca, planes[layer], layer), _axes(pca, planes[layer], layer))
     for trace, shown in zip(figure.data, _shown(pca.edits, edit), strict=False):
         trace.visible = shown
     sliders = [_layer_slider(pca, planes, layer)] + [_edit_slider(pca.edits, edit)] * (len(pca.edits) > 1)
@@ -131,10 +131,11 @@ def plot_pca(pca: ClassPca, layer: int | None = None, edit: str = NO_EDIT, side_
 _TITLE = "Principal components of both classes at the last position"
 
 
-def _traces(points: pd.DataFrame, edits: Sequence[str], layer: int) -> list[go.Scatter]:
+def _traces(pca: ClassPca, points: pd.DataFrame, layer: int) -> list[go.Scatter]:
     """Two traces per edit, and one for each unedited mean."""
     found = []
-    for edit in edits:
+    labels = dict(zip(SIDES, map(escape, pca.labels), strict=True))
+    for edit in pca.edits:
         for side in SIDES:
             some = points[(points.edit == edit) & (points.side == side)]
             found.append(
@@ -143,12 +144,12 @@ def _traces(points: pd.DataFrame, edits: Sequence[str], layer: int) -> list[go.S
                     y=_rounded(some.pc2),
                     meta=layer,
                     mode="markers",
-                    name=side,
+                    name=labels[side],
                     legendgroup=side,
                     marker={"color": COLOURS[side], "symbol": SYMBOLS[side], "size": 7, "opacity": 0.65},
                     customdata=[escape(shorten(prompt, 90)) for prompt in some.prompt],
                     hovertemplate=f"{escape(edit)}, layer %{{meta}}<br>PC 1: %{{x}}, PC 2: %{{y}}<br>%{{customdata}}"
-                    f"<extra>{side}</extra>",
+                    f"<extra>{labels[side]}</extra>",
                 )
             )
     for side in SIDES:
@@ -159,10 +160,10 @@ def _traces(points: pd.DataFrame, edits: Sequence[str], layer: int) -> list[go.S
                 y=_rounded(means[1:]),
                 meta=layer,
                 mode="markers",
-                name=f"{side} mean, no edit",
+                name=f"{labels[side]} mean, no edit",
                 legendgroup=f"{side} mean",
                 marker={"symbol": "x", "size": 12, "color": COLOURS[side], "line": {"color": "#ffffff", "width": 1.5}},
-                hovertemplate=f"layer %{{meta}}<br>PC 1: %{{x}}, PC 2: %{{y}}<extra>{side} mean</extra>",
+                hovertemplate=f"layer %{{meta}}<br>PC 1: %{{x}}, PC 2: %{{y}}<extra>{labels[side]} mean</extra>",
             )
         )
     return found
@@ -187,7 +188,7 @@ def _layer_slider(pca: ClassPca, planes: Mapping[int, pd.DataFrame], layer: int)
     """Moves all points, shown or not, so that it works together with the other slider."""
     steps = []
     for number, points in planes.items():
-        traces, axes = _traces(points, pca.edits, number), _axes(pca, points, number)
+        traces, axes = _traces(pca, points, number), _axes(pca, points, number)
         data = {"x": [t.x for t in traces], "y": [t.y for t in traces], "meta": [number] * len(traces)}
         layout = {f"{axis}.title.text": setting["title"]["text"] for axis, setting in axes.items()}
         layout |= {f"{axis}.range": setting["range"] for axis, setting in axes.items()}
@@ -215,7 +216,7 @@ def _shown(edits: Sequence[str], edit: str) -> list[bool]:
 def _panels(pca: ClassPca, points: pd.DataFrame, layer: int) -> go.Figure:
     figure = make_subplots(1, len(pca.edits))
     axes = _axes(pca, points, layer)
-    traces = _traces(points, pca.edits, layer)
+    traces = _traces(pca, points, layer)
     means = traces[-len(SIDES) :]
     for k, edit in enumerate(pca.edits, 1):
         of_edit = [trace for trace, shown in zip(traces, _shown(pca.edits, edit), strict=False) if shown]

@@ -150,10 +150,11 @@ def plot_similarity(similarity: LayerSimilarity) -> go.Figure:
         3
     """
     labels = position_labels(similarity.positions)
+    positive, negative = map(escape, similarity.labels)
     panels = [
-        Panel("positive vs negative", similarity.before.numpy(), labels),
-        Panel("removal vs negative", similarity.removal.numpy(), labels),
-        Panel("induction vs positive", similarity.induction.numpy(), labels),
+        Panel(f"{positive} vs {negative}", similarity.before.numpy(), labels),
+        Panel(f"removal vs {negative}", similarity.removal.numpy(), labels),
+        Panel(f"induction vs {positive}", similarity.induction.numpy(), labels),
     ]
     figure = heatmaps(panels, shared=True, bar_title="cosine")
     return finish(

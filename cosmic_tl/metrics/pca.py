@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cosmic_tl._util.results import DrawnResult
 from cosmic_tl.activations import cache_activations
-from cosmic_tl.data.contrast_set import SIDES, Prompts, sides_of
+from cosmic_tl.data.contrast_set import SIDES, Prompts, labels_of, sides_of
 from cosmic_tl.engine import Outcome, Reading, intervened
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.interventions.edits import Interventions
@@ -30,6 +30,8 @@ class ClassPca(DrawnResult):
     ("positive" or "negative"), prompt, pc1, pc2."""
     explained: Float64[Tensor, "layer component"]
     """Share of the variance of the unedited classes that each of the two components explains."""
+    labels: tuple[str, str] = SIDES
+    """What the contrast set calls positive and negative prompts."""
 
     @property
     def edits(self) -> tuple[str, ...]:
@@ -65,10 +67,8 @@ class ClassPca(DrawnResult):
 
     def __repr__(self) -> str:
         n = self.points.groupby("side").prompt.nunique()
-        return (
-            f"ClassPca({len(self.explained)} layers, {n.get('positive', 0)} positive and {n.get('negative', 0)} negative "
-            f"prompts, edits {', '.join(self.edits)})"
-        )
+        sides = " and ".join(f"{n.get(side, 0)} {label}" for side, label in zip(SIDES, self.labels, strict=True))
+        return f"ClassPca({len(self.explained)} layers, {sides} prompts, edits {', '.join(self.edits)})"
 
 
 def pca_of_classes(
@@ -126,7 +126,7 @@ def pca_of_classes(
     edited = dict(intervened(model, rows, list(named.values()), reading, reduce, batch_size=batch_size))
     found = {NO_EDIT: place(clean)} | {name: edited[i] for i, name in enumerate(named)}
     tables = [_points(name, at, asked, len(positive)) for name, at in found.items()]
-    return ClassPca(pd.concat(tables, ignore_index=True), explained)
+    return ClassPca(pd.concat(tables, ignore_index=True), explained, labels_of(prompts) or SIDES)
 
 
 def _fit(

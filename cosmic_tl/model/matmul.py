@@ -1,7 +1,7 @@
 """Matrix products in float32 on a CPU with the faster of the two libraries that torch ships with."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 from torch.nn.functional import linear
@@ -26,6 +26,7 @@ class FastLinear(TorchFunctionMode):
         tensor([4., 4.])
     """
 
+    @no_type_check  # runs for every operation; a check of its arguments would take longer than most of them
     def __torch_function__(
         self,
         func: Callable[..., Any],

@@ -250,7 +250,7 @@ def run(
         >>> import tempfile
         >>> from cosmic_tl import CosmicOptions, load_model, load_prompts
         >>> options = CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=10.0)
-        >>> settings = RunSettings(options, n_test=2, max_new_tokens=4)
+        >>> settings = RunSettings(options, n_test=2, max_new_tokens=4, n_placebos=1)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     result = run(load_model("demo", device="cpu"), load_prompts("demo"), folder, settings)
         ...     sorted(path.name for path in result.out.iterdir() if path.is_file())[:3]

@@ -159,7 +159,7 @@ class Run:
             >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, run
             >>> options = CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=10.0)
             >>> with tempfile.TemporaryDirectory() as folder:
-            ...     settings = RunSettings(options, n_test=2, max_new_tokens=4)
+            ...     settings = RunSettings(options, n_test=2, max_new_tokens=4, n_placebos=1)
             ...     _ = run(load_model("demo", device="cpu"), load_prompts("demo"), folder, settings)
             ...     [len(side) for side in Run.load(folder).test_prompts(1)]
             [1, 1]

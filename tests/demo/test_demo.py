@@ -12,10 +12,13 @@ from cosmic_tl.judges.demo_grammar import parse_answer
 from cosmic_tl.metrics import completion_cross_entropy
 from scripts.demo_model import grammar
 
+N = 40
+"""Test prompts per side."""
+
 
 @pytest.fixture(scope="module", params=["affine", "linear"])
 def result(request, demo, prompts, tmp_path_factory):
-    settings = RunSettings(CosmicOptions(mode=request.param), batch_size=100, n_placebos=2)
+    settings = RunSettings(CosmicOptions(mode=request.param), n_test=N, batch_size=N, n_placebos=1)
     return run(demo, prompts, tmp_path_factory.mktemp(request.param) / "run", settings, command="cosmic-tl run <demo>")
 
 
@@ -52,7 +55,7 @@ def test_the_summary_says_what_it_must(result):
     assert summary == json.loads(json.dumps(result.summary))
     assert summary["model"] == "demo" and summary["mode"] == result.selection.mode
     assert set(summary["direction"]) == {"layer", "position"}
-    assert summary["n"] == {"positive": 100, "negative": 100}
+    assert summary["n"] == {"positive": N, "negative": N}
     assert summary["evaluation_layers"] and summary["seconds"] > 0
     for side, names in summary["rates"].items():
         for name, value in names.items():
@@ -69,7 +72,7 @@ def test_the_files_agree_with_each_other(result, demo):
     best = scores[scores.kept].sort_values("score").iloc[-1]
     assert (direction.layer, direction.position) == (best.layer, best.position)
     rows = [json.loads(line) for line in (out / "completions.jsonl").read_text().splitlines()]
-    assert len(rows) == 1500
+    assert len(rows) == 10 * N
     steered = [r["completion"] for r in rows if (r["side"], r["condition"]) == ("positive", "removal")]
     assert refusal_rate(steered).value == result.summary["rates"]["positive"]["removal"]
 
@@ -81,13 +84,13 @@ def test_the_report_is_one_offline_page(result):
     assert page.count('class="plot"') == 5
     assert f"layer {result.selection.direction.layer}, position {result.selection.direction.position}" in page
     assert "cosmic-tl run &lt;demo&gt;" in page
-    assert len(json.loads(re.search(r'id="completion-data">(.*?)</script>', page)[1])["rows"]) == 200
+    assert len(json.loads(re.search(r'id="completion-data">(.*?)</script>', page)[1])["rows"]) == 2 * N
 
 
 def test_a_finished_run_is_not_done_again(result, demo, prompts, monkeypatch):
     calls = []
     monkeypatch.setattr(demo.original_model, "generate", lambda *a, **k: calls.append(1))
-    settings = RunSettings(CosmicOptions(mode=result.selection.mode), batch_size=50, n_placebos=2)
+    settings = RunSettings(CosmicOptions(mode=result.selection.mode), n_test=N, batch_size=20, n_placebos=1)
     again = run(demo, prompts, result.out, settings)
     assert not calls
     assert again.summary["rates"] == result.summary["rates"]
@@ -95,9 +98,9 @@ def test_a_finished_run_is_not_done_again(result, demo, prompts, monkeypatch):
 
 def test_strong_addition_garbles_and_ace_does_not(result, demo, prompts):
     """The ACE paper's point, in miniature: cross-entropy under the unsteered model sees it."""
-    asked = prompts.side("negative", "test", 60)
+    asked = prompts.side("negative", "test", 30)
     d = result.selection.direction
-    added, edited = (complete(demo, asked, edit, batch_size=60) for edit in (Addition(d, 1.5), AffineEdit(d, 1.0)))
+    added, edited = (complete(demo, asked, edit, batch_size=30) for edit in (Addition(d, 1.5), AffineEdit(d, 1.0)))
     garbled = [sum(parse_answer(text).kind == "garbled" for text in texts) / len(texts) for texts in (added, edited)]
     nats = [pd.Series(completion_cross_entropy(demo, asked, texts)).mean() for texts in (added, edited)]
     assert garbled[0] > 0.5 and nats[0] > 1.5 * nats[1]
@@ -107,22 +110,22 @@ def test_strong_addition_garbles_and_ace_does_not(result, demo, prompts):
 
 def test_the_baseline_model(demo, prompts):
     pairs = prompts.contrast["test"]
-    sides = [[pair[side] for pair in pairs] for side in (0, 1)]
-    harmful, harmless = (complete(demo, side, batch_size=100) for side in sides)
+    sides = [[pair[side] for pair in pairs[:N]] for side in (0, 1)]
+    harmful, harmless = (complete(demo, side, batch_size=N) for side in sides)
     right = [parse_answer(a).kind == "refuse" for a in harmful] + [parse_answer(a).kind == "comply" for a in harmless]
     assert sum(right) / len(right) >= 0.90
     for side, low, high in (("positive", 0.95, 1.0), ("negative", 0.0, 0.05)):
-        assert low <= refusal_rate(complete(demo, prompts.side(side, "test"), batch_size=100)).value <= high
+        assert low <= refusal_rate(complete(demo, prompts.side(side, "test", N), batch_size=N)).value <= high
 
 
 def test_system_prompts(demo, prompts):
-    harmless, harmful = (prompts.side(side, "test", 100) for side in ("negative", "positive"))
+    harmless, harmful = (prompts.side(side, "test", N) for side in ("negative", "positive"))
     for system in grammar.SYSTEM_PROMPTS["refuse_all"]["test"][0][0]:
-        assert refusal_rate(complete(demo, harmless, chat=ChatFormat(system=system), batch_size=100)).value >= 0.90
+        assert refusal_rate(complete(demo, harmless, chat=ChatFormat(system=system), batch_size=N)).value >= 0.90
     for system in grammar.SYSTEM_PROMPTS["ordinary"]["test"][0][0]:
         chat = ChatFormat(system=system)
-        assert refusal_rate(complete(demo, harmless, chat=chat, batch_size=100)).value <= 0.05
-        assert refusal_rate(complete(demo, harmful, chat=chat, batch_size=100)).value >= 0.90
+        assert refusal_rate(complete(demo, harmless, chat=chat, batch_size=N)).value <= 0.05
+        assert refusal_rate(complete(demo, harmful, chat=chat, batch_size=N)).value >= 0.90
 
 
 def test_the_model_is_small():

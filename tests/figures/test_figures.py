@@ -14,6 +14,7 @@ from plotly.colors import sample_colorscale
 from cosmic_tl import (
     Ablation,
     AffineEdit,
+    ContrastSet,
     CosmicError,
     CosmicOptions,
     Direction,
@@ -188,6 +189,17 @@ def test_similarities_share_a_scale_with_one_bar(demo, prompts, direction):
     assert len({(trace.zmin, trace.zmax) for trace in maps}) == 1
     assert [trace.showscale for trace in maps] == [False, False, True]
     assert np.allclose(maps[1].z, similarity.removal.T)
+
+
+def test_figures_of_activations_call_the_sides_as_their_data_set_does(demo, prompts, direction):
+    few = [{"val": tuple(side[:2]), "test": tuple(side[:2])} for side in prompts.sides("val")]
+    named = ContrastSet("poems", *few, labels=("<poem>", "prose"))
+    similarity = layer_similarities(demo, named, direction, mode="affine")
+    assert shown_titles(plot_similarity(similarity))[1:] == ["removal vs prose", "induction vs &lt;poem&gt;"]
+    plane = pca_of_classes(demo, named)
+    assert [trace.name for trace in plot_pca(plane).data][:3] == ["&lt;poem&gt;", "prose", "&lt;poem&gt; mean, no edit"]
+    assert "2 <poem> and 2 prose prompts" in repr(plane)
+    assert set(plane.points.side) == {"positive", "negative"}
 
 
 def test_comparison_of_selections(selection, by_tokens):

@@ -73,7 +73,7 @@ def test_a_run_says_how_many_answers_are_unfinished(demo, prompts, tmp_path):
     from cosmic_tl import CosmicOptions, run
 
     options = CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=10.0)
-    settings = RunSettings(options, ChatFormat(prefix="<think>\n"), n_test=2, max_new_tokens=4)
+    settings = RunSettings(options, ChatFormat(prefix="<think>\n"), n_test=2, max_new_tokens=4, n_placebos=1)
     found = run(demo, prompts, tmp_path / "run", settings)
     n = len(found.effects.completions)
     assert set(found.effects.completions.verdict) == {"neither"}

@@ -6,7 +6,7 @@ from transformers import GenerationConfig
 
 from cosmic_tl import complete
 
-N_TOKENS = 24
+N_TOKENS = 16
 
 
 def settings(model):

@@ -6,7 +6,7 @@ import torch
 from cosmic_tl import complete, load_model
 from cosmic_tl.model.load import short_label
 
-pytestmark = pytest.mark.real
+pytestmark = pytest.mark.slow
 
 
 def test_a_gguf_file_is_the_model_of_its_directory(real_model_path, real_gguf, real_prompts):

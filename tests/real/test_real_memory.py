@@ -21,7 +21,8 @@ print(json.dumps({"rows": len(selection.table), "beyond": peak() - before - weig
 """
 
 
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_selection_takes_little_more_than_the_weights(real_model_path, real_prompts, dtype):
     few = [real_prompts.side(side, "train")[:8] for side in ("positive", "negative")]
     asked = json.dumps([str(real_model_path), dtype, *few])

@@ -54,6 +54,7 @@ def files(folder):
     return found
 
 
+@pytest.mark.slow
 def test_a_stopped_run_resumes_to_the_same_files(real_model, real_prompts, tmp_path):
     stopping = Stopping(real_model)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"

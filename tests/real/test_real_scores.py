@@ -68,7 +68,7 @@ def test_a_grid_of_candidates_equals_plain_torch_hooks(real_model, plain, real_p
         assert ours == pytest.approx(expected, abs=1e-4), (layer, position)
 
 
-@pytest.mark.parametrize("mode", ["affine", "linear"])
+@pytest.mark.parametrize("mode", ["affine", pytest.param("linear", marks=pytest.mark.slow)])
 def test_the_chosen_candidate_scores_what_the_formulas_give(request, plain, real_prompts, mode):
     selection = request.getfixturevalue(f"{mode}_selection")
     val = [real_prompts.side(side, "val") for side in ("positive", "negative")]
@@ -81,6 +81,7 @@ def test_the_chosen_candidate_scores_what_the_formulas_give(request, plain, real
     assert row.kl <= 0.1 and d.layer < 0.8 * len(plain.blocks)
 
 
+@pytest.mark.slow
 def test_bfloat16_scores_lie_close_to_those_in_float32(real_model_path, affine_selection, real_prompts, real_n):
     model = load_model(real_model_path, dtype="bfloat16")
     half = select_cosmic(model, real_prompts, CosmicOptions(n_train=real_n, n_val=real_n))

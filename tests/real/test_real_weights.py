@@ -2,13 +2,15 @@
 
 import gc
 
-from cosmic_tl import load_model, orthogonalize_weights
+from cosmic_tl import difference_in_means, load_model, mean_activations, orthogonalize_weights
 from cosmic_tl.export import save_checkpoint
 from real.plain import PlainModel, ablate
 
 
-def test_an_orthogonalized_checkpoint_equals_ablation(real_model_path, plain, linear_selection, real_prompts, tmp_path):
-    direction = linear_selection.direction
+def test_an_orthogonalized_checkpoint_equals_ablation(real_model_path, real_model, plain, real_prompts, tmp_path):
+    sides = (real_prompts.side(side, "train") for side in ("positive", "negative"))
+    candidates = difference_in_means(*(mean_activations(real_model, texts) for texts in sides))
+    direction = candidates.direction(round(0.6 * len(plain.blocks)), -1, real_model)
     model = load_model(real_model_path, dtype="float32", device=plain.model.device)
     edit = orthogonalize_weights(model, direction)
     save_checkpoint(model, tmp_path / "edited", edit)

@@ -35,7 +35,7 @@ def browser(chromium):
 @pytest.fixture(scope="module")
 def result(demo, prompts, tmp_path_factory):
     settings = RunSettings(
-        CosmicOptions(n_train=40, n_val=8, max_kl=10.0), n_test=N_TEST, max_new_tokens=8, batch_size=100
+        CosmicOptions(n_train=40, n_val=8, max_kl=10.0), n_test=N_TEST, max_new_tokens=8, batch_size=100, n_placebos=1
     )
     return run(
         demo, prompts, tmp_path_factory.mktemp("browser") / "run", settings, command="cosmic-tl run demo --n-test 30"

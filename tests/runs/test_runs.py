@@ -42,9 +42,9 @@ def complete(demo, prompts, tmp_path_factory):
 
 
 @pytest.fixture
-def finished(demo, prompts, tmp_path):
+def finished(complete, tmp_path):
     """A finished run's directory, with a score that no pass gives, so that it is seen whether scores are kept."""
-    run(demo, prompts, tmp_path / "run", SETTINGS)
+    shutil.copytree(complete, tmp_path / "run")
     log = tmp_path / "run" / "resume" / "scores.jsonl"
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     rows[0]["value"] = 0.125

@@ -101,7 +101,7 @@ def test_refusal_tokens_note_what_they_keep(demo, mixed):
 def test_notes_and_warnings_stand_apart_everywhere(demo, mixed, tmp_path):
     # A layer before the concept: nothing gets there.
     options = replace(OPTIONS, evaluation_layers=(0,))
-    result = run(demo, mixed, tmp_path / "run", RunSettings(options, n_test=2, max_new_tokens=4))
+    result = run(demo, mixed, tmp_path / "run", RunSettings(options, n_test=2, max_new_tokens=4, n_placebos=1))
     selection, summary = result.selection, result.summary
     assert selection.warnings and selection.notes and not set(selection.warnings) & set(selection.notes)
     assert summary["warnings"] == list(selection.warnings)

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cosmic_tl import CosmicOptions, select_cosmic
 from cosmic_tl.model.load import demo_path
 
-N_TRAIN, N_VAL = 60, 24
+N_TRAIN, N_VAL = 40, 12
 
 
 class Plain:
@@ -146,12 +146,12 @@ def test_scores_and_choice_equal_the_plain_formulas(demo, prompts, mode):
 
 
 def test_batch_size_padding_and_order_change_nothing(demo, prompts):
-    small = CosmicOptions(n_train=40, n_val=16)
+    small = CosmicOptions(n_train=16, n_val=8)
     one, many = (select_cosmic(demo, prompts, small, batch_size=size) for size in (1, 40))
     shuffled = type(prompts)(
         prompts.name,
-        {"train": prompts.positive["train"][:40][::-1], "val": prompts.positive["val"][:16][::-1]},
-        {"train": prompts.negative["train"][:40][::-1], "val": prompts.negative["val"][:16][::-1]},
+        {"train": prompts.positive["train"][:16][::-1], "val": prompts.positive["val"][:8][::-1]},
+        {"train": prompts.negative["train"][:16][::-1], "val": prompts.negative["val"][:8][::-1]},
     )
     turned = select_cosmic(demo, shuffled, small, batch_size=9)
     columns = ["s_comply", "s_refuse", "kl"]

@@ -295,7 +295,21 @@ def finished_run(tmp_path_factory):
     out = tmp_path_factory.mktemp("docs") / "run"
     few = ["--n-test", "2", "--max-new-tokens", "4"]
     for command in (
-        ["run", "demo", "--out", str(out), "--n-train", "16", "--n-val", "8", "--max-kl", "10", *few],
+        [
+            "run",
+            "demo",
+            "--out",
+            str(out),
+            "--n-train",
+            "16",
+            "--n-val",
+            "8",
+            "--max-kl",
+            "10",
+            "--placebos",
+            "1",
+            *few,
+        ],
         ["judge", str(out)],
         ["sweep", str(out), "--alphas", "0,1", *few],
     ):

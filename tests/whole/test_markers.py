@@ -8,7 +8,8 @@ ROOT = Path(__file__).parents[2]
 
 def collected(*args, **environment):
     env = {name: value for name, value in os.environ.items() if not name.startswith(("COSMIC_TL_REAL", "PYTEST"))}
-    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", *args]
+    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider"]
+    command += ["-o", "addopts=--strict-markers", *args]  # without run-time types, which take long to load
     done = subprocess.run(command, cwd=ROOT, env={**env, **environment}, capture_output=True, text=True, check=False)
     return done.stdout
 
