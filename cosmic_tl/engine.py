@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, check_count
 from cosmic_tl.interventions.edits import Interventions, as_sequence, check_interventions
 from cosmic_tl.interventions.steer import batched_hooks
 from cosmic_tl.model.batching import batches, rows_per_pass
@@ -285,8 +285,7 @@ def intervened(
         raise CosmicError(
             f"positions: {reading.n_positions} asked for, and a prompt has only {shortest} tokens; ask for fewer"
         )
-    if batch_size is not None and batch_size < 1:
-        raise CosmicError(f"batch_size: must be at least 1, found {batch_size}")
+    check_count("batch_size", batch_size)
     check_scopes_around(model)
     check_interventions(model, [one for edit in edits for one in as_sequence(edit)])
     allowed = shortcuts(model, rows)

@@ -1,6 +1,7 @@
 """The one error type for input that cannot be worked with, and the checks that every module needs."""
 
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 
 
 class CosmicError(ValueError):
@@ -100,6 +101,29 @@ def check_whole_number(name: str, found: object) -> None:
     """
     if not isinstance(found, int) or isinstance(found, bool):
         raise CosmicError(f"{name}: expected a whole number, found {found!r}; pass an int")
+
+
+def check_count(name: str, found: object) -> None:
+    """Check that an argument is a whole number of at least 1, or None, which stands for a default.
+
+    Args:
+        name: The argument.
+        found: Its value.
+
+    Raises:
+        CosmicError: If it is anything else.
+
+    Example:
+        >>> check_count("n_test", 0)
+        Traceback (most recent call last):
+        cosmic_tl.errors.CosmicError: n_test: must be at least 1, found 0
+    """
+    if found is None:
+        return
+    if isinstance(found, bool) or not isinstance(found, Integral):
+        raise CosmicError(f"{name}: expected a whole number, found {found!r}; pass an int")
+    if found < 1:
+        raise CosmicError(f"{name}: must be at least 1, found {found}")
 
 
 def first_line(error: BaseException) -> str:

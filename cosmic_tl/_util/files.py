@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -9,7 +11,12 @@ from cosmic_tl.errors import CosmicError
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file, text or bytes, whole or not at all.
+    """Write a file, text or bytes, whole or not at all; once this returns, not even a power cut loses it.
+
+    The file has the permissions of any new file. A link at its place is replaced and not followed.
+
+    Raises:
+        CosmicError: If it cannot be written. An earlier file is then as it was.
 
     Example:
         >>> import tempfile
@@ -19,11 +26,42 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         'done'
     """
     part = path.with_name(path.name + ".part")
+    with writing(path):
+        part.unlink(missing_ok=True)  # a killed process left it
+        try:
+            with part.open("xb") as file:  # x: a new file, and never where a link leads to
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+        with suppress(OSError):  # not every system can do this with a folder
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say in one line that a file or folder cannot be written, and why: the disk is full, say.
+
+    Raises:
+        CosmicError: In place of an `OSError`.
+
+    Example:
+        >>> with writing(Path("nowhere/a.txt")):
+        ...     _ = Path("nowhere/a.txt").write_text("done")
+        Traceback (most recent call last):
+        cosmic_tl.errors.CosmicError: file: cannot write 'nowhere/a.txt' (No such file or directory); make the folder ...
+    """
     try:
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        todo = "make the folder first" if isinstance(error, FileNotFoundError) else "make room or give another place"
+        raise CosmicError(f"file: cannot write {str(path)!r} ({error.strerror}); {todo}") from error
 
 
 def is_missing_path(name: str, suffixes: tuple[str, ...] = ()) -> bool:
@@ -106,6 +144,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def append_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     """Add rows to a JSONL file, on lines of their own; a last line that was cut short by a stop is replaced.
 
+    Raises:
+        CosmicError: If they cannot be written.
+
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -113,7 +154,7 @@ def append_lines(path: Path, rows: list[dict[str, Any]]) -> None:
         ...     read_lines(Path(folder) / "a.jsonl")
         [{'a': 1}, {'a': 2}]
     """
-    with path.open("a+b") as file:
+    with writing(path), path.open("a+b") as file:
         if not _ends_in_newline(file):
             file.seek(0)
             whole = file.read()

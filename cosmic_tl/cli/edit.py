@@ -158,6 +158,7 @@ def sweep(
     from cosmic_tl.metrics.refusal_score import find_refusal_tokens
     from cosmic_tl.report.experiment_pages import write_sweep
     from cosmic_tl.runs.derived import derivation, digest
+    from cosmic_tl.runs.lock import locked
 
     chat, judge = run.settings.chat, run.judge
     made = derivation(
@@ -172,33 +173,34 @@ def sweep(
         **generation(settings) | {"sampling": asdict(settings.sampling)},
         alphas=list(alphas),
     )
-    log = made.part(".jsonl", "alphas")
-    known = [row for line in read_lines(log) for row in line["rows"]]
-    stage("refusal tokens")
-    try:
-        tokens = find_refusal_tokens(bridge, prompts, chat=chat, batch_size=settings.batch_size)
-    except CosmicError as error:
-        print(f"Note: no refusal scores ({printable(str(error))})", file=sys.stderr)
-        tokens = None
-    stage("completions")
-    found = sweep_all(
-        bridge,
-        run.prompts,
-        direction,
-        n=settings.n_test,
-        alphas=alphas,
-        tokens=tokens,
-        chat=chat,
-        n_samples=n_samples,
-        batch_size=settings.batch_size,
-        known=[row for row in known if row["method"] == BASELINE[0] or row["alpha"] in alphas],
-        on_rows=lambda rows: append_lines(log, [{"rows": rows}]),
-        judge=judge,
-        **generation(settings),
-    )
-    table = found.table
-    page = write_sweep(found, run.summary, run=str(run.out), command=shlex.join(["cosmic-tl", *sys.argv[1:]]))
-    made.write({"sweep.csv": table.to_csv(index=False), "sweep.html": page})
+    with locked(run.out, run.identity):
+        log = made.part(".jsonl", "alphas")
+        known = [row for line in read_lines(log) for row in line["rows"]]
+        stage("refusal tokens")
+        try:
+            tokens = find_refusal_tokens(bridge, prompts, chat=chat, batch_size=settings.batch_size)
+        except CosmicError as error:
+            print(f"Note: no refusal scores ({printable(str(error))})", file=sys.stderr)
+            tokens = None
+        stage("completions")
+        found = sweep_all(
+            bridge,
+            run.prompts,
+            direction,
+            n=settings.n_test,
+            alphas=alphas,
+            tokens=tokens,
+            chat=chat,
+            n_samples=n_samples,
+            batch_size=settings.batch_size,
+            known=[row for row in known if row["method"] == BASELINE[0] or row["alpha"] in alphas],
+            on_rows=lambda rows: append_lines(log, [{"rows": rows}]),
+            judge=judge,
+            **generation(settings),
+        )
+        table = found.table
+        page = write_sweep(found, run.summary, run=str(run.out), command=shlex.join(["cosmic-tl", *sys.argv[1:]]))
+        made.write({"sweep.csv": table.to_csv(index=False), "sweep.html": page})
     print_frame(table[["method", "alpha", "side", "rate", "low", "high", "garbled", "cross_entropy"]])
     print("Non-monotonic in alpha:" if len(uneven := found.non_monotonic()) else "Monotonic in alpha.")
     if len(uneven):

@@ -59,32 +59,34 @@ def judge(
     from cosmic_tl.judges.templates import LLAMA_GUARD_3, STRONGREJECT
     from cosmic_tl.model.load import load_model
     from cosmic_tl.runs.derived import JUDGE_CACHE, derivation, digest
+    from cosmic_tl.runs.lock import locked
     from cosmic_tl.runs.result import Run
 
     run = Run.load(directory)
     first = run.effects.completions
-    chosen: Judge = run.settings.judge
-    asked = LLAMA_GUARD_3 if template == "llama-guard-3" else STRONGREJECT
-    stage("judging")
-    if judge == "model":
-        chosen = ModelJudge(load_model(judge_model), asked)
-    elif judge == "endpoint":
-        cache = directory / JUDGE_CACHE
-        chosen = EndpointJudge(judge_model, asked, base_url, api_key_env, cache, concurrency, requests_per_minute)
-    frame = judged(first, chosen)
-    made = derivation(
-        directory,
-        "judge",
-        run.selection.direction,
-        completions=digest(first.to_dict("records")),
-        judge=judge,
-        phrases=getattr(chosen, "phrases", None),
-        judge_model=judge_model,
-        template=template,
-        base_url=base_url and re.sub(r"//[^/@]*@", "//", base_url),  # without a password
-    )
-    text = "".join(json.dumps(row) + "\n" for row in frame.to_dict("records"))
-    made.write({"judgements.jsonl": text})
+    with locked(directory, run.identity):
+        chosen: Judge = run.settings.judge
+        asked = LLAMA_GUARD_3 if template == "llama-guard-3" else STRONGREJECT
+        stage("judging")
+        if judge == "model":
+            chosen = ModelJudge(load_model(judge_model), asked)
+        elif judge == "endpoint":
+            cache = directory / JUDGE_CACHE
+            chosen = EndpointJudge(judge_model, asked, base_url, api_key_env, cache, concurrency, requests_per_minute)
+        frame = judged(first, chosen)
+        made = derivation(
+            directory,
+            "judge",
+            run.selection.direction,
+            completions=digest(first.to_dict("records")),
+            judge=judge,
+            phrases=getattr(chosen, "phrases", None),
+            judge_model=judge_model,
+            template=template,
+            base_url=base_url and re.sub(r"//[^/@]*@", "//", base_url),  # without a password
+        )
+        text = "".join(json.dumps(row) + "\n" for row in frame.to_dict("records"))
+        made.write({"judgements.jsonl": text})
     safety = frame.verdict.isin(["safe", "unsafe"]).any()
     by = ["side", "condition", *(["seed"] if "seed" in frame else [])]  # completions of several seeds are no sample
     print_frame(rates_by(frame, by, "unsafe" if safety else "refusal"))

@@ -42,6 +42,8 @@ def check_paths(csv: Path | None = None, **files: Path | None) -> None:
             raise CosmicError(f"{name}: no file {str(path)!r}; check the path")
     if csv is not None and not csv.parent.is_dir():
         raise CosmicError(f"csv: no folder {str(csv.parent)!r}; make it first")
+    if csv is not None and csv.is_dir():
+        raise CosmicError(f"csv: {str(csv)!r} is a folder; give a file")
 
 
 @dataclass(frozen=True, kw_only=True)

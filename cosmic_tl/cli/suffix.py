@@ -33,6 +33,7 @@ def suffix(source: RunOptions, options: SuffixOptions, *, n_prompts: int = 4, n_
     from cosmic_tl.interventions.modes import removal
     from cosmic_tl.report.experiment_pages import write_suffix
     from cosmic_tl.runs.derived import derivation, digest
+    from cosmic_tl.runs.lock import locked
     from cosmic_tl.suffixes.analysis import analyse_suffix
     from cosmic_tl.suffixes.search import find_suffix
     from cosmic_tl.suffixes.suffix import Suffix
@@ -51,30 +52,31 @@ def suffix(source: RunOptions, options: SuffixOptions, *, n_prompts: int = 4, n_
         options=asdict(options),
         analysed_on=digest([n_test, negative]),
     )
-    part = made.part(".json", "analysed_on")
-    stage("search")
-    if part.exists():
-        found = Suffix.load(part)
-    else:
-        edit = removal(direction, mode)
-        made_on = attackable_prompts(bridge, positive, edit, n=n_prompts, chat=chat)
-        targets = compliant_targets(bridge, made_on, edit, chat=chat)
-        found = find_suffix(bridge, made_on, targets, options=options, chat=chat)
-        if found.stopped != "interrupted":  # the same command searches on to its end
-            found.save(part)
-    print(printable(f"{found.text!r} ({found.stopped}): {', '.join(found.verdicts)}"))
-    made.write({"suffix.json": found.to_json()})  # also if it works on too few prompts to be analysed
-    stage("analysis")
-    rest = [prompt for prompt in positive if prompt not in found.prompts]
-    asked = rest[:n_test], negative[:n_test]
-    analysis = analyse_suffix(bridge, asked, found.text, direction, chat=chat, seed=options.seed)
-    command = shlex.join(["cosmic-tl", *sys.argv[1:]])
-    page = write_suffix(found, analysis, run.summary, run=str(run.out), command=command)
-    tables = ("rates", "cosines", "contributions", "attention")
-    made.write(
-        {"suffix.json": found.to_json(), "suffix.html": page}
-        | {f"suffix-{name}.csv": getattr(analysis, name).to_csv(index=False) for name in tables}
-    )
+    with locked(run.out, run.identity):
+        part = made.part(".json", "analysed_on")
+        stage("search")
+        if part.exists():
+            found = Suffix.load(part)
+        else:
+            edit = removal(direction, mode)
+            made_on = attackable_prompts(bridge, positive, edit, n=n_prompts, chat=chat)
+            targets = compliant_targets(bridge, made_on, edit, chat=chat)
+            found = find_suffix(bridge, made_on, targets, options=options, chat=chat)
+            if found.stopped != "interrupted":  # the same command searches on to its end
+                found.save(part)
+        print(printable(f"{found.text!r} ({found.stopped}): {', '.join(found.verdicts)}"))
+        made.write({"suffix.json": found.to_json()})  # also if it works on too few prompts to be analysed
+        stage("analysis")
+        rest = [prompt for prompt in positive if prompt not in found.prompts]
+        asked = rest[:n_test], negative[:n_test]
+        analysis = analyse_suffix(bridge, asked, found.text, direction, chat=chat, seed=options.seed)
+        command = shlex.join(["cosmic-tl", *sys.argv[1:]])
+        page = write_suffix(found, analysis, run.summary, run=str(run.out), command=command)
+        tables = ("rates", "cosines", "contributions", "attention")
+        made.write(
+            {"suffix.json": found.to_json(), "suffix.html": page}
+            | {f"suffix-{name}.csv": getattr(analysis, name).to_csv(index=False) for name in tables}
+        )
     print_frame(analysis.rates)
     print(f"Open {run.out / 'suffix.html'}")
 

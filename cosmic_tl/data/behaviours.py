@@ -15,7 +15,7 @@ from typing import Any
 from cosmic_tl.data.contrast_set import SPLITS, Split
 from cosmic_tl.data.prompts import split_prompts
 from cosmic_tl.data.readers import read_json
-from cosmic_tl.errors import CosmicError, one_of
+from cosmic_tl.errors import CosmicError, check_count, one_of
 
 KEYS = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
 """Entries of one pair in the JSON of the CAA data sets."""
@@ -78,8 +78,7 @@ class BehaviourSet:
             >>> BehaviourSet("x", {"train": (AnswerPair("Well?", "Yes", "No"),)}).split("train")
             [AnswerPair(question='Well?', matching='Yes', not_matching='No')]
         """
-        if n is not None and n < 1:
-            raise CosmicError(f"n_{split}: must be at least 1, found {n}")
+        check_count(f"n_{split}", n)
         if not (found := self.pairs.get(split, ())):
             raise CosmicError(f"behaviour: {self.name!r} has no {split} pairs; add some")
         return list(found[:n])

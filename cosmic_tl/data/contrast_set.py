@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from cosmic_tl.errors import CosmicError, check_texts, one_of
+from cosmic_tl.errors import CosmicError, check_count, check_texts, one_of
 
 Side = Literal["positive", "negative"]
 Split = Literal["train", "val", "test"]
@@ -53,8 +53,7 @@ class ContrastSet:
         """
         one_of("side", side, SIDES)
         one_of("split", split, SPLITS)
-        if n is not None and n < 1:
-            raise CosmicError(f"n_{split}: must be at least 1, found {n}")
+        check_count(f"n_{split}", n)
         found = (self.positive if side == "positive" else self.negative).get(split, ())
         if not found:
             raise CosmicError(f"prompts: {self.name!r} has no {side} {split} prompts; add some")
@@ -180,8 +179,7 @@ def sides_of(prompts: Prompts, split: Split, n: int | None = None) -> tuple[list
             f"prompts: expected a contrast set or a pair (positive, negative), found {len(prompts)} entries; "
             "pass load_prompts(…) or two lists"
         )
-    if n is not None and n < 1:
-        raise CosmicError(f"n: must be at least 1, found {n}")
+    check_count("n", n)
     for side, some in zip(SIDES, prompts, strict=True):
         check_texts(side, some)
         if not some:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from cosmic_tl.data.contrast_set import SIDES, Side
 from cosmic_tl.directions.direction import Direction, random_direction
-from cosmic_tl.errors import CosmicError, one_of
+from cosmic_tl.errors import check_count, one_of
 from cosmic_tl.interventions.edits import Intervention
 from cosmic_tl.interventions.options import Mode
 from cosmic_tl.judges.substring import REFUSAL_PHRASES
@@ -122,8 +122,7 @@ def standard_conditions(
         >>> [c.seed for c in standard_conditions(direction, mode="affine") if c.name == "random induction"]
         [0, 1, 2, 3, 4]
     """
-    if n_placebos < 1:
-        raise CosmicError(f"n_placebos: must be at least 1, found {n_placebos}")
+    check_count("n_placebos", n_placebos)
     direction, edits = direction_and_edits(selection, mode, alpha)
     random = {one: random_direction(direction, one) for one in range(seed, seed + n_placebos)}
     shuffled = selection.candidates.shuffled_directions(direction) if isinstance(selection, Selection) else {}

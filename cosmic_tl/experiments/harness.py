@@ -10,7 +10,7 @@ import torch
 from jinja2.exceptions import TemplateError
 from torch import Tensor
 
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, check_count
 from cosmic_tl.generation.completions import check_cache
 from cosmic_tl.interventions.edits import Interventions
 from cosmic_tl.interventions.steer import intervention_hooks, steering
@@ -66,8 +66,7 @@ class BridgeLM(HFLM):  # type: ignore[misc]
         """
         if model.tokenizer is None:
             raise CosmicError("model: it has no tokenizer; boot it with tokenizer=…")
-        if batch_size is not None and batch_size < 1:
-            raise CosmicError(f"batch_size: must be at least 1, found {batch_size}")
+        check_count("batch_size", batch_size)
         intervention_hooks(model, interventions)
         self.bridge, self.interventions, self.chat = model, interventions, chat or ChatFormat()
         self.rows_per_pass = batch_size

@@ -28,7 +28,7 @@ from cosmic_tl._util.results import Result
 from cosmic_tl.data.contrast_set import SIDES, Prompts, Side, labels_of, sides_of
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.engine import Outcome, Reading, intervened
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, check_count
 from cosmic_tl.experiments.conditions import REFUSAL, Row, Terms, terms_of
 from cosmic_tl.experiments.sweep_methods import METHODS, Method
 from cosmic_tl.generation.completions import complete
@@ -325,8 +325,7 @@ def _check(alphas: Sequence[float], methods: Mapping[str, Method], n_samples: in
         raise CosmicError("methods: found none; give at least one, as in METHODS")
     if BASELINE[0] in methods:
         raise CosmicError(f"methods: {BASELINE[0]!r} stands for no intervention; use another name")
-    if n_samples < 1:
-        raise CosmicError(f"n_samples: must be at least 1, found {n_samples}")
+    check_count("n_samples", n_samples)
     if n_samples > 1 and temperature == 0:
         raise CosmicError(
             f"n_samples: greedy completions are all the same, and {n_samples} were asked for; set temperature"

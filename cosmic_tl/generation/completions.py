@@ -60,7 +60,7 @@ def complete(
         >>> complete(load_model("demo", device="cpu"), ["hello"])
         ['Hello! What would you like to do today?']
     """
-    rows = tokenize(model, prompts, chat)
+    rows = tokenize(model, prompts, chat, max_new_tokens)
     config = generation_config(model, max_new_tokens, temperature, sampling)
     found, opened = [""] * len(prompts), opened_block(model, chat)
     with random_state_kept(), track(len(rows), label) as advance:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import check_count
 from cosmic_tl.generation.options import Sampling as Sampling
 from cosmic_tl.model.load import TransformerBridge
 
@@ -32,8 +32,7 @@ def generation_config(
         >>> config.do_sample, config.repetition_penalty, config.eos_token_id, config.pad_token_id
         (False, 1.0, [2], 0)
     """
-    if max_new_tokens < 1:
-        raise CosmicError(f"max_new_tokens: must be at least 1, found {max_new_tokens}")
+    check_count("max_new_tokens", max_new_tokens)
     sampling = sampling or Sampling()
     sampling.check(temperature)
     ends, pad = _end_tokens(model), model.tokenizer.pad_token_id

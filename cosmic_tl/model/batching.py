@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import check_count
 from cosmic_tl.model.forward import TokenBatch, read, tiny_batch
 from cosmic_tl.model.hooks import Site, hooks_around, probed
 
@@ -48,8 +48,7 @@ def batches(
         >>> [batch.rows for batch in batches(model, [[5, 6, 7], [8]], size=2, overhead=1)]
         [(1,), (0,)]
     """
-    if size is not None and size < 1:
-        raise CosmicError(f"batch_size: must be at least 1, found {size}")
+    check_count("batch_size", size)
     paddable = len({len(row) for row in rows}) == 1 or masks_padding(model)
     pad = model.tokenizer.pad_token_id if model.tokenizer is not None else None
     device = torch.device(str(model.cfg.device))

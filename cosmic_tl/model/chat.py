@@ -173,17 +173,20 @@ def render(model: TransformerBridge, instructions: Sequence[str], chat: ChatForm
     return [_message_text(model, chat, text, plan.merge_system) + plan.suffix for text in instructions]
 
 
-def tokenize(model: TransformerBridge, instructions: Sequence[str], chat: ChatFormat | None = None) -> list[list[int]]:
+def tokenize(
+    model: TransformerBridge, instructions: Sequence[str], chat: ChatFormat | None = None, answer: int = 0
+) -> list[list[int]]:
     """Token ids of each formatted instruction, unpadded.
 
     Args:
         model: A `TransformerBridge` with a tokenizer.
         instructions: User texts.
         chat: Formatting. Defaults to the plain chat template.
+        answer: Tokens that must have room after each of them. Default 0.
 
     Raises:
-        CosmicError: If `instructions` is not a list of texts or is empty, or one of them is blank or exceeds the
-            model's context.
+        CosmicError: If `instructions` is not a list of texts or is empty, or one of them is blank or, with its answer,
+            exceeds the model's context.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -200,9 +203,14 @@ def tokenize(model: TransformerBridge, instructions: Sequence[str], chat: ChatFo
     tokenizer: Any = model.tokenizer
     rows: list[list[int]] = tokenizer(render(model, instructions, chat), add_special_tokens=add_special)["input_ids"]
     longest = max(range(len(rows)), key=lambda i: len(rows[i]))
-    if len(rows[longest]) > (limit := int(model.cfg.n_ctx)):
+    taken, limit = len(rows[longest]), int(model.cfg.n_ctx)
+    if taken > limit:
         raise CosmicError(
-            f"prompts: instruction {longest} takes {len(rows[longest])} tokens and the model's context holds {limit}; "
-            "shorten it"
+            f"prompts: instruction {longest} takes {taken} tokens and the model's context holds {limit}; shorten it"
+        )
+    if taken + answer > limit:
+        raise CosmicError(
+            f"max_new_tokens: found {answer}, and instruction {longest} takes {taken} of the {limit} tokens that the model's "
+            f"context holds; use at most {limit - taken}, or shorten it"
         )
     return rows

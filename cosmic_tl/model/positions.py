@@ -6,7 +6,7 @@ from typing import Any
 
 from transformer_lens.model_bridge import TransformerBridge
 
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, check_count
 from cosmic_tl.model.chat import ChatFormat, tokenize, uses_template
 
 _PROBES = (
@@ -62,8 +62,7 @@ def post_instruction_positions(
         ('<|im_end|>', '\\n', '<|im_start|>', 'assistant', '\\n')
     """
     chat = chat or ChatFormat()
-    if n is not None and n < 1:
-        raise CosmicError(f"positions: must be at least 1, found {n}")
+    check_count("positions", n)
     rows = tokenize(model, _PROBES, chat)
     shared = 0
     while shared < min(map(len, rows)) and len({row[-1 - shared] for row in rows}) == 1:

@@ -27,6 +27,8 @@ RECORD = "derived.json"
 JUDGE_CACHE = "judge-cache.jsonl"
 RESUME = "resume"
 """Subdirectory with what stopped commands had finished."""
+LOCK = "lock"
+"""File in it that the command which writes into the run holds."""
 
 
 def digest(content: Any) -> str:

@@ -1,11 +1,12 @@
 """A run's directory: what may be written into it, and what the files that are derived from a run were made from."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cosmic_tl._util.files import settings_file
+from cosmic_tl._util.files import settings_file, writing
 from cosmic_tl._util.packing import read_packed, write_packed
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.errors import CosmicError
@@ -13,6 +14,7 @@ from cosmic_tl.experiments.layer_similarity import LayerSimilarity
 from cosmic_tl.runs.derived import (
     DERIVED,
     JUDGE_CACHE,
+    LOCK,
     RECORD,
     RESUME,
     digest,
@@ -24,6 +26,8 @@ from cosmic_tl.selection.result import Selection
 FORMAT = 2
 """Of a run's files; 1 was that of cosmic_tl 0.1."""
 CHOICE = "selection.safetensors"
+COMING = "settings.json.new"
+"""Settings of a run that is about to replace another."""
 RESULTS = ("summary.json", "direction.safetensors", CHOICE, "scores.csv", "completions.jsonl", "report.html")
 """What `run` writes at its end, beside `settings.json`; `summary.json` is written last and removed first."""
 RESUME_FILES = ("activations.safetensors", "scores.jsonl", "completions.jsonl", "placebos.jsonl")
@@ -82,26 +86,49 @@ def prepare_directory(out: Path, identity: dict[str, Any], overwrite: bool = Fal
         Traceback (most recent call last):
         cosmic_tl.errors.CosmicError: out: ... holds a run with other settings (seed); choose another directory ...
     """
+    check_directory(out, identity, overwrite)
+    settings, coming = out / "settings.json", out / COMING
+    with writing(out):
+        (out / RESUME).mkdir(parents=True, exist_ok=True)
+        if not settings.exists() or overwrite:
+            write_json(coming, {"format": FORMAT, **identity})  # if the disk is full, nothing is lost yet
+            _clear(out, identity)
+            os.replace(coming, settings)
+
+
+def check_directory(out: Path, identity: dict[str, Any], overwrite: bool = False) -> None:
+    """Make sure that a run may be written into a directory, or go on there; changes nothing.
+
+    Args:
+        out: The directory.
+        identity: As for `prepare_directory`.
+        overwrite: Whether another run may be replaced.
+
+    Raises:
+        CosmicError: If something else is there.
+
+    Example:
+        >>> check_directory(Path("nowhere"), {"seed": 0})
+    """
     if out.exists() and not out.is_dir():
         raise CosmicError(f"out: {str(out)!r} is a file; give a directory")
-    settings = out / "settings.json"
-    if out.is_dir() and any(out.iterdir()) and not settings.exists():
-        raise CosmicError(f"out: {str(out)!r} is not empty and holds no run; choose another directory")
-    if settings.exists() and not overwrite:
+    if not (out / "settings.json").exists():
+        if out.is_dir() and not all(map(_is_left_over, out.iterdir())):
+            raise CosmicError(f"out: {str(out)!r} is not empty and holds no run; choose another directory")
+    elif not overwrite:
         found = read_settings(out)
         if differing := [key for key in (identity | found) if found.get(key) != identity.get(key)]:
             raise CosmicError(
                 f"out: {str(out)!r} holds a run with other settings ({', '.join(differing)}); "
                 "choose another directory or pass --overwrite"
             )
-    try:
-        if not settings.exists() or overwrite:
-            _clear(out, identity)
-            out.mkdir(parents=True, exist_ok=True)
-            write_json(settings, {"format": FORMAT, **identity})
-        (out / RESUME).mkdir(exist_ok=True)
-    except OSError as error:
-        raise CosmicError(f"out: cannot write to {str(out)!r} ({error.strerror}); choose another directory") from error
+
+
+def _is_left_over(path: Path) -> bool:
+    """Whether this is what a run leaves that was stopped before it had written its settings."""
+    if path.name == RESUME and path.is_dir():
+        return all(found.name == LOCK for found in path.iterdir())
+    return path.name in (COMING, f"{COMING}.part")
 
 
 def _clear(out: Path, identity: dict[str, Any]) -> None:

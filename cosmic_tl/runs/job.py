@@ -19,7 +19,7 @@ from cosmic_tl.data.contrast_set import SIDES, ContrastSet
 from cosmic_tl.directions.direction import versions
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.experiments.conditions import Row, standard_conditions
-from cosmic_tl.experiments.effects import Effects, measure_effects
+from cosmic_tl.experiments.effects import measure_effects
 from cosmic_tl.experiments.layer_similarity import layer_similarities
 from cosmic_tl.experiments.placebos import (
     CALIBRATION,
@@ -29,20 +29,22 @@ from cosmic_tl.experiments.placebos import (
     placebo_conditions,
 )
 from cosmic_tl.judges.base import Judge, strip_thinking, unfinished_thinking
-from cosmic_tl.model.chat import chat_notes
+from cosmic_tl.model.chat import chat_notes, tokenize
 from cosmic_tl.model.fingerprint import model_fingerprint
 from cosmic_tl.model.load import TransformerBridge, model_label, short_label
 from cosmic_tl.model.positions import post_instruction_positions
 from cosmic_tl.report.page import write_report
 from cosmic_tl.runs.derived import RESUME
-from cosmic_tl.runs.directory import RESULTS, RESUME_FILES, prepare_directory, write_choice
+from cosmic_tl.runs.directory import RESULTS, RESUME_FILES, check_directory, prepare_directory, write_choice
+from cosmic_tl.runs.lock import locked
 from cosmic_tl.runs.result import Run
 from cosmic_tl.runs.settings import STAGES, RunSettings
+from cosmic_tl.runs.summary import summarize
 from cosmic_tl.selection.cosmic import select_cosmic
 from cosmic_tl.selection.options import RefusalTokenOptions
 from cosmic_tl.selection.refusal_tokens import select_by_refusal_tokens
 from cosmic_tl.selection.result import Selection
-from cosmic_tl.selection.scores import ScoreKey, parts
+from cosmic_tl.selection.scores import ScoreKey
 
 
 class _ScoreLog(MutableMapping[ScoreKey, float]):
@@ -158,62 +160,6 @@ def _calibrations(
     return found
 
 
-def _summary(
-    identity: dict[str, Any],
-    selection: Selection,
-    effects: Effects,
-    calibrations: list[Calibration],
-    notes: list[str],
-    seconds: float,
-) -> dict[str, Any]:
-    table = effects.table
-    rates: dict[str, dict[str, float]] = {"positive": {}, "negative": {}}
-    intervals: dict[str, dict[str, list[float]]] = {"positive": {}, "negative": {}}
-    fluency: dict[str, dict[str, dict[str, float]]] = {"positive": {}, "negative": {}}
-    measures = [name for name in ("cross_entropy", "garbled", "well_formed", "names_topic") if name in table]
-    for _, row in table.iterrows():
-        name = row.condition.replace(" ", "_")
-        rates[row.side][name] = row.rate
-        intervals[row.side][name] = [row.low, row.high]
-        fluency[row.side][name] = {m: float(row[m]) for m in measures if row[m] == row[m]}
-    winner = selection.winner
-    shares = [name for name in selection.table if str(name).startswith("share_")]
-    scores = [*(name for measure in selection.measures for name in parts(measure)), *shares]
-    return {
-        "model": identity["model"],
-        "fingerprint": identity["fingerprint"],
-        "prompts": identity["prompts"]["name"],
-        "mode": selection.mode,
-        "alpha": selection.alpha,
-        "induction_layer": selection.edits.layer,
-        "induction_tokens": selection.edits.tokens,
-        "direction": {"layer": selection.direction.layer, "position": selection.direction.position},
-        "method": selection.method,
-        "scores": {name: float(winner[name]) for name in scores}
-        | {f"clean_{name}": value for name, value in selection.clean.items()},
-        "evaluation_layers": list(selection.evaluation_layers),
-        "filters": [
-            {name: None if value != value else value for name, value in row.items()}
-            for row in selection.filters.to_dict("records")
-        ],
-        "rates": rates,
-        "intervals": intervals,
-        "fluency": fluency,
-        "n": {side: int(table[table.side == side].n.max()) for side in SIDES},
-        "paired": effects.paired_table().to_dict("records"),
-        "placebos": [one.as_row() for one in calibrations],
-        "shuffled_cosines": {
-            str(seed): float(one.unit @ selection.direction.unit)
-            for seed, one in selection.candidates.shuffled_directions(selection.direction).items()
-        },
-        "phrases": identity["settings"]["phrases"],
-        "generation": dict(effects.generation),
-        "warnings": list(selection.warnings),
-        "notes": [*selection.notes, *notes],
-        "seconds": round(seconds, 1),
-    }
-
-
 @stages(*STAGES)
 def run(
     model: TransformerBridge,
@@ -256,19 +202,37 @@ def run(
         ...     sorted(path.name for path in result.out.iterdir() if path.is_file())[:3]
         ['completions.jsonl', 'direction.safetensors', 'report.html']
     """
-    started = time.perf_counter()
     settings = settings or RunSettings()
     out = Path(out)
     if judge is not None and settings.phrases is not None:
         raise CosmicError("judge: found one beside phrases in the settings; give one of them")
-    options, chat = settings.selection, settings.chat
-    prompts.sides("test", settings.n_test)  # an error now, and not after the selection
-    notes = [*chat_notes(model, chat), *prompts.notes]
+    # An error now, and not after the selection.
+    for side in prompts.sides("test", settings.n_test):
+        tokenize(model, side, settings.chat, settings.max_new_tokens)
+    notes = [*chat_notes(model, settings.chat), *prompts.notes]
     identity = _identity(model, prompts, settings, judge)
-    prepare_directory(out, identity, overwrite)
-    if all((out / name).exists() for name in RESULTS):
+    check_directory(out, identity, overwrite)
+    if not overwrite and all((out / name).exists() for name in RESULTS):
         with suppress(CosmicError):  # damaged; its results are written again from what is under `resume/`
             return replace(Run.load(out), was_complete=True)
+    with locked(out):
+        prepare_directory(out, identity, overwrite)
+        return _run(model, prompts, out, settings, judge, command, identity, notes)
+
+
+def _run(
+    model: TransformerBridge,
+    prompts: ContrastSet,
+    out: Path,
+    settings: RunSettings,
+    judge: Judge | None,
+    command: str,
+    identity: dict[str, Any],
+    notes: list[str],
+) -> Run:
+    """The stages of a run, each of which takes what is done from `resume/`."""
+    started = time.perf_counter()
+    options, chat = settings.selection, settings.chat
     resume = out / RESUME
 
     log = _ScoreLog(resume / RESUME_FILES[1])
@@ -330,7 +294,7 @@ def run(
         )
     if thinking := [text for text in effects.completions.completion if strip_thinking(text) != text]:
         notes.append(f"{len(thinking)} completions hold a thinking block; they are judged by what comes after it.")
-    summary = _summary(identity, selection, effects, calibrations, notes, time.perf_counter() - started)
+    summary = summarize(identity, selection, effects, calibrations, notes, time.perf_counter() - started)
     selection.direction.save(out / "direction.safetensors")
     write_choice(out, selection, similarity, identity)
     write_atomically(out / "scores.csv", selection.table.to_csv(index=False, lineterminator="\n"))

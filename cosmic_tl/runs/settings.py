@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from cosmic_tl._util.progress import ACTIVATIONS, SCORES
-from cosmic_tl.errors import CosmicError, check_phrases
+from cosmic_tl.errors import CosmicError, check_count, check_phrases, check_whole_number
 from cosmic_tl.generation.options import Sampling
 from cosmic_tl.model.options import ChatFormat
 from cosmic_tl.selection.options import PLACEBOS, CosmicOptions, RefusalTokenOptions
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 STAGES = (ACTIVATIONS, SCORES, "strengths of the placebos", "completions", "report")
 """What a run does, in order."""
+LARGEST_SEED = 2**32 - 1
+"""That numpy, too, can start from."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,11 @@ class RunSettings:
         if self.phrases is not None:
             check_phrases(self.phrases)
         self.sampling.check(self.temperature)
-        if self.n_placebos < 1:
-            raise CosmicError(f"n_placebos: must be at least 1, found {self.n_placebos}")
+        for name in ("n_test", "max_new_tokens", "n_placebos", "batch_size"):
+            check_count(name, getattr(self, name))
+        check_whole_number("seed", self.seed)
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise CosmicError(f"seed: must be from 0 to {LARGEST_SEED}, found {self.seed}")
 
     @property
     def seeds(self) -> range:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, Literal, get_args
 
-from cosmic_tl.errors import CosmicError, one_of
+from cosmic_tl.errors import CosmicError, check_count, one_of
 from cosmic_tl.interventions.options import InductionTokens, Mode, as_mode, check_induction
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ class CommonOptions:
         for name in ("evaluation_share", "max_layer_share"):
             if not 0 < (value := getattr(self, name, 1.0)) <= 1:
                 raise CosmicError(f"{name}: expected a share above 0 and at most 1, found {value}")
+        for name in ("n_train", "n_val"):
+            check_count(name, getattr(self, name))
         if not self.max_kl > 0:
             raise CosmicError(f"max_kl: expected a positive number, found {self.max_kl}")
         check_induction(self.mode, self.induction_layer, self.induction_tokens)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import check_count
 
 
 @dataclass(frozen=True)
@@ -30,5 +30,4 @@ class SuffixOptions:
 
     def __post_init__(self) -> None:
         for name in ("n_tokens", "steps", "n_candidates", "top_k", "check_every", "max_new_tokens", "batch_size"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise CosmicError(f"{name}: must be at least 1, found {value}")
+            check_count(name, getattr(self, name))

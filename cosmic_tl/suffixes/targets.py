@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, check_count
 from cosmic_tl.generation.completions import complete
 from cosmic_tl.interventions.edits import Interventions
 from cosmic_tl.judges.substring import judge_refusal
@@ -39,8 +39,7 @@ def compliant_targets(
         >>> compliant_targets(load_model("demo", device="cpu"), ["Bake a pizza."], (), n_tokens=4)
         ['Of course. If']
     """
-    if n_tokens < 1:
-        raise CosmicError(f"n_tokens: must be at least 1, found {n_tokens}")
+    check_count("n_tokens", n_tokens)
     tokenizer: Any = model.tokenizer
     answers = complete(model, prompts, interventions, chat=chat, batch_size=batch_size, label="targets")
     for prompt, answer in zip(prompts, answers, strict=True):

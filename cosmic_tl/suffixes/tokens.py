@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, check_count
 from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.load import TransformerBridge
 
@@ -200,8 +200,7 @@ def random_suffixes(
         >>> random_suffixes(model, ["hi", "hello"], n_tokens=3) == random_suffixes(model, ["hi", "hello"], n_tokens=3)
         True
     """
-    if n_tokens < 1:
-        raise CosmicError(f"n_tokens: must be at least 1, found {n_tokens}")
+    check_count("n_tokens", n_tokens)
     generator = torch.Generator().manual_seed(seed)
     places = [[frame] for frame in frames(model, prompts, chat)]
     return [text for _, text in draw_suffixes(model, places, n_tokens, generator, chat, ascii_only)]

@@ -328,6 +328,14 @@ def test_another_run_does_not_overwrite(finished, command):
         (["run", "--batch-size", "0"], "batch_size: must be at least 1, found 0"),
         (["run", "--max-new-tokens", "0"], "max_new_tokens: must be at least 1, found 0"),
         (["run", "--temperature", "-1"], "temperature: must be 0 (greedy) or positive"),
+        (["run", "--temperature", "nan"], "temperature: must be 0 (greedy) or positive, found nan"),
+        (["run", "--max-new-tokens", "1025"], "max_new_tokens: found 1025, and instruction"),
+        (["run", "--max-new-tokens", "100000000000"], "of the 1024 tokens that the model's context holds; use at most"),
+        (["run", "--n-train", "0"], "n_train: must be at least 1, found 0"),
+        (["run", "--placebos", "0"], "n_placebos: must be at least 1, found 0"),
+        (["run", "--seed", "-1"], "seed: must be from 0 to 4294967295, found -1"),
+        (["run", "--seed", "18446744073709551616"], "seed: must be from 0 to 4294967295, found 18446744073709551616"),
+        (["two-rounds", "--csv", "."], "csv: '.' is a folder; give a file"),
         (["run", "--template-option", "x"], "template_option: expected name=value, found 'x'"),
         (["run", *("1e-12" if one == "50" else one for one in QUICK)], "all 8 candidates were filtered out"),
         (["run", "--mode", "cubic"], "mode: unknown 'cubic'; use linear, affine or ace"),
@@ -357,6 +365,13 @@ def test_bad_input_is_one_line_and_exit_code_2(command, tmp_path, monkeypatch, a
     assert message in error
     assert error.startswith("Error: ") and error.count("\n") == 1
     assert not (tmp_path / "cosmic-run" / "summary.json").exists()
+
+
+def test_options_are_checked_before_anything_is_written(command, tmp_path):
+    out = tmp_path / "run"
+    for wrong in (["--seed", "-1"], ["--temperature", "nan"], ["--max-new-tokens", "1025"], ["--n-test", "0"]):
+        assert command("run", "--out", out, *wrong)[0] == 2
+        assert not out.exists()
 
 
 def test_out_must_be_free(command, tmp_path):

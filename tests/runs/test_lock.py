@@ -1,0 +1,163 @@
+"""One process at a time in a run's directory; whatever stops it, nothing is lost and the next one goes on."""
+
+import os
+import resource
+import signal
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from cosmic_tl import CosmicError, CosmicOptions, RunSettings, cli, run
+from cosmic_tl._util.files import append_lines, read_lines, write_atomically
+from cosmic_tl.runs.directory import prepare_directory, read_settings
+from cosmic_tl.runs.lock import locked
+
+SETTINGS = RunSettings(
+    CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=50.0), n_test=1, max_new_tokens=2, n_placebos=1
+)
+HOLDING = """
+import sys
+from pathlib import Path
+from cosmic_tl.runs.lock import locked
+with locked(Path(sys.argv[1])):
+    print("in", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holding():
+    """A process that holds the lock of a directory until it is killed."""
+    started = []
+
+    def hold(out):
+        command = [sys.executable, "-c", HOLDING, out]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout.readline() == "in\n"
+        return process
+
+    yield hold
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_in_use_is_left_alone_until_its_process_has_ended(demo, prompts, tmp_path, holding, monkeypatch, capsys):
+    out = tmp_path / "run"
+    other = holding(out)
+    before = contents(out)
+    with pytest.raises(CosmicError, match=rf"out: .*run' is in use by process {other.pid} on .*; wait until it has"):
+        run(demo, prompts, out, SETTINGS)
+    assert contents(out) == before
+    other.send_signal(signal.SIGKILL)
+    other.wait()
+    assert not run(demo, prompts, out, SETTINGS).was_complete  # a lock is not outlived by its holder
+
+    other = holding(out)
+    before = contents(out)
+    assert run(demo, prompts, out, SETTINGS).was_complete  # reading needs no lock
+    with pytest.raises(CosmicError, match="is in use"):
+        run(demo, prompts, out, SETTINGS, overwrite=True)
+    few = ["--n-test", "1", "--max-new-tokens", "2"]
+    for command in (["judge"], ["sweep", *few], ["suffix", "--n-prompts", "0"]):
+        monkeypatch.setattr(sys, "argv", ["cosmic-tl", command[0], str(out), *command[1:]])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr().err
+        assert ended.value.code == 2 and f"is in use by process {other.pid}" in said and "Traceback" not in said
+    assert contents(out) == before
+
+
+def test_a_lock_is_held_for_one_run(tmp_path):
+    prepare_directory(tmp_path, {"seed": 0})
+    with locked(tmp_path, {"seed": 0}):
+        pass
+    with (
+        pytest.raises(CosmicError, match=r"holds a run with other settings \(seed\)"),
+        locked(tmp_path, {"seed": 1}),
+    ):
+        pytest.fail("it was entered")
+    with locked(tmp_path):  # it is free again
+        pass
+
+
+def test_what_a_stop_before_the_settings_leaves_counts_as_empty(tmp_path):
+    with locked(tmp_path):
+        pass
+    (tmp_path / "settings.json.new").write_text("{")
+    (tmp_path / "settings.json.new.part").write_text("{")
+    prepare_directory(tmp_path, {"seed": 0})
+    assert read_settings(tmp_path) == {"seed": 0}
+    assert {path.name for path in tmp_path.iterdir()} == {"settings.json", "resume"}
+    for name in ("notes.txt", "resume/notes.txt"):
+        mine = tmp_path / f"mine-{name[:3]}" / name
+        mine.parent.mkdir(parents=True)
+        mine.write_text("mine")
+        for overwrite in (False, True):
+            with pytest.raises(CosmicError, match="is not empty and holds no run"):
+                prepare_directory(tmp_path / f"mine-{name[:3]}", {"seed": 0}, overwrite)
+        assert mine.read_text() == "mine"
+
+
+@pytest.fixture
+def full_disk():
+    """No file of this process can grow, as on a full disk."""
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def fill():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+
+    yield fill
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_loses_nothing(tmp_path, full_disk):
+    prepare_directory(tmp_path, {"seed": 0})
+    (tmp_path / "summary.json").write_text("{}")
+    append_lines(tmp_path / "log.jsonl", [{"a": 1}])
+    before = contents(tmp_path)
+    full_disk()
+    with pytest.raises(
+        CosmicError, match=r"file: cannot write .*settings\.json\.new' \(File too large\); make room or"
+    ):
+        prepare_directory(tmp_path, {"seed": 1}, overwrite=True)
+    with pytest.raises(CosmicError, match=r"file: cannot write .*log\.jsonl"):
+        append_lines(tmp_path / "log.jsonl", [{"a": 2}])
+    with pytest.raises(CosmicError, match=r"file: cannot write .*summary\.json"):
+        write_atomically(tmp_path / "summary.json", "{1}")
+    assert contents(tmp_path) == before
+    assert read_settings(tmp_path) == {"seed": 0} and read_lines(tmp_path / "log.jsonl") == [{"a": 1}]
+
+
+def test_links_are_not_followed(tmp_path):
+    victim = tmp_path / "victim.txt"
+    victim.write_text("mine")
+    (tmp_path / "a.txt").symlink_to(victim)
+    (tmp_path / "a.txt.part").symlink_to(victim)
+    write_atomically(tmp_path / "a.txt", "new")
+    assert victim.read_text() == "mine" and (tmp_path / "a.txt").read_text() == "new"
+    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", "victim.txt"}
+
+
+def test_files_have_the_permissions_of_any_new_file(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_atomically(tmp_path / "a.txt", "new")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o640
+
+
+def test_a_missing_folder_is_one_line(tmp_path):
+    with pytest.raises(
+        CosmicError, match=r"cannot write .*a\.txt' \(No such file or directory\); make the folder first"
+    ):
+        write_atomically(tmp_path / "no" / "a.txt", "new")
