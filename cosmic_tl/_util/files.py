@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, first_line
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -120,7 +120,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """Rows of a JSONL file that is appended to, without a last line that was cut short by a stop; none if there is no file.
 
     Raises:
-        CosmicError: If another line is not JSON.
+        CosmicError: If another line is no JSON object; it says which.
 
     Example:
         >>> import tempfile
@@ -133,12 +133,56 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     *lines, last = path.read_bytes().split(b"\n")
-    if _is_row(last):
+    if _row(last) is not None:
         lines.append(last)
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            if (row := _row(line)) is None:
+                raise CosmicError(f"file: line {number} of {str(path)!r} is no JSON object; fix or delete it")
+            rows.append(row)
+    return rows
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSONL file each line of which holds those of one condition, as `{"rows": […]}`; none if there is no file.
+
+    Raises:
+        CosmicError: If it holds anything else.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     append_lines(Path(folder) / "a.jsonl", [{"rows": [{"a": 1}, {"a": 2}]}])
+        ...     read_rows(Path(folder) / "a.jsonl")
+        [{'a': 1}, {'a': 2}]
+    """
+    with readable(path):
+        return [dict(row) for line in read_lines(path) for row in line["rows"]]
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Name the file whose lines are no rows of ours: it was edited, or something else wrote it.
+
+    Raises:
+        CosmicError: In place of what taking them apart raises.
+
+    Example:
+        >>> with readable(Path("scores.jsonl")):
+        ...     _ = {"layer": 3}["value"]
+        Traceback (most recent call last):
+        cosmic_tl.errors.CosmicError: file: 'scores.jsonl' has a line that was not written here ('value'); delete the file
+    """
     try:
-        return [json.loads(line) for line in lines if line.strip()]
-    except ValueError as error:
-        raise CosmicError(f"file: {str(path)!r} is not JSONL ({error}); fix the line, or give another file") from error
+        yield
+    except CosmicError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        said = first_line(error)
+        raise CosmicError(
+            f"file: {str(path)!r} has a line that was not written here ({said}); delete the file"
+        ) from error
 
 
 def append_lines(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -159,7 +203,7 @@ def append_lines(path: Path, rows: list[dict[str, Any]]) -> None:
             file.seek(0)
             whole = file.read()
             start = whole.rfind(b"\n") + 1
-            if _is_row(whole[start:]):
+            if _row(whole[start:]) is not None:
                 file.write(b"\n")
             else:
                 file.truncate(start)
@@ -174,9 +218,10 @@ def _ends_in_newline(file: BinaryIO) -> bool:
     return file.read() == b"\n"
 
 
-def _is_row(line: bytes) -> bool:
-    """Whether this is a whole row: the beginning of a JSON object is no JSON."""
+def _row(line: bytes) -> dict[str, Any] | None:
+    """A line's row, if it is a whole one: the beginning of a JSON object is no JSON."""
     try:
-        return isinstance(json.loads(line), dict)
+        found = json.loads(line)
     except ValueError:
-        return False
+        return None
+    return found if isinstance(found, dict) else None

@@ -153,7 +153,7 @@ def sweep(
     run = source.run
     prompts = run.test_prompts(settings.n_test)
     bridge, direction = source.load()
-    from cosmic_tl._util.files import append_lines, read_lines
+    from cosmic_tl._util.files import append_lines, read_rows
     from cosmic_tl.experiments.sweeps import BASELINE, sweep as sweep_all
     from cosmic_tl.metrics.refusal_score import find_refusal_tokens
     from cosmic_tl.report.experiment_pages import write_sweep
@@ -175,7 +175,7 @@ def sweep(
     )
     with locked(run.out, run.identity):
         log = made.part(".jsonl", "alphas")
-        known = [row for line in read_lines(log) for row in line["rows"]]
+        known = read_rows(log)
         stage("refusal tokens")
         try:
             tokens = find_refusal_tokens(bridge, prompts, chat=chat, batch_size=settings.batch_size)
@@ -193,7 +193,7 @@ def sweep(
             chat=chat,
             n_samples=n_samples,
             batch_size=settings.batch_size,
-            known=[row for row in known if row["method"] == BASELINE[0] or row["alpha"] in alphas],
+            known=[row for row in known if row.get("method") == BASELINE[0] or row.get("alpha") in alphas],
             on_rows=lambda rows: append_lines(log, [{"rows": rows}]),
             judge=judge,
             **generation(settings),

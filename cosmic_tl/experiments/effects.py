@@ -13,6 +13,7 @@ from cosmic_tl._util.results import Result
 from cosmic_tl.data.contrast_set import Prompts, Side, labels_of, sides_of
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.experiments.conditions import REFUSAL, Condition, Row, Terms, standard_conditions, terms_of
+from cosmic_tl.experiments.known_rows import done_conditions
 from cosmic_tl.experiments.paired import TESTED, Paired, with_seed
 from cosmic_tl.generation.completions import complete
 from cosmic_tl.generation.sampling import Sampling, describe_generation
@@ -245,7 +246,7 @@ def measure_effects(
         temperature: 0 (default) is greedy.
         seed: For sampling.
         batch_size: Prompts per batch. Default: by memory, at most 32.
-        known: Rows of conditions that are already done.
+        known: Rows of conditions that are already done, on these prompts.
         on_rows: Called with the rows of each condition as it is done.
         judge: Its "refusal" is what is counted. Defaults to the phrases of refusals; `SubstringJudge(("ahoy",))` counts the
             completions that show another concept.
@@ -272,7 +273,7 @@ def measure_effects(
     judge = judge or SubstringJudge()
     generation = describe_generation(model, max_new_tokens, temperature, sampling)
     rows = list(known)
-    done = {(row["side"], row["condition"], row.get("seed")) for row in rows}
+    done = done_conditions(rows, {"positive": positive, "negative": negative}, ("condition", "seed"))
     missing = [one for one in conditions if (one.side, one.name, one.seed) not in done]
     for condition in each(missing, "conditions"):
         asked = positive if condition.side == "positive" else negative

@@ -30,6 +30,7 @@ from cosmic_tl.directions.direction import Direction
 from cosmic_tl.engine import Outcome, Reading, intervened
 from cosmic_tl.errors import CosmicError, check_count
 from cosmic_tl.experiments.conditions import REFUSAL, Row, Terms, terms_of
+from cosmic_tl.experiments.known_rows import done_conditions
 from cosmic_tl.experiments.sweep_methods import METHODS, Method
 from cosmic_tl.generation.completions import complete
 from cosmic_tl.generation.sampling import Sampling, describe_generation
@@ -246,9 +247,9 @@ def sweep(
     edits |= {(name, alpha): method(direction, alpha) for name, method in methods.items() for alpha in strengths}
     sides: dict[Side, Sequence[str]] = dict(zip(get_args(Side), (positive, negative), strict=True))
     rows = list(known)
-    done = {(row["method"], float(row["alpha"]), row["side"]) for row in rows}
+    done = done_conditions(rows, sides, ("method", "alpha"), n_samples)
     for side, asked in sides.items():
-        missing = {condition: edit for condition, edit in edits.items() if (*condition, side) not in done}
+        missing = {condition: edit for condition, edit in edits.items() if (side, *condition) not in done}
         scores = _scores(model, asked, missing, tokens, chat, batch_size) if tokens else {}
         for (method, alpha), edit in each(missing.items(), f"edits, {side} prompts"):
             label = f"{side}, {method}, α = {alpha:g}"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save
 
-from cosmic_tl._util.files import append_lines, read_lines, write_atomically
+from cosmic_tl._util.files import append_lines, read_lines, read_rows, readable, write_atomically
 from cosmic_tl._util.progress import stage, stages
 from cosmic_tl.activations import MeanActivations, class_means
 from cosmic_tl.data.contrast_set import SIDES, ContrastSet
@@ -52,7 +52,11 @@ class _ScoreLog(MutableMapping[ScoreKey, float]):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.known = {(row["layer"], row["position"], row["measure"]): float(row["value"]) for row in read_lines(path)}
+        with readable(path):
+            self.known = {
+                (int(row["layer"]), int(row["position"]), str(row["measure"])): float(row["value"])
+                for row in read_lines(path)
+            }
 
     def __setitem__(self, key: ScoreKey, value: float) -> None:
         self.known[key] = value
@@ -146,7 +150,8 @@ def _calibrations(
 ) -> list[Calibration]:
     """Strengths of the placebos; kept, so that a resumed run goes on with the same ones."""
     if rows := read_lines(path):
-        return [Calibration(**row) for row in rows]
+        with readable(path):
+            return [Calibration(**row) for row in rows]
     n = min(CALIBRATION, settings.selection.n_val)
     found = calibrate_placebos(
         model,
@@ -271,7 +276,7 @@ def _run(
         temperature=settings.temperature,
         seed=settings.seed,
         batch_size=settings.batch_size,
-        known=[row for line in read_lines(resume / RESUME_FILES[2]) for row in line["rows"]],
+        known=read_rows(resume / RESUME_FILES[2]),
         on_rows=lambda rows: append_lines(resume / RESUME_FILES[2], [{"rows": rows}]),
         judge=judge or settings.judge,
         sampling=settings.sampling,
