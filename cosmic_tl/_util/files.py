@@ -61,7 +61,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         todo = "make the folder first" if isinstance(error, FileNotFoundError) else "make room or give another place"
-        raise CosmicError(f"file: cannot write {str(path)!r} ({error.strerror}); {todo}") from error
+        raise CosmicError(f"file: cannot write {str(path)!r} ({error.strerror or error}); {todo}") from error
 
 
 def is_missing_path(name: str, suffixes: tuple[str, ...] = ()) -> bool:

@@ -24,7 +24,7 @@ from cosmic_tl.experiments.conditions import CONCEPT, REFUSAL, Condition
 from cosmic_tl.judges import Judgement
 from cosmic_tl.report.page import write_report
 from cosmic_tl.runs import job as runs
-from cosmic_tl.runs.derived import DERIVED, derivation
+from cosmic_tl.runs.derived import DERIVED, LOCK, derivation
 from cosmic_tl.runs.directory import RESULTS, RESUME_FILES
 
 SETTINGS = RunSettings(
@@ -85,7 +85,7 @@ def test_what_was_derived_from_another_direction_is_gone(demo, prompts, finished
     ) != made.part("")
     names = {path.name for path in finished.iterdir() if path.is_file()}
     assert names == {"settings.json", *RESULTS, "sweep-notes.txt"}
-    assert {path.name for path in (finished / "resume").iterdir()} == {*RESUME_FILES, "notes.txt"}
+    assert {path.name for path in (finished / "resume").iterdir()} == {*RESUME_FILES, LOCK, "notes.txt"}
 
 
 def test_the_same_again_is_done_again(demo, prompts, finished):
