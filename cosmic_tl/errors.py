@@ -1,7 +1,6 @@
 """The one error type for input that cannot be worked with, and the checks that every module needs."""
 
 from collections.abc import Iterable, Sequence
-from numbers import Integral
 
 
 class CosmicError(ValueError):
@@ -120,8 +119,8 @@ def check_count(name: str, found: object) -> None:
     """
     if found is None:
         return
-    if isinstance(found, bool) or not isinstance(found, Integral):
-        raise CosmicError(f"{name}: expected a whole number, found {found!r}; pass an int")
+    check_whole_number(name, found)
+    assert isinstance(found, int)
     if found < 1:
         raise CosmicError(f"{name}: must be at least 1, found {found}")
 
