@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from cosmic_tl._util.border import checked
 from cosmic_tl._util.progress import ACTIVATIONS, stage, track
 from cosmic_tl.data.contrast_set import Prompts, sides_of
 from cosmic_tl.errors import CosmicError
@@ -23,6 +24,7 @@ Splits = Mapping[int, Float64[Tensor, " prompt"]]
 """Seed to the weight of each prompt in the difference between the means of two random halves."""
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class MeanActivations:
     """Means over prompts, accumulated in float64."""
@@ -45,6 +47,7 @@ class MeanActivations:
         return f"MeanActivations({self.n} prompts, {n_layers} layers, {n_positions} positions, d_model {d_model})"
 
 
+@checked
 def mean_activations(
     model: TransformerBridge,
     prompts: Sequence[str],
@@ -220,6 +223,7 @@ def class_means(
     return found[0], found[1]
 
 
+@checked
 def cache_activations(
     model: TransformerBridge,
     prompts: Sequence[str],

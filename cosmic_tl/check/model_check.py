@@ -6,6 +6,7 @@ from typing import Literal
 
 import pandas as pd
 
+from cosmic_tl._util.border import checked
 from cosmic_tl._util.results import Result
 from cosmic_tl.check.cases import CHECKS
 from cosmic_tl.check.memory import NotPossible
@@ -19,6 +20,7 @@ from cosmic_tl.model.load import TransformerBridge, model_label
 Outcome = Literal["ok", "FAILED", "not checked"]
 
 
+@checked
 @dataclass(frozen=True)
 class Check:
     """One promise, and what was found."""
@@ -33,6 +35,7 @@ class Check:
         return f"{self.result:<11}  {self.name}: {self.measured}{allowed}"
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class ModelCheck(Result):
     """What was checked on a model."""
@@ -70,6 +73,7 @@ class ModelCheck(Result):
         return repr(self).splitlines()[:1]
 
 
+@checked
 def check_model(
     model: TransformerBridge,
     prompts: ContrastSet | None = None,

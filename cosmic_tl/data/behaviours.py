@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.data.contrast_set import SPLITS, Split
 from cosmic_tl.data.prompts import split_prompts
 from cosmic_tl.data.readers import read_json
@@ -22,6 +23,7 @@ KEYS = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
 _CHOICE = re.compile(r"\(([A-Z])\)")
 
 
+@checked
 @dataclass(frozen=True)
 class AnswerPair:
     """One question with an answer that shows the behaviour and one that does not.
@@ -58,6 +60,7 @@ class AnswerPair:
         return " | ".join([head.strip(), *sorted(choice.strip() for choice in choices)])
 
 
+@checked
 @dataclass(frozen=True)
 class BehaviourSet:
     """A behaviour as pairs of answers, in splits."""
@@ -88,6 +91,7 @@ class BehaviourSet:
         return f"BehaviourSet({self.name!r}: {sizes} pairs)"
 
 
+@checked
 def load_behaviour(source: str | Path, *, seed: int = 0) -> BehaviourSet:
     """Read a behaviour from a JSON file in the format of the CAA data sets.
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.errors import CosmicError, check_count, check_texts, one_of
 
 Side = Literal["positive", "negative"]
@@ -13,6 +14,7 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 SIDES: tuple[Side, Side] = ("positive", "negative")
 
 
+@checked
 @dataclass(frozen=True)
 class ContrastSet:
     """The two sides of a concept. For refusal: positive = harmful, negative = harmless."""

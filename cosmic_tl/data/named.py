@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.data.contrast_set import SIDES, Side
 from cosmic_tl.errors import CosmicError, first_line, one_of
 
@@ -72,6 +73,7 @@ def find_prompts(name: str) -> tuple[NamedPrompts, ...]:
     return tuple(row for row in NAMED_PROMPTS if name.lower() in (row.name, row.hub_id.lower()))
 
 
+@checked
 def load_dataset_prompts(name: str, side: Side | None = None, path: str | Path | None = None) -> pd.DataFrame:
     """The prompts of a named set.
 

@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cosmic_tl._util.border import checked
 from cosmic_tl._util.files import is_missing_path
 from cosmic_tl.data.contrast_set import SIDES, SPLITS, ContrastSet, Side, check_labels
 from cosmic_tl.data.named import BOTH_SIDES, dataset_side, find_prompts, load_dataset_prompts, read_split
@@ -28,6 +29,7 @@ _HARM = tuple(_RELEASED.values())
 T = TypeVar("T")
 
 
+@checked
 def load_prompts(
     source: Source | None = None,
     *,

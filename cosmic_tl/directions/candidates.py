@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.activations import mean_activations
 from cosmic_tl.data.contrast_set import Prompts, sides_of
 from cosmic_tl.directions.direction import Direction
@@ -22,6 +23,7 @@ Cells = Mapping[tuple[int, int], Any]
 """Layer and position to a vector: a tensor, an array or a list of floats."""
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Candidates:
     """One direction for each layer and post-instruction position."""

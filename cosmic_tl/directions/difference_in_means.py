@@ -2,12 +2,14 @@
 
 from typing import get_args
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.activations import MeanActivations
 from cosmic_tl.directions.candidates import Candidates
 from cosmic_tl.errors import CosmicError, one_of
 from cosmic_tl.model.hooks import Part
 
 
+@checked
 def difference_in_means(positive: MeanActivations, negative: MeanActivations, *, part: Part = "stream") -> Candidates:
     """`r[l, i] = mu[l, i] − nu[l, i]`, with `nu` as the reference.
 

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from cosmic_tl._util.border import checked
 from cosmic_tl._util.files import write_atomically
 from cosmic_tl.errors import CosmicError, check_whole_number, first_line
 from cosmic_tl.model.fingerprint import check_origin
@@ -31,6 +32,7 @@ def versions() -> dict[str, str]:
     return {name: _version(name) for name in ("cosmic_tl", "transformer_lens", "transformers", "torch")}
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Direction:
     """A direction in the residual stream at the input of one block.
@@ -233,6 +235,7 @@ class Direction:
         return f"Direction({self.method}, {where}, norm {self.norm:.3g}, {self.model or 'any model'})"
 
 
+@checked
 def random_direction(like: Direction, seed: int = 0) -> Direction:
     """A placebo: a random direction of the same norm and place, with the same reference.
 

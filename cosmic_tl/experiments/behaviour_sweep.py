@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from cosmic_tl._util.border import checked
 from cosmic_tl._util.progress import track
 from cosmic_tl._util.results import Result
 from cosmic_tl.data.behaviours import BehaviourSet
@@ -20,6 +21,7 @@ from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.selection.scores import undefined
 
 
+@checked
 @dataclass(frozen=True, eq=False, repr=False)
 class BehaviourSweep(Result):
     """Log-odds of the matching answer under every direction, layer and strength."""
@@ -35,6 +37,7 @@ class BehaviourSweep(Result):
         return [f"BehaviourSweep: {self.behaviour}, questions: {', '.join(map(str, self.table.n.unique()))}"]
 
 
+@checked
 def sweep_behaviour(
     model: TransformerBridge,
     behaviour: BehaviourSet,

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from cosmic_tl._util.border import checked
 from cosmic_tl._util.results import Result
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.experiments.cost import BASELINE, named_interventions
@@ -27,6 +28,7 @@ RESAMPLES = 1000
 """Bootstrap resamples of standard errors that have no formula."""
 
 
+@checked
 @dataclass(frozen=True, eq=False, repr=False)
 class Capability(Result):
     """Scores of the unedited model and of each edit."""
@@ -54,6 +56,7 @@ class Capability(Result):
         return float(some.value.iloc[0])
 
 
+@checked
 def measure_capability(
     model: TransformerBridge,
     tasks: Sequence[str],

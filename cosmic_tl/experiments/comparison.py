@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from cosmic_tl._util.border import checked
 from cosmic_tl._util.progress import stage
 from cosmic_tl._util.results import Result
 from cosmic_tl.data.contrast_set import ContrastSet
@@ -22,6 +23,7 @@ from cosmic_tl.selection.refusal_tokens import select_by_refusal_tokens
 from cosmic_tl.selection.result import Selection
 
 
+@checked
 @dataclass(frozen=True, eq=False, repr=False)
 class Comparison(Result):
     """Two selections on the same model and prompts."""
@@ -60,6 +62,7 @@ class Comparison(Result):
         return (*found, *(f"{method}: {one}" for method, some in self.selections.items() for one in some.remarks))
 
 
+@checked
 def compare_selections(
     model: TransformerBridge,
     prompts: ContrastSet,

@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 import pandas as pd
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.data.contrast_set import SIDES, Side
 from cosmic_tl.directions.direction import Direction, random_direction
 from cosmic_tl.errors import check_count, one_of
@@ -75,6 +76,7 @@ def terms_of(phrases: Sequence[str] | None, labels: Sequence[str] | None = None)
     return terms if labels is None else replace(terms, sides=dict(zip(SIDES, labels, strict=True)))
 
 
+@checked
 @dataclass(frozen=True)
 class Condition:
     """One set of completions to make."""
@@ -89,6 +91,7 @@ class Condition:
         one_of("side", self.side, get_args(Side))
 
 
+@checked
 def standard_conditions(
     selection: Selection | Direction,
     *,

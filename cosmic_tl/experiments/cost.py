@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from cosmic_tl._util.border import checked
 from cosmic_tl._util.progress import track
 from cosmic_tl._util.results import Result
 from cosmic_tl.errors import CosmicError, check_texts
@@ -29,6 +30,7 @@ RESAMPLES = 2000
 """Bootstrap resamples of an interval."""
 
 
+@checked
 @dataclass(frozen=True, eq=False, repr=False)
 class Cost(Result):
     """What each edit costs by each measure."""
@@ -137,6 +139,7 @@ def windows(tokens: Sequence[int], context: int, stride: int) -> Iterator[tuple[
         yield tokens[end - context : start], tokens[start:end]
 
 
+@checked
 def measure_cost(
     model: TransformerBridge,
     interventions: Interventions | Mapping[str, Interventions],

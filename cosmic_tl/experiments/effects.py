@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import pandas as pd
 
+from cosmic_tl._util.border import checked
 from cosmic_tl._util.progress import each
 from cosmic_tl._util.results import Result
 from cosmic_tl.data.contrast_set import Prompts, Side, labels_of, sides_of
@@ -27,6 +28,7 @@ from cosmic_tl.model.load import TransformerBridge, is_demo
 from cosmic_tl.selection.result import Selection
 
 
+@checked
 @dataclass(frozen=True, eq=False, repr=False)
 class Effects(Result):
     """Completions under every condition, and what they come to."""
@@ -216,6 +218,7 @@ class Effects(Result):
         return self.terms.of(self.table)
 
 
+@checked
 def measure_effects(
     model: TransformerBridge,
     prompts: Prompts,

@@ -10,6 +10,7 @@ import torch
 from jinja2.exceptions import TemplateError
 from torch import Tensor
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.errors import CosmicError, check_count
 from cosmic_tl.generation.completions import check_cache
 from cosmic_tl.interventions.edits import Interventions
@@ -46,6 +47,7 @@ class BridgeLM(HFLM):  # type: ignore[misc]
         True
     """
 
+    @checked
     def __init__(
         self,
         model: TransformerBridge,

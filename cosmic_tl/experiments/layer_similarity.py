@@ -8,6 +8,7 @@ from jaxtyping import Float64
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from cosmic_tl._util.border import checked
 from cosmic_tl._util.results import DrawnResult
 from cosmic_tl.activations import mean_activations
 from cosmic_tl.data.contrast_set import SIDES, Prompts, labels_of, sides_of
@@ -21,6 +22,7 @@ from cosmic_tl.model.positions import Positions, post_instruction_positions
 from cosmic_tl.selection.result import Selection, direction_and_edits
 
 
+@checked
 @dataclass(frozen=True, eq=False, repr=False)
 class LayerSimilarity(DrawnResult):
     """Cosines between class means of `y[l, i]`."""
@@ -57,6 +59,7 @@ class LayerSimilarity(DrawnResult):
         return f"LayerSimilarity({n_layers} layers, {n_positions} positions; at the last of both: {last})"
 
 
+@checked
 def layer_similarities(
     model: TransformerBridge,
     prompts: Prompts,

@@ -23,6 +23,7 @@ import pandas as pd
 from jaxtyping import Float64
 from torch import Tensor
 
+from cosmic_tl._util.border import checked
 from cosmic_tl._util.progress import each, track
 from cosmic_tl._util.results import Result
 from cosmic_tl.data.contrast_set import SIDES, Prompts, Side, labels_of, sides_of
@@ -51,6 +52,7 @@ DEFAULT_ALPHAS = (-1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 STRETCH = ("method", "side", "peak_alpha", "from_alpha", "to_alpha", "lowest_alpha", "drop", "separated")
 
 
+@checked
 @dataclass(frozen=True, eq=False, repr=False)
 class Sweep(Result):
     """Completions and refusal scores for every method and α, and what they come to."""
@@ -178,6 +180,7 @@ class Sweep(Result):
         return [f"Sweep({self._summary()})"]
 
 
+@checked
 def sweep(
     model: TransformerBridge,
     prompts: Prompts,

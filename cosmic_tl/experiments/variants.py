@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
+from cosmic_tl._util.border import checked
 from cosmic_tl._util.results import Result
 from cosmic_tl.activations import MeanActivations, class_means
 from cosmic_tl.data.contrast_set import ContrastSet
@@ -21,6 +22,7 @@ WIDE_SHARE = 0.25
 """Share of the layers that the wider ranking keeps."""
 
 
+@checked
 def standard_variants(options: CosmicOptions | None = None) -> dict[str, CosmicOptions]:
     """The variants of the paper and its released code, by name.
 
@@ -42,6 +44,7 @@ def standard_variants(options: CosmicOptions | None = None) -> dict[str, CosmicO
     }
 
 
+@checked
 @dataclass(frozen=True, eq=False, repr=False)
 class Variants(Result):
     """What each variant chooses."""
@@ -58,6 +61,7 @@ class Variants(Result):
         return [f"Variants: {n} variant{'s' * (n != 1)}, {len(self.selections)} with a direction"]
 
 
+@checked
 def compare_variants(
     model: TransformerBridge,
     prompts: ContrastSet,

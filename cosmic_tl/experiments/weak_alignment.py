@@ -29,6 +29,7 @@ from typing import Any, Literal, get_args
 import pandas as pd
 import torch
 
+from cosmic_tl._util.border import checked
 from cosmic_tl._util.progress import stage
 from cosmic_tl._util.results import Result
 from cosmic_tl.data.contrast_set import SIDES, ContrastSet, Side, Split
@@ -56,6 +57,7 @@ REPORTED_ON: Split = "test"
 """α is chosen on the one and reported on the other."""
 
 
+@checked
 def amplification(direction: Direction, alpha: float, tokens: Scope = "all") -> MapEdit:
     """`x' = x + α ((x − nu)·r̂) r̂`: addition in proportion to how much of the concept is there.
 
@@ -110,6 +112,7 @@ def _by_setting(table: pd.DataFrame) -> pd.DataFrame:
     return table.pivot_table("rate", ["direction", "alpha"], "set", sort=False)
 
 
+@checked
 @dataclass(frozen=True, eq=False, repr=False)
 class TwoRounds(Result):
     """Two selections, and what steering by them does."""
@@ -187,6 +190,7 @@ class TwoRounds(Result):
         return self.rates().reset_index()
 
 
+@checked
 def two_rounds(
     model: TransformerBridge,
     prompts: ContrastSet,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.directions.direction import versions
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.interventions.orthogonalize import WeightEdit
@@ -20,6 +21,7 @@ from cosmic_tl.model.load import DEMOS, TransformerBridge, gguf_tokenizer, model
 from cosmic_tl.model.paths import GGUF
 
 
+@checked
 def save_checkpoint(
     model: TransformerBridge,
     folder: str | Path,

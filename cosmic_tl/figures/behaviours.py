@@ -6,12 +6,14 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.experiments.behaviour_sweep import BehaviourSweep
 from cosmic_tl.figures.style import COLOURS, LINE, finish
 
 LOOKS = {"found": (COLOURS["positive"], "solid"), "random": (COLOURS["random"], "dash")}
 
 
+@checked
 def plot_behaviour_sweep(swept: BehaviourSweep) -> go.Figure:
     """Log-odds of the matching answer by layer, one panel per α: the found direction, a random one, and no edit.
 

@@ -7,6 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.experiments.capability import Capability
 from cosmic_tl.experiments.cost import Cost
 from cosmic_tl.figures.style import BLUE, LINE, ORANGE, PALE, condition_colour, finish
@@ -16,6 +17,7 @@ STATUS_COLOURS = {"pass": BLUE, "lazy": ORANGE, "skipped": PALE}
 """Of a measure in a plan; what is known without a pass costs nothing."""
 
 
+@checked
 def plot_cost(cost: Cost) -> go.Figure:
     """Difference from the baseline by edit and measure, in nats per token, with bootstrapped 95 % intervals.
 
@@ -42,6 +44,7 @@ def plot_cost(cost: Cost) -> go.Figure:
     )
 
 
+@checked
 def plot_capability(capability: Capability) -> go.Figure:
     """Scores of the unedited model and of each edit by task and metric, with standard errors.
 
@@ -89,6 +92,7 @@ def _bars(panels: Mapping[str, pd.DataFrame], value: str, error: tuple[pd.Series
     return figure
 
 
+@checked
 def plot_plan(plan: Plan) -> go.Figure:
     """Multiply-adds of a selection by measure, and what of them is made, made if needed, and skipped.
 

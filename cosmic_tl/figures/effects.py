@@ -5,6 +5,7 @@ from html import escape
 import pandas as pd
 import plotly.graph_objects as go
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.data.contrast_set import SIDES
 from cosmic_tl.experiments.conditions import Terms
 from cosmic_tl.experiments.effects import Effects
@@ -28,6 +29,7 @@ def side_names(terms: Terms) -> Names:
     return positive, negative
 
 
+@checked
 def plot_refusal_rates(effects: Effects, *, outcome: str | None = None, sides: Names | None = None) -> go.Figure:
     """Refusal rate (or the rate of another concept) under each condition, with Wilson 95 % intervals.
 

@@ -15,6 +15,7 @@ from plotly.colors import sample_colorscale
 from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 
+from cosmic_tl._util.border import checked
 from cosmic_tl._util.files import write_atomically
 from cosmic_tl.errors import CosmicError, one_of
 from cosmic_tl.figures.layout import META, SIZES, lay_out
@@ -31,6 +32,7 @@ MOST_SHAPES = 10_000
 """Maximum number of cells of a heatmap that are drawn as vector shapes; larger ones stay a bitmap."""
 
 
+@checked
 def restyle(figure: go.Figure, *, width: Width | None = None, theme: Theme = "light", title: bool = True) -> go.Figure:
     """A copy of a figure at another width, in another theme, or without its title.
 
@@ -66,6 +68,7 @@ def restyle(figure: go.Figure, *, width: Width | None = None, theme: Theme = "li
     return figure.update_layout(width=size.width, height=round(shape * size.width), font={"size": size.font})
 
 
+@checked
 def save_figure(
     figure: go.Figure,
     path: str | Path,
@@ -106,6 +109,7 @@ def save_figure(
     return save_figures({path: figure}, width=width, theme=theme, title=title, scale=scale)[0]
 
 
+@checked
 def save_figures(
     figures: Mapping[str, go.Figure] | Mapping[Path, go.Figure] | Mapping[str | Path, go.Figure],
     *,

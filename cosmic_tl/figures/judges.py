@@ -5,10 +5,12 @@ from itertools import product
 
 import plotly.graph_objects as go
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.figures.style import colour_scale, finish
 from cosmic_tl.judges.reliability import Agreement
 
 
+@checked
 def plot_agreement(agreement: Agreement) -> go.Figure:
     """How often each pair of verdicts occurs, as counts.
 

@@ -11,6 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.data.contrast_set import SIDES
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.figures.style import COLOURS, SYMBOLS, colour_scale, finish, token_label
@@ -21,6 +22,7 @@ MOST_LABELS = 60
 """Maximum number of tokens that are all labelled."""
 
 
+@checked
 def plot_projection(projection: Projection | Mapping[str, Projection]) -> go.Figure:
     """A prompt's projection on a direction, by token and layer; several are shown side by side on one colour scale.
 
@@ -89,6 +91,7 @@ def plot_projection(projection: Projection | Mapping[str, Projection]) -> go.Fig
     )
 
 
+@checked
 def plot_pca(pca: ClassPca, layer: int | None = None, edit: str = NO_EDIT, side_by_side: bool = False) -> go.Figure:
     """Both classes along their first two principal components, with sliders for layers and edits.
 

@@ -8,6 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 from torch.nn.functional import cosine_similarity
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.directions.candidates import Candidates
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.experiments.layer_similarity import LayerSimilarity
@@ -20,6 +21,7 @@ ROW = 1.5
 """Height of a heatmap's row, in em."""
 
 
+@checked
 def plot_scores(selection: Selection, remarks: bool = True) -> go.Figure:
     """Scores of all candidates by layer and position; the chosen cell is framed and starred, filtered cells are crossed.
 
@@ -56,6 +58,7 @@ def plot_scores(selection: Selection, remarks: bool = True) -> go.Figure:
     )
 
 
+@checked
 def plot_score_comparison(selections: Mapping[str, Selection], measure: str = "score") -> go.Figure:
     """One measure of several selections side by side, on one colour scale, to compare models, modes, prompts or procedures.
 
@@ -100,6 +103,7 @@ def plot_score_comparison(selections: Mapping[str, Selection], measure: str = "s
     )
 
 
+@checked
 def plot_variants(variants: Variants) -> go.Figure:
     """Scores of all candidates under each variant, with the cell that it chooses; each panel has its own colour scale.
 
@@ -136,6 +140,7 @@ def _height(panels: list[Panel]) -> float:
     return max(4.5, ROW * max(len(panel.labels) for panel in panels))
 
 
+@checked
 def plot_similarity(similarity: LayerSimilarity) -> go.Figure:
     """Cosine between class means by layer and position, without an edit and with one class edited.
 
@@ -167,6 +172,7 @@ def plot_similarity(similarity: LayerSimilarity) -> go.Figure:
     )
 
 
+@checked
 def plot_layer_similarity(selection: Selection) -> go.Figure:
     """Cosine between the class means at the last position, by layer; evaluation layers are marked.
 
@@ -206,6 +212,7 @@ def plot_layer_similarity(selection: Selection) -> go.Figure:
     return finish(figure, "Cosine between the class means at the last position", span=len(values))
 
 
+@checked
 def plot_direction_cosines(candidates: Candidates, position: int = -1) -> go.Figure:
     """Cosine between the candidate directions of all pairs of layers, at one position.
 

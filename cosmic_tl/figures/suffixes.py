@@ -5,6 +5,7 @@ from html import escape
 import pandas as pd
 import plotly.graph_objects as go
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.figures.style import BLUE, COLOURS, LINE, finish
 from cosmic_tl.suffixes.analysis import SuffixAnalysis
 from cosmic_tl.suffixes.groups import ADVERSARIAL, HARMFUL, HARMLESS, RANDOM, REGIONS
@@ -26,6 +27,7 @@ SHORT = {RANDOM: "rnd", ADVERSARIAL: "adv"}
 """Groups on an axis with little room."""
 
 
+@checked
 def plot_suffix_cosines(analysis: SuffixAnalysis) -> go.Figure:
     """Cosine between the last token's residual stream and the direction, by layer: mean and one SD over prompts.
 
@@ -75,6 +77,7 @@ def plot_suffix_cosines(analysis: SuffixAnalysis) -> go.Figure:
     )
 
 
+@checked
 def plot_suffix_losses(suffix: Suffix) -> go.Figure:
     """The loss of the search's best candidate at each step.
 
@@ -94,6 +97,7 @@ def plot_suffix_losses(suffix: Suffix) -> go.Figure:
     return finish(figure, "Search for an adversarial suffix", complied)
 
 
+@checked
 def plot_head_contributions(analysis: SuffixAnalysis, n: int = 8) -> go.Figure:
     """What the strongest heads write along the direction at the last token, by group: mean and one SD over prompts.
 
@@ -128,6 +132,7 @@ def plot_head_contributions(analysis: SuffixAnalysis, n: int = 8) -> go.Figure:
     return finish(figure, "What the strongest heads write along the direction", "mean ± SD over prompts")
 
 
+@checked
 def plot_head_attention(analysis: SuffixAnalysis) -> go.Figure:
     """What the strongest heads attend to from the last token, with a random and with the adversarial suffix.
 

@@ -7,6 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.data.contrast_set import SIDES, Side
 from cosmic_tl.experiments.conditions import REFUSAL
 from cosmic_tl.experiments.sweeps import BASELINE, Sweep
@@ -20,6 +21,7 @@ Place = tuple[int, int]
 """Row and column of a panel."""
 
 
+@checked
 def plot_sweep(sweep: Sweep, *, outcome: str | None = None, sides: Names | None = None) -> go.Figure:
     """Refusal rate, and refusal score if it was measured, against α; one column per method.
 
@@ -89,6 +91,7 @@ def plot_sweep(sweep: Sweep, *, outcome: str | None = None, sides: Names | None 
     )
 
 
+@checked
 def plot_two_rounds(found: TwoRounds, *, outcome: str | None = None, sides: Names | None = None) -> go.Figure:
     """Refusal rate against α on test prompts, one column per direction: the first round's, the second's, and both.
 

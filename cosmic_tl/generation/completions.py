@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from cosmic_tl._util.border import checked
 from cosmic_tl._util.progress import track
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.generation.sampling import Sampling, generation_config, only, random_state_kept
@@ -20,6 +21,7 @@ from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.model.matmul import FastLinear
 
 
+@checked
 def complete(
     model: TransformerBridge,
     prompts: Sequence[str],

@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from math import isfinite
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.errors import CosmicError
 
 
+@checked
 @dataclass(frozen=True)
 class Sampling:
     """Changes to the model's next-token distribution besides the temperature. Defaults to none.

@@ -8,7 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from cosmic_tl._util.border import checked
 
+
+@checked
 @dataclass(frozen=True, eq=False)
 class AffineMap:
     """`x' = x − leftᵀ (right x − offset)`, held as its low-rank factors.

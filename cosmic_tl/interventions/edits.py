@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, get_args
 
 import torch
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.errors import CosmicError, one_of
 from cosmic_tl.interventions.affine_map import AffineMap
@@ -116,6 +117,7 @@ class _OfDirection(Edit):
         super().check(model)
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Addition(_OfDirection):
     """Activation addition: `x' = x + α r` at the input of the source layer (CAA; Arditi et al. 2024, equation 3)."""
@@ -141,6 +143,7 @@ class Addition(_OfDirection):
         return self.direction.layer if self.layer is None else self.layer, "stream"
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Ablation(_OfDirection):
     """Directional ablation: `x' = x − (x·r̂) r̂`, everywhere (Arditi et al. 2024, equation 4)."""
@@ -185,6 +188,7 @@ class Ablation(_OfDirection):
         self.direction.check_shape(model)
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class AffineEdit(_OfDirection):
     """Affine concept editing: `x' = x − (x·r̂) r̂ + (nu·r̂) r̂ + α r` at one layer (Marshall et al. 2025, equation 3).
@@ -231,6 +235,7 @@ class AffineEdit(_OfDirection):
         return self.direction.layer, self.part
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class MapEdit(Edit):
     """Any affine map at one layer, such as an eraser."""

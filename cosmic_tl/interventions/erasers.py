@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
+from cosmic_tl._util.border import checked
 from cosmic_tl._util.progress import track
 from cosmic_tl.data.contrast_set import Prompts, Side, sides_of
 from cosmic_tl.errors import CosmicError, check_texts, one_of
@@ -29,6 +30,7 @@ from cosmic_tl.model.load import TransformerBridge, short_label
 ErasureMethod = Literal["leace", "orth"]
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Eraser:
     """A projection that removes a concept from the stream, and the points that the concept can be set to.
@@ -75,6 +77,7 @@ class Eraser:
         return AffineMap(self.left, self.right, self.right @ point, self.fingerprint, self.model)
 
 
+@checked
 def fit_eraser(
     model: TransformerBridge,
     prompts: Prompts,
@@ -134,6 +137,7 @@ def fit_eraser(
     return {layer: _eraser(fitter, layer, method, origin) for layer, fitter in fitters.items()}
 
 
+@checked
 def fit_scrubber(
     model: TransformerBridge,
     prompts: Prompts,
@@ -212,6 +216,7 @@ def _eraser(fitter: Any, layer: int, method: ErasureMethod, origin: tuple[str, s
     return eraser
 
 
+@checked
 def fit_quadratic_editor(
     model: TransformerBridge,
     prompts: Prompts,

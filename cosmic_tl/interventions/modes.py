@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.directions.candidates import Candidates
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.interventions.edits import Ablation, Addition, AffineEdit, Intervention
@@ -37,6 +38,7 @@ def induction(direction: Direction, mode: Mode, alpha: float = 1.0) -> Intervent
     return Edits(mode, alpha).induction(direction)
 
 
+@checked
 @dataclass(frozen=True)
 class Edits:
     """How directions are removed and induced, so that placebos are treated as the direction is."""
@@ -94,6 +96,7 @@ class Edits:
         return AffineEdit(direction, strength, self.tokens)
 
 
+@checked
 def affine_edits(
     candidates: Candidates, *, position: int = -1, alpha: float = 1.0, tokens: Scope = "all", part: Part = "stream"
 ) -> tuple[AffineEdit, ...]:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from cosmic_tl._util.border import checked
 from cosmic_tl._util.progress import track
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.errors import CosmicError
@@ -34,6 +35,7 @@ _CHUNK = 2**18
 _PROBE = list(range(1, 9))
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class WeightEdit:
     """What `orthogonalize_weights` did to a model."""
@@ -86,6 +88,7 @@ class WeightEdit:
         return f"WeightEdit({', '.join([what, *filter(None, notes)])}, {self.direction!r})"
 
 
+@checked
 def orthogonalize_weights(
     model: TransformerBridge,
     direction: Direction,

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.interventions.affine_map import apply, placed, stack
 from cosmic_tl.interventions.edits import EVERYWHERE, Intervention, Interventions, as_sequence, check_interventions
@@ -146,6 +147,7 @@ def intervention_hooks(
     return _hooks(model, [[one] for one in as_sequence(interventions)], clock or {"start": 0}, prompt_length)
 
 
+@checked
 @contextmanager
 def steering(
     model: TransformerBridge, interventions: Interventions, *, prompt_length: int | None = None

@@ -7,6 +7,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 import pandas as pd
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.errors import CosmicError, check_texts
 from cosmic_tl.model.chat import THINKING_TAGS
 
@@ -40,6 +41,7 @@ def unfinished_thinking(text: str) -> bool:
     return any(text.rfind(opening) > text.rfind(closing) for opening, closing in THINKING_TAGS)
 
 
+@checked
 @dataclass(frozen=True)
 class Judgement:
     """A judge's verdict on one completion."""
@@ -79,6 +81,7 @@ def check_lengths(prompts: Sequence[str], completions: Sequence[str]) -> None:
         raise CosmicError(f"completions: found {len(completions)} for {len(prompts)} prompts; give one per prompt")
 
 
+@checked
 def judged(frame: pd.DataFrame, judge: Judge) -> pd.DataFrame:
     """Add a judge's verdicts to a table of completions.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+from cosmic_tl._util.border import checked
 from cosmic_tl._util.progress import track
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.judges.base import Judgement
@@ -24,6 +25,7 @@ _ATTEMPTS = 2
 """Maximum number of times that a question is asked if its answer cannot be parsed."""
 
 
+@checked
 @dataclass(frozen=True)
 class EndpointJudge:
     """Judge with a remote model, by its answers to a template's question.

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.generation.completions import complete
 from cosmic_tl.judges.base import Judgement
 from cosmic_tl.judges.templates import JudgeTemplate, judge_with
@@ -11,6 +12,7 @@ from cosmic_tl.model.fingerprint import model_fingerprint
 from cosmic_tl.model.load import TransformerBridge, model_label
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class ModelJudge:
     """Judge with a local model, by its greedy answers to a template's question.

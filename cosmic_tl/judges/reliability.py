@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from cosmic_tl._util.border import checked
 from cosmic_tl._util.results import Result
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.metrics.rates import rate
@@ -16,6 +17,7 @@ there: a completion may be safe because it misses the point."""
 _VOCABULARIES = (frozenset({"refusal", "compliance"}), frozenset({"safe", "unsafe"}))
 
 
+@checked
 def rates_by(frame: pd.DataFrame, by: str | Sequence[str], verdict: str = "refusal") -> pd.DataFrame:
     """The share of one verdict in every category, with Wilson 95 % intervals.
 
@@ -60,6 +62,7 @@ def rates_by(frame: pd.DataFrame, by: str | Sequence[str], verdict: str = "refus
     return pd.DataFrame(rows)
 
 
+@checked
 @dataclass(frozen=True, eq=False, repr=False)
 class Agreement(Result):
     """How far two judges agree."""
@@ -83,6 +86,7 @@ class Agreement(Result):
         return table.rename_axis(index=f"{self.table.index.name}:").reset_index()
 
 
+@checked
 def agreement(
     first: Sequence[str],
     second: Sequence[str],

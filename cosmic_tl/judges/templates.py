@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.judges.base import Judgement, SafetyVerdict, check_lengths, strip_thinking
 
 CONTROL_TOKENS = (
@@ -21,6 +22,7 @@ CONTROL_TOKENS = (
 """Control tokens of common chat formats, for judges whose tokenizer is not available."""
 
 
+@checked
 @dataclass(frozen=True)
 class JudgeTemplate:
     """A question to a judging model, and how to parse its answer."""

@@ -8,6 +8,7 @@ from itertools import takewhile
 import pandas as pd
 import torch
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.activations import MeanActivations, mean_of_rows
 from cosmic_tl.data.behaviours import AnswerPair
 from cosmic_tl.errors import CosmicError
@@ -34,6 +35,7 @@ def _rows(
     return [(row(pair.question, pair.fed[0]), row(pair.question, pair.fed[1])) for pair in pairs]
 
 
+@checked
 def answer_means(
     model: TransformerBridge,
     pairs: Sequence[AnswerPair],
@@ -73,6 +75,7 @@ def answer_means(
     return matching, not_matching
 
 
+@checked
 def answer_log_odds(
     model: TransformerBridge,
     pairs: Sequence[AnswerPair],

@@ -3,7 +3,10 @@
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from cosmic_tl._util.border import checked
 
+
+@checked
 def kl_divergence(
     p: Float[Tensor, "batch vocab"], q: Float[Tensor, "batch vocab"], eps: float = 1e-6
 ) -> Float64[Tensor, " batch"]:

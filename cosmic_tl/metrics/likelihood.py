@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
+from cosmic_tl._util.border import checked
 from cosmic_tl._util.progress import track
 from cosmic_tl.errors import CosmicError, check_texts
 from cosmic_tl.interventions.edits import Interventions
@@ -157,6 +158,7 @@ def tokenize_pairs(
     return heads, tails
 
 
+@checked
 def completion_cross_entropy(
     model: TransformerBridge,
     prompts: Sequence[str],

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from cosmic_tl._util.border import checked
 from cosmic_tl._util.results import DrawnResult
 from cosmic_tl.activations import cache_activations
 from cosmic_tl.data.contrast_set import SIDES, Prompts, labels_of, sides_of
@@ -21,6 +22,7 @@ from cosmic_tl.model.positions import post_instruction_positions
 NO_EDIT = "none"
 
 
+@checked
 @dataclass(frozen=True, eq=False, repr=False)
 class ClassPca(DrawnResult):
     """Two principal components of both classes at the last position, one plane per layer."""
@@ -71,6 +73,7 @@ class ClassPca(DrawnResult):
         return f"ClassPca({len(self.explained)} layers, {sides} prompts, edits {', '.join(self.edits)})"
 
 
+@checked
 def pca_of_classes(
     model: TransformerBridge,
     prompts: Prompts,

@@ -9,6 +9,7 @@ from jaxtyping import Float64
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from cosmic_tl._util.border import checked
 from cosmic_tl._util.results import DrawnResult
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.errors import one_of
@@ -23,6 +24,7 @@ from cosmic_tl.model.load import TransformerBridge
 Measure = Literal["projection", "cosine"]
 
 
+@checked
 @dataclass(frozen=True, eq=False, repr=False)
 class Projection(DrawnResult):
     """One prompt's residual stream along a direction."""
@@ -59,6 +61,7 @@ class Projection(DrawnResult):
         return f"Projection({self.measure} on {self.direction}, {n_layers} layers, {n_tokens} tokens)"
 
 
+@checked
 def project(
     model: TransformerBridge,
     prompt: str,

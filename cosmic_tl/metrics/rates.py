@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
+from cosmic_tl._util.border import checked
 
+
+@checked
 @dataclass(frozen=True)
 class Rate:
     """A share of completions with its Wilson 95 % interval."""
@@ -19,6 +22,7 @@ class Rate:
         return f"{self.value:.1%} [{self.low:.1%}, {self.high:.1%}]"
 
 
+@checked
 def rate(count: int, n: int) -> Rate:
     """`count` of `n`, with the Wilson score interval at 95 %.
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.data.contrast_set import Prompts, sides_of
 from cosmic_tl.errors import CosmicError, check_texts
 from cosmic_tl.interventions.edits import Interventions
@@ -19,6 +20,7 @@ from cosmic_tl.model.forward import next_token_logits
 from cosmic_tl.model.load import TransformerBridge
 
 
+@checked
 @dataclass(frozen=True)
 class RefusalTokens:
     """Tokens that refusals begin with."""
@@ -70,6 +72,7 @@ def _next_logits(
         yield batch.rows, next_token_logits(model, batch, hooks)
 
 
+@checked
 def refusal_scores(
     model: TransformerBridge,
     prompts: Sequence[str],
@@ -105,6 +108,7 @@ def refusal_scores(
     return found
 
 
+@checked
 def refusal_tokens(model: TransformerBridge, texts: Sequence[str]) -> RefusalTokens:
     """The first tokens of some texts.
 
@@ -129,6 +133,7 @@ def refusal_tokens(model: TransformerBridge, texts: Sequence[str]) -> RefusalTok
     return RefusalTokens(unique, tuple(model.tokenizer.decode([token]) for token in unique))
 
 
+@checked
 def find_refusal_tokens(
     model: TransformerBridge,
     prompts: Prompts,

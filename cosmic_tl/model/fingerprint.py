@@ -9,6 +9,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.errors import CosmicError
 
 _NOT_IDENTITY = frozenset(
@@ -32,6 +33,7 @@ _offloaded: WeakKeyDictionary[torch.nn.Module, dict[str, Tensor]] = WeakKeyDicti
 """Sampled values of offloaded weights, which nobody edits in place."""
 
 
+@checked
 def model_fingerprint(model: TransformerBridge) -> str:
     """Sixteen hex digits that identify architecture and weights, independent of dtype and device.
 

@@ -16,6 +16,7 @@ from transformer_lens.model_bridge import TransformerBridge as TransformerBridge
 from transformer_lens.utilities import get_device
 from transformer_lens.utilities.multi_gpu import resolve_device_map
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.errors import CosmicError, first_line
 from cosmic_tl.model.paths import GGUF, check_model_path
 
@@ -52,6 +53,7 @@ def demo_path(name: str = DEMO) -> Path:
     return Path(str(files("cosmic_tl") / "demo" / DEMOS[name]))
 
 
+@checked
 def load_model(
     name_or_path: str | Path = DEMO,
     *,
@@ -211,6 +213,7 @@ def is_demo(model: TransformerBridge) -> bool:
     return model_label(model) in DEMOS
 
 
+@checked
 def model_label(model: TransformerBridge) -> str:
     """The name of a model in reports: the name or path that it was loaded from.
 

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.errors import one_of
 
 
+@checked
 @dataclass(frozen=True)
 class ChatFormat:
     """How an instruction becomes a prompt."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformer_lens.model_bridge import TransformerBridge
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.errors import CosmicError, check_count
 from cosmic_tl.model.chat import ChatFormat, tokenize, uses_template
 
@@ -19,6 +20,7 @@ _PROBES = (
 _BASE_POSITIONS = 5
 
 
+@checked
 @dataclass(frozen=True)
 class Positions:
     """The last `len(labels)` token positions of every prompt, `-n … -1`."""
@@ -40,6 +42,7 @@ class Positions:
         return tuple(range(-len(self.labels), 0))
 
 
+@checked
 def post_instruction_positions(
     model: TransformerBridge, chat: ChatFormat | None = None, n: int | None = None
 ) -> Positions:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save
 
+from cosmic_tl._util.border import checked
 from cosmic_tl._util.files import append_lines, read_lines, read_rows, readable, write_atomically
 from cosmic_tl._util.progress import stage, stages
 from cosmic_tl.activations import MeanActivations, class_means
@@ -165,6 +166,7 @@ def _calibrations(
     return found
 
 
+@checked
 @stages(*STAGES)
 def run(
     model: TransformerBridge,

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from cosmic_tl._util.border import checked
 from cosmic_tl._util.files import read_lines
 from cosmic_tl.data.contrast_set import SIDES, ContrastSet
 from cosmic_tl.directions.candidates import Candidates
@@ -23,6 +24,7 @@ from cosmic_tl.runs.settings import RunSettings
 from cosmic_tl.selection.result import Selection
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Run:
     """A finished run: what it found, and its files."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from cosmic_tl._util.border import checked
 from cosmic_tl._util.progress import ACTIVATIONS, SCORES
 from cosmic_tl.errors import CosmicError, check_count, check_phrases, check_whole_number
 from cosmic_tl.generation.options import Sampling
@@ -20,6 +21,7 @@ LARGEST_SEED = 2**32 - 1
 """That numpy, too, can start from."""
 
 
+@checked
 @dataclass(frozen=True)
 class RunSettings:
     """Everything that decides a run's results besides model and prompts."""

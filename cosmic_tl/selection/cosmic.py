@@ -8,6 +8,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.activations import MeanActivations, class_means
 from cosmic_tl.data.contrast_set import ContrastSet
 from cosmic_tl.directions.candidates import Candidates
@@ -166,6 +167,7 @@ def _settle(
     return settle(table_of, compute, ("kl",), decide_rule)
 
 
+@checked
 def plan_selection(
     model: TransformerBridge,
     prompts: ContrastSet,
@@ -207,6 +209,7 @@ def _check_layers(model: TransformerBridge, options: CosmicOptions) -> None:
         raise CosmicError(f"evaluation_layers: found {wrong[0]}, and the model has layers 0 to {n_layers - 1}")
 
 
+@checked
 def select_cosmic(
     model: TransformerBridge,
     prompts: ContrastSet,

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.activations import class_means
 from cosmic_tl.data.contrast_set import ContrastSet
 from cosmic_tl.directions.candidates import Candidates
@@ -20,6 +21,7 @@ from cosmic_tl.selection.options import CosmicOptions
 from cosmic_tl.selection.result import Selection
 
 
+@checked
 def score_directions(
     model: TransformerBridge,
     prompts: ContrastSet,

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, Literal, get_args
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.errors import CosmicError, check_count, one_of
 from cosmic_tl.interventions.options import InductionTokens, Mode, as_mode, check_induction
 
@@ -83,6 +84,7 @@ class CommonOptions:
         return Edits(self.mode, self.alpha, self.induction_layer, self.induction_tokens)
 
 
+@checked
 @dataclass(frozen=True)
 class CosmicOptions(CommonOptions):
     """Options of a COSMIC selection (Siu et al. 2025)."""
@@ -110,6 +112,7 @@ class CosmicOptions(CommonOptions):
         one_of("target", self.target, get_args(Target))
 
 
+@checked
 @dataclass(frozen=True)
 class RefusalTokenOptions(CommonOptions):
     """Options of a selection by refusal tokens (Arditi et al. 2024)."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from cosmic_tl._util.border import checked
 from cosmic_tl._util.displays import number
 from cosmic_tl._util.results import Result
 from cosmic_tl.model.load import TransformerBridge
@@ -104,6 +105,7 @@ def macs(tokens: Tokens, blocks: Sequence[BlockCost], source: int, last: int, un
     return total + tokens.looked_at * ends // max(tokens.own, 1) * final.scores
 
 
+@checked
 @dataclass(frozen=True, eq=False, repr=False)
 class Plan(Result):
     """The passes of a selection."""

@@ -7,6 +7,7 @@ import pandas as pd
 from jaxtyping import Float64
 from torch import Tensor
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.activations import MeanActivations, class_means
 from cosmic_tl.data.contrast_set import ContrastSet
 from cosmic_tl.directions.candidates import Candidates
@@ -113,6 +114,7 @@ def _nothing_left(
     return NoCandidateError(said)
 
 
+@checked
 def select_by_refusal_tokens(
     model: TransformerBridge,
     prompts: ContrastSet,

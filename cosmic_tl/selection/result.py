@@ -8,6 +8,7 @@ import pandas as pd
 from jaxtyping import Float64
 from torch import Tensor
 
+from cosmic_tl._util.border import checked
 from cosmic_tl._util.results import Result
 from cosmic_tl.directions.candidates import Candidates
 from cosmic_tl.directions.direction import Direction
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from cosmic_tl.metrics.refusal_score import RefusalTokens
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Selection(Result):
     """A chosen direction, and everything the choice rests on."""

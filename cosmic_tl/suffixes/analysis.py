@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 from torch.nn.functional import cosine_similarity
 
+from cosmic_tl._util.border import checked
 from cosmic_tl._util.results import Result
 from cosmic_tl.activations import cache_activations
 from cosmic_tl.data.contrast_set import Prompts, sides_of
@@ -24,6 +25,7 @@ from cosmic_tl.suffixes.groups import ADVERSARIAL, HARMFUL, HARMLESS, RANDOM, Gr
 from cosmic_tl.suffixes.heads import head_attention, head_contributions, top_heads
 
 
+@checked
 def suffix_cosines(
     model: TransformerBridge,
     groups: Groups,
@@ -67,6 +69,7 @@ def suffix_cosines(
     return pd.concat(tables, ignore_index=True)
 
 
+@checked
 @dataclass(frozen=True, eq=False, repr=False)
 class SuffixAnalysis(Result):
     """The analysis of section 5 of Arditi et al. 2024, for one suffix."""
@@ -92,6 +95,7 @@ class SuffixAnalysis(Result):
         return self.rates
 
 
+@checked
 def analyse_suffix(
     model: TransformerBridge,
     prompts: Prompts,

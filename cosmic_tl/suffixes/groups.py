@@ -7,6 +7,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.errors import check_texts
 from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.load import TransformerBridge
@@ -25,6 +26,7 @@ BARE_PROMPTS = ("x", "Q", "7", "a,")
 """Instructions without a common first token."""
 
 
+@checked
 def suffix_groups(
     model: TransformerBridge,
     harmful: Sequence[str],

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from cosmic_tl._util.border import checked
 from cosmic_tl._util.progress import track
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.errors import CosmicError
@@ -80,6 +81,7 @@ def contributions_along(
     return heads, bias
 
 
+@checked
 def head_contributions(
     model: TransformerBridge,
     groups: Groups,
@@ -122,6 +124,7 @@ def head_contributions(
     return pd.concat(tables, ignore_index=True)
 
 
+@checked
 def top_heads(contributions: pd.DataFrame, *, n: int = 8, group: str = RANDOM) -> list[Head]:
     """The heads that write the most along `r̂`, strongest first.
 
@@ -145,6 +148,7 @@ def top_heads(contributions: pd.DataFrame, *, n: int = 8, group: str = RANDOM) -
     return [(int(layer), int(head)) for layer, head in zip(best.layer, best["head"], strict=True)]
 
 
+@checked
 def head_attention(
     model: TransformerBridge,
     groups: Groups,

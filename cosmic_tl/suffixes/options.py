@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.errors import check_count
 
 
+@checked
 @dataclass(frozen=True)
 class SuffixOptions:
     """Settings of the search; Zou et al. 2023 use 500 steps, 512 candidates and the best 256 tokens of a position."""

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cosmic_tl._util.border import checked
 from cosmic_tl._util.progress import track
 from cosmic_tl.errors import CosmicError, check_texts
 from cosmic_tl.generation.completions import complete
@@ -31,6 +32,7 @@ _TRIES = 20
 _CHUNK = 8192
 
 
+@checked
 def find_suffix(
     model: TransformerBridge,
     prompts: Sequence[str],

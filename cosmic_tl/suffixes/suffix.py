@@ -8,6 +8,7 @@ from typing import Literal
 
 import pandas as pd
 
+from cosmic_tl._util.border import checked
 from cosmic_tl._util.files import write_atomically
 from cosmic_tl._util.results import Result
 from cosmic_tl.directions.direction import versions
@@ -19,6 +20,7 @@ from cosmic_tl.suffixes.options import SuffixOptions as SuffixOptions
 FORMAT = "cosmic_tl/suffix/1"
 
 
+@checked
 @dataclass(frozen=True)
 class Suffix(Result):
     """A text that keeps the model from refusing when put at the end of an instruction."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.errors import CosmicError, check_count
 from cosmic_tl.generation.completions import complete
 from cosmic_tl.interventions.edits import Interventions
@@ -12,6 +13,7 @@ from cosmic_tl.model.chat import ChatFormat
 from cosmic_tl.model.load import TransformerBridge
 
 
+@checked
 def compliant_targets(
     model: TransformerBridge,
     prompts: Sequence[str],
@@ -52,6 +54,7 @@ def compliant_targets(
     return [tokenizer.decode(row[:n_tokens], clean_up_tokenization_spaces=False) for row in rows]
 
 
+@checked
 def attackable_prompts(
     model: TransformerBridge,
     prompts: Sequence[str],

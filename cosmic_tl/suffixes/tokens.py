@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.errors import CosmicError, check_count
 from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.load import TransformerBridge
@@ -172,6 +173,7 @@ def draw_suffixes(
     return list(zip(found, texts, strict=True))
 
 
+@checked
 def random_suffixes(
     model: TransformerBridge,
     prompts: Sequence[str],
