@@ -141,6 +141,12 @@ def mean_of_rows(
                         halves[seed] += torch.einsum("b,lbpd->lpd", weights[list(batch.rows)], layers)
             advance(len(batch.rows))
     means = {site: total / len(rows) for site, total in sums.items()}
+    for layer in range(n_layers):
+        if not all(mean[layer].isfinite().all() for mean in means.values()):
+            raise CosmicError(
+                f"model: its activations at layer {layer} are not finite; its weights are damaged, or {model.cfg.dtype} is too "
+                "narrow for it: try another dtype"
+            )
     origin = model_fingerprint(model), short_label(model)
     return MeanActivations(means["hook_resid_pre"], means["hook_resid_post"], len(rows), *origin, halves)
 
@@ -220,6 +226,11 @@ def class_means(
         )
         for side, some, halves in zip(("positive", "negative"), (positive, negative), splits, strict=True)
     ]
+    if torch.equal(found[0].resid_post[-1], found[1].resid_post[-1]):
+        raise CosmicError(
+            "model: its last layer gives the same for positive and negative prompts; check its weights, its chat template, and "
+            "that the two sides differ"
+        )
     return found[0], found[1]
 
 

@@ -1,6 +1,7 @@
 """The one error type for input that cannot be worked with, and the checks that every module needs."""
 
 from collections.abc import Iterable, Sequence
+from math import isfinite
 
 
 class CosmicError(ValueError):
@@ -125,13 +126,43 @@ def check_count(name: str, found: object) -> None:
         raise CosmicError(f"{name}: must be at least 1, found {found}")
 
 
+LARGEST_ALPHA = 1e4
+"""Beyond this many times a direction, numbers overflow long before anything is learnt."""
+
+
+def check_alpha(name: str, found: float) -> None:
+    """Check that a strength is a finite number, and not absurdly large.
+
+    Args:
+        name: The argument.
+        found: Its value.
+
+    Raises:
+        CosmicError: If it is anything else.
+
+    Example:
+        >>> check_alpha("alpha", 1e38)
+        Traceback (most recent call last):
+        cosmic_tl.errors.CosmicError: alpha: expected a number from -10000 to 10000, found 1e+38; pass a smaller one
+    """
+    if not isfinite(found):
+        raise CosmicError(f"{name}: expected a finite number, found {found}; pass a float")
+    if abs(found) > LARGEST_ALPHA:
+        raise CosmicError(
+            f"{name}: expected a number from {-LARGEST_ALPHA:.0f} to {LARGEST_ALPHA:.0f}, found {found:g}; pass a smaller one"
+        )
+
+
 def first_line(error: BaseException) -> str:
     """What another library's error says, in one line.
 
     Example:
         >>> first_line(OSError("no such model\\nsee https://example.com"))
         'no such model'
+        >>> first_line(OSError("bad field:\\n  it is 3"))
+        'bad field: it is 3'
         >>> first_line(OSError())
         'OSError'
     """
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    first, *rest = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first

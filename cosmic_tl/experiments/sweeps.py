@@ -16,7 +16,7 @@ positive one, on harmful and harmless prompts alike.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite, isnan
+from math import isnan
 from typing import Any, get_args
 
 import pandas as pd
@@ -29,7 +29,7 @@ from cosmic_tl._util.results import Result
 from cosmic_tl.data.contrast_set import SIDES, Prompts, Side, labels_of, sides_of
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.engine import Outcome, Reading, intervened
-from cosmic_tl.errors import CosmicError, check_count
+from cosmic_tl.errors import CosmicError, check_alpha, check_count
 from cosmic_tl.experiments.conditions import REFUSAL, Row, Terms, terms_of
 from cosmic_tl.experiments.known_rows import done_conditions
 from cosmic_tl.experiments.sweep_methods import METHODS, Method
@@ -321,8 +321,8 @@ def _scores(
 def _check(alphas: Sequence[float], methods: Mapping[str, Method], n_samples: int, temperature: float) -> None:
     if not alphas:
         raise CosmicError("alphas: found none; give at least one number")
-    if odd := [alpha for alpha in alphas if not isfinite(alpha)]:
-        raise CosmicError(f"alphas: expected finite numbers, found {odd[0]}; leave it out")
+    for alpha in alphas:
+        check_alpha("alphas", alpha)
     if repeated := [alpha for i, alpha in enumerate(alphas) if alpha in alphas[:i]]:
         raise CosmicError(f"alphas: {repeated[0]:g} is there more than once; give each α once")
     if not methods:

@@ -23,7 +23,6 @@ where the component is what tells them apart, it restores refusal of both or of 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
 from typing import Any, Literal, get_args
 
 import pandas as pd
@@ -34,7 +33,7 @@ from cosmic_tl._util.progress import stage
 from cosmic_tl._util.results import Result
 from cosmic_tl.data.contrast_set import SIDES, ContrastSet, Side, Split
 from cosmic_tl.directions.direction import Direction
-from cosmic_tl.errors import CosmicError, one_of
+from cosmic_tl.errors import CosmicError, check_alpha, one_of
 from cosmic_tl.experiments.conditions import REFUSAL, Condition, Terms, terms_of
 from cosmic_tl.experiments.effects import Effects, measure_effects
 from cosmic_tl.generation.sampling import Sampling
@@ -78,8 +77,7 @@ def amplification(direction: Direction, alpha: float, tokens: Scope = "all") -> 
         tensor([[1., 7.],
                 [5., 7.]])
     """
-    if not isfinite(alpha):
-        raise CosmicError(f"alpha: expected a finite number, found {alpha}; pass a float")
+    check_alpha("alpha", alpha)
     unit = direction.unit
     offset = torch.tensor([-alpha * float(direction.known_reference().double() @ unit.double())], dtype=torch.float64)
     found = AffineMap(unit[None], -alpha * unit[None], offset, direction.fingerprint, direction.model)
@@ -240,8 +238,10 @@ def two_rounds(
     """
     edit = "affine" if edit == "ace" else edit
     one_of("edit", edit, ("amplification", "affine"))
-    if not alphas or not all(map(isfinite, alphas)):
-        raise CosmicError(f"alphas: expected at least one finite number, found {list(alphas)}")
+    if not alphas:
+        raise CosmicError("alphas: found none; give at least one number")
+    for alpha in alphas:
+        check_alpha("alphas", alpha)
     (sampling or Sampling()).check(temperature)
     options = options or CosmicOptions(exclude_first_half=True)
     stage("first round")

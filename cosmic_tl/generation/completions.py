@@ -95,6 +95,8 @@ def check_cache(model: TransformerBridge) -> None:
             with torch.inference_mode(), only(model, config):
                 out = model.original_model.generate(batch.ids, attention_mask=batch.mask, generation_config=config)
             found.append(out.logits[-1].float())
+            if found[-1].isnan().any():
+                raise CosmicError("model: its logits are not numbers; its weights are damaged: load them again")
         # Half precision may send a token to other experts.
         tolerance = 1e-2 if model.cfg.dtype in (torch.float32, torch.float64) else 0.5
         spread = (found[1] - found[1].mean()).norm()

@@ -15,14 +15,13 @@ intervention  where
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from typing import TYPE_CHECKING, get_args
 
 import torch
 
 from cosmic_tl._util.border import checked
 from cosmic_tl.directions.direction import Direction
-from cosmic_tl.errors import CosmicError, one_of
+from cosmic_tl.errors import CosmicError, check_alpha, one_of
 from cosmic_tl.interventions.affine_map import AffineMap
 from cosmic_tl.model.fingerprint import check_origin
 from cosmic_tl.model.hooks import Part, Scope, Site, hook_name
@@ -112,8 +111,7 @@ class _OfDirection(Edit):
 
     def check(self, model: TransformerBridge) -> None:
         self.direction.check_shape(model)
-        if not isfinite(alpha := getattr(self, "alpha", 0.0)):
-            raise CosmicError(f"alpha: expected a finite number, found {alpha}; pass a float")
+        check_alpha("alpha", getattr(self, "alpha", 0.0))
         super().check(model)
 
 

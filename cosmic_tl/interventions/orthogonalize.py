@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import isfinite
 
 import torch
 from jaxtyping import Float64
@@ -14,7 +13,7 @@ from torch import Tensor
 from cosmic_tl._util.border import checked
 from cosmic_tl._util.progress import track
 from cosmic_tl.directions.direction import Direction
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, check_alpha
 from cosmic_tl.model.batching import batches
 from cosmic_tl.model.components import (
     Contribution,
@@ -139,8 +138,9 @@ def orthogonalize_weights(
         True
     """
     direction.check(model)
-    if not isfinite(strength) or strength == 0:
-        raise CosmicError(f"strength: must be finite and not 0, found {strength}; 1 removes the direction")
+    check_alpha("strength", strength)
+    if strength == 0:
+        raise CosmicError(f"strength: must not be 0, found {strength}; 1 removes the direction")
     n_layers = int(model.cfg.n_layers)
     if layers is not None and (not layers or not all(0 <= layer < n_layers for layer in layers)):
         raise CosmicError(

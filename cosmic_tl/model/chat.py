@@ -9,10 +9,9 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from jinja2.exceptions import TemplateError
 from transformer_lens.model_bridge import TransformerBridge
 
-from cosmic_tl.errors import CosmicError, check_texts
+from cosmic_tl.errors import CosmicError, check_texts, first_line
 from cosmic_tl.model.batching import batches
 from cosmic_tl.model.forward import next_token_logits
 from cosmic_tl.model.options import ChatFormat as ChatFormat
@@ -33,7 +32,13 @@ def _message_text(model: TransformerBridge, chat: ChatFormat, user: str, merge_s
         messages = [{"role": "user", "content": f"{chat.system}\n\n{user}"}]
     elif chat.system is not None:
         messages.insert(0, {"role": "system", "content": chat.system})
-    rendered: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
+    try:
+        rendered: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
+    except Exception as error:  # a template is a program, and can raise anything
+        raise CosmicError(
+            f"chat template: it rejects the user message {user[:40]!r} ({first_line(error)}); set template_options or "
+            "use_template=False"
+        ) from error
     return rendered
 
 
@@ -76,15 +81,18 @@ def _plan(model: TransformerBridge, chat: ChatFormat) -> _Rendering:
     try:
         text = _message_text(model, chat, probe)
         merge_system = chat.system is not None and chat.system.strip() not in text
-    except TemplateError as error:
+    except CosmicError:
         merge_system = chat.system is not None
         if not merge_system:
-            raise CosmicError(
-                f"chat template: it rejects a plain user message ({error}); set template_options or use_template=False"
-            ) from error
+            raise
     if merge_system:
         notes.append("The chat template takes no system prompt: it was put before the user's text.")
         text = _message_text(model, chat, probe, merge_system=True)
+    if probe not in text:
+        raise CosmicError(
+            "chat template: the user's message is missing from the prompt, or changed in it; set another template or "
+            "use_template=False"
+        )
     after = text.rpartition(probe)[2]
     suffix = chat.prefix
     if chat.thinking == "close":
@@ -203,6 +211,13 @@ def tokenize(
     tokenizer: Any = model.tokenizer
     rows: list[list[int]] = tokenizer(render(model, instructions, chat), add_special_tokens=add_special)["input_ids"]
     longest = max(range(len(rows)), key=lambda i: len(rows[i]))
+    if (most := max(map(max, filter(None, rows)), default=0)) >= int(model.cfg.d_vocab):
+        raise CosmicError(
+            f"model: its tokenizer gives the token {most}, and the model knows {int(model.cfg.d_vocab)}; give model and "
+            "tokenizer that belong together"
+        )
+    if not all(rows):
+        raise CosmicError("model: its tokenizer makes no tokens of a prompt; give a model with a tokenizer of its own")
     taken, limit = len(rows[longest]), int(model.cfg.n_ctx)
     if taken > limit:
         raise CosmicError(

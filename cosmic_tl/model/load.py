@@ -1,6 +1,5 @@
 """Load models by name, directory or GGUF file."""
 
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -19,11 +18,38 @@ from transformer_lens.utilities.multi_gpu import resolve_device_map
 from cosmic_tl._util.border import checked
 from cosmic_tl.errors import CosmicError, first_line
 from cosmic_tl.model.paths import GGUF, check_model_path
+from cosmic_tl.model.weights import CheckedReading, check_weights
 
 DEMO = "demo"
 DEMOS = {DEMO: "model", "demo-weak": "weak"}
 """Demo models and their folders: the demo, and the same model fine-tuned to refuse hardly anything."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+def check_device(device: str | torch.device) -> None:
+    """Check that there is such a device, and that it computes.
+
+    Raises:
+        CosmicError: If not.
+
+    Example:
+        >>> check_device("tpu")
+        Traceback (most recent call last):
+        cosmic_tl.errors.CosmicError: device: 'tpu' cannot be used here (Expected one of cpu, ...); use 'cpu', or ...
+    """
+    try:
+        found = float(torch.ones(1, device=device).sum())
+    except (
+        RuntimeError,
+        AssertionError,
+        NotImplementedError,
+        ImportError,
+    ) as error:  # AssertionError: torch without CUDA
+        said = first_line(error)
+        raise CosmicError(
+            f"device: {str(device)!r} cannot be used here ({said}); use 'cpu', or leave it out for the best that there is"
+        ) from error
+    assert found == 1
 
 
 @cache
@@ -88,7 +114,11 @@ def load_model(
         dtype = DTYPES[dtype]
     if "hf_model" not in boot_options:
         check_model_path(str(name_or_path))
+    if device is not None:
+        check_device(device)
     name = str(demo_path(str(name_or_path)) if str(name_or_path) in DEMOS else name_or_path)
+    if not {"hf_model", "model_class"} & set(boot_options) and boot_options.get("load_weights", True):
+        boot_options["model_class"] = CheckedReading
     try:
         if "hf_model" not in boot_options and (name.endswith(GGUF) or "quantization_config" in boot_options):
             model = _boot_read(name, device, dtype, **boot_options)
@@ -96,11 +126,15 @@ def load_model(
             model = TransformerBridge.boot_transformers(name, device=device, dtype=dtype, **boot_options)
     except CosmicError:
         raise
-    except (OSError, ValueError, RuntimeError, TypeError, ImportError, LookupError, struct.error) as error:
+    except Exception as error:  # a damaged file can raise anything, anywhere in the libraries that read it
         raise CosmicError(
             f"model: could not load {str(name_or_path)!r} ({first_line(error)}); give 'demo', 'demo-weak', a directory in "
             "Hugging Face format, a .gguf file, or a hub id that TransformerLens supports"
         ) from error
+    if model.tokenizer is not None and not len(model.tokenizer):
+        raise CosmicError(
+            f"model: {str(name_or_path)!r} has no tokenizer files; add tokenizer.json, or pass tokenizer=…"
+        )
     model.eval()
     # RWKV halves some weights at its first pass, for range; done now, the fingerprint stays as it is.
     if (rescale := getattr(model.original_model.base_model, "_rescale_layers", None)) is not None:
@@ -142,9 +176,10 @@ def _boot_read(
         if places is None and device is not None:
             reading["device_map"] = {"": device}
         passed_on = {key: boot_options[key] for key in ("revision", "trust_remote_code") if key in boot_options}
-        hf_model = transformers.AutoModelForCausalLM.from_pretrained(
-            name, quantization_config=quantization_config, **passed_on, **reading
+        hf_model, loaded = transformers.AutoModelForCausalLM.from_pretrained(
+            name, quantization_config=quantization_config, output_loading_info=True, **passed_on, **reading
         )
+        check_weights(name, hf_model, loaded)
     return TransformerBridge.boot_transformers(name, device=device, dtype=dtype, hf_model=hf_model, **boot_options)
 
 
@@ -158,11 +193,7 @@ def _read_gguf(path: str, **options: Any) -> Any:
         model, loaded = transformers.AutoModelForCausalLM.from_pretrained(
             folder, gguf_file=file, output_loading_info=True, **options
         )
-    if missing := sorted(loaded["missing_keys"]):
-        raise CosmicError(
-            f"model: {path!r} lacks {len(missing)} weights ({missing[0]}, …); give a whole GGUF file, and join a split one "
-            "with llama-gguf-split --merge"
-        )
+    check_weights(path, model, loaded)
     # Plain floats from here on.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

@@ -1,11 +1,10 @@
 """Options of a selection, with the papers' values as defaults; the command line is derived from them."""
 
 from dataclasses import dataclass
-from math import isfinite
 from typing import TYPE_CHECKING, Literal, get_args
 
 from cosmic_tl._util.border import checked
-from cosmic_tl.errors import CosmicError, check_count, one_of
+from cosmic_tl.errors import CosmicError, check_alpha, check_count, one_of
 from cosmic_tl.interventions.options import InductionTokens, Mode, as_mode, check_induction
 
 if TYPE_CHECKING:
@@ -60,8 +59,7 @@ class CommonOptions:
     def __post_init__(self) -> None:
         object.__setattr__(self, "mode", as_mode(self.mode))
         for name in ("alpha", "min_induce"):
-            if not isfinite(value := getattr(self, name, 0.0)):
-                raise CosmicError(f"{name}: expected a finite number, found {value}; pass a float")
+            check_alpha(name, getattr(self, name, 0.0))
         for name in ("evaluation_share", "max_layer_share"):
             if not 0 < (value := getattr(self, name, 1.0)) <= 1:
                 raise CosmicError(f"{name}: expected a share above 0 and at most 1, found {value}")

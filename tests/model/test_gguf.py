@@ -133,7 +133,7 @@ def refusal(path, **options):
 def test_what_cannot_be_read_is_said_in_one_line(file, tmp_path):
     assert "architecture" in (said := refusal(write_gguf(tmp_path / "other.gguf", "no-such"))) and "no-such" in said
     lacking = write_gguf(tmp_path / "part.gguf", without=["model.layers.3.mlp.up_proj.weight"])
-    assert "lacks 1 weights (model.layers.3.mlp.up_proj.weight" in refusal(lacking)
+    assert "lacks 1 of its weights (model.layers.3.mlp.up_proj.weight" in refusal(lacking)
     whole = file.read_bytes()
     for share in (0.6, 0.01, 0.00001):
         (cut := tmp_path / "cut.gguf").write_bytes(whole[: int(len(whole) * share)])
