@@ -126,6 +126,26 @@ def check_count(name: str, found: object) -> None:
         raise CosmicError(f"{name}: must be at least 1, found {found}")
 
 
+def check_path(name: str, found: str) -> None:
+    """Check that a text can be a path at all.
+
+    Args:
+        name: The argument.
+        found: The text.
+
+    Raises:
+        CosmicError: If it is blank or holds a NUL, or a name that is too long for any file.
+
+    Example:
+        >>> check_path("out", "a" * 300)
+        Traceback (most recent call last):
+        cosmic_tl.errors.CosmicError: out: 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa…' cannot be a path; give a short one, ...
+    """
+    if not found.strip() or "\0" in found or any(len(part.encode(errors="replace")) > 255 for part in found.split("/")):
+        text = found if len(found) <= 40 else f"{found[:40]}…"
+        raise CosmicError(f"{name}: {text!r} cannot be a path; give a short one, of printable characters")
+
+
 LARGEST_ALPHA = 1e4
 """Beyond this many times a direction, numbers overflow long before anything is learnt."""
 

@@ -4,10 +4,11 @@ import inspect
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cache, wraps
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from cosmic_tl.errors import CosmicError, check_texts, one_of
+from cosmic_tl.errors import CosmicError, check_path, check_texts, one_of
 
 T = TypeVar("T", bound=Callable[..., Any])
 _NOUNS = {
@@ -80,6 +81,8 @@ def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
                 changed = True
             if not _fits(value, hint):
                 _refuse(name, value, hint, function)
+            if isinstance(value, str | Path) and Path in _members(hint):
+                check_path(name, str(value))
         return function(*bound.args, **bound.kwargs) if changed else function(*args, **kwargs)
 
     return at_the_border

@@ -96,26 +96,6 @@ def settings_file(run: Path) -> Path:
     return path
 
 
-def text_lines(path: Path) -> list[str]:
-    r"""Lines of a UTF-8 text file that are not blank, with or without a byte-order mark.
-
-    Lines end in `\n` or `\r\n` alone: other characters at which `str.splitlines` cuts, such as U+2028, belong to the text.
-
-    Raises:
-        UnicodeDecodeError: If the file is not UTF-8.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = Path(folder) / "a.txt"
-        ...     _ = path.write_bytes("one\u2028line\r\n\nanother".encode())
-        ...     text_lines(path)
-        ['one\u2028line', 'another']
-    """
-    lines = path.read_bytes().decode("utf-8-sig").split("\n")
-    return [line.removesuffix("\r") for line in lines if line.strip()]
-
-
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Rows of a JSONL file that is appended to, without a last line that was cut short by a stop; none if there is no file.
 

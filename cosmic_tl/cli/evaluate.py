@@ -5,11 +5,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from cosmic_tl._util.files import settings_file, text_lines
+from cosmic_tl._util.files import settings_file
 from cosmic_tl._util.progress import LOADING, stage
 from cosmic_tl.cli.derive import Only, derived
 from cosmic_tl.cli.options import ModelOptions, RunOptions, check_paths
 from cosmic_tl.cli.output import print_frame, printable, write_csv
+from cosmic_tl.data.readers import numbered_lines, read_rows
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.interventions.options import Mode
 from cosmic_tl.model.options import ChatFormat
@@ -135,17 +136,16 @@ def cost(
     check_paths(texts=texts, instructions=instructions)
     documents, pairs = None, None
     if texts is not None:
-        try:
-            documents = text_lines(texts)
-        except UnicodeDecodeError as error:
-            raise CosmicError(f"texts: {str(texts)!r} is not UTF-8 text; save it as UTF-8") from error
+        documents = [*numbered_lines(texts, "texts").values()]
     if instructions is not None:
-        try:
-            pairs = [(row["instruction"], row["response"]) for row in map(json.loads, text_lines(instructions))]
-        except (ValueError, KeyError, TypeError) as error:
-            raise CosmicError(
-                f"instructions: {str(instructions)!r} is not JSONL with an instruction and a response per line"
-            ) from error
+        pairs = []
+        for number, row in read_rows(instructions, "instructions").items():
+            instruction, response = row.get("instruction"), row.get("response")
+            if not (isinstance(instruction, str) and isinstance(response, str)):
+                raise CosmicError(
+                    f"instructions: line {number} of {str(instructions)!r} needs an instruction and a response; add them"
+                )
+            pairs.append((instruction, response))
     run = source.run
     _, negative = run.test_prompts(n_test)
     bridge, edits = _edits(source, alpha)

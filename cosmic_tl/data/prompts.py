@@ -13,7 +13,7 @@ from cosmic_tl._util.border import checked
 from cosmic_tl._util.files import is_missing_path
 from cosmic_tl.data.contrast_set import SIDES, SPLITS, ContrastSet, Side, check_labels
 from cosmic_tl.data.named import BOTH_SIDES, dataset_side, find_prompts, load_dataset_prompts, read_split
-from cosmic_tl.data.readers import read_json, read_rows, read_text
+from cosmic_tl.data.readers import Rows, numbered_lines, read_json, read_rows
 from cosmic_tl.errors import CosmicError, check_texts, first_line, one_of
 
 Source = str | Path | Sequence[Any] | Mapping[str, Any]
@@ -123,29 +123,46 @@ def _read_both(source: Source) -> tuple[Mapping[str, Any], Mapping[str, Any], An
         raise CosmicError(
             f"prompts: {str(path)!r} cannot hold both sides; use .json, .jsonl or .csv, or give positive= and negative="
         )
-    found: dict[str, dict[str, list[Any]]] = {side: {} for side in SIDES}
-    for number, row in enumerate(read_rows(path), 1):
-        side, split = row.get("side"), row.get("split") or "all"
-        if side not in found:
-            raise CosmicError(f"prompts: row {number} of {str(path)!r} has side {side!r}; use 'positive' or 'negative'")
-        found[side].setdefault(split, []).append(row)
-    for side, splits in found.items():
-        if not splits:
-            raise CosmicError(f"prompts: {side} of {str(path)!r} is empty; add prompts")
-        if "all" in splits and len(splits) > 1:
+    found: dict[str, Rows] = {side: {} for side in SIDES}
+    for number, row in read_rows(path).items():
+        side = row.get("side")
+        if side not in SIDES:
             raise CosmicError(
-                f"prompts: some {side} rows of {str(path)!r} have a split and some have none; give all one"
+                f"prompts: line {number} of {str(path)!r} has side {side!r}; use 'positive' or 'negative'"
             )
-    return {side: splits.get("all", splits) for side, splits in found.items()}, {}, None
+        found[side][number] = row
+    for side, rows in found.items():
+        if not rows:
+            raise CosmicError(f"prompts: {side} of {str(path)!r} is empty; add prompts")
+    return {side: _by_split(rows, str(path)) for side, rows in found.items()}, {}, None
+
+
+def _by_split(rows: Rows, where: str) -> Rows | dict[str, Rows]:
+    """The rows of each split, if they have a column for it."""
+    if not rows:
+        raise CosmicError(f"prompts: {where!r} is empty; add prompts")
+    found: dict[str, Rows] = {}
+    for number, row in rows.items():
+        split = row.get("split") or "none"
+        one_of(f"prompts: split in line {number} of {where!r}", split, (*SPLITS, "none"))
+        found.setdefault(split, {})[number] = row
+    if "none" in found and len(found) > 1:
+        number = next(iter(found["none"]))
+        raise CosmicError(
+            f"prompts: line {number} of {where!r} has no split, and others have one; give all one, or none"
+        )
+    return found.get("none", found)
 
 
 def _two_sides(data: Any, where: str) -> tuple[Mapping[str, Any], Mapping[str, Any], Any]:
     if not isinstance(data, Mapping) or not set(SIDES) <= data.keys():
         raise CosmicError(f"prompts: {where} needs the keys 'positive' and 'negative'")
+    if not isinstance(contrast := data.get("contrast", {}), Mapping):
+        raise CosmicError(f"prompts: 'contrast' of {where} must map splits to pairs, found {type(contrast).__name__}")
     labels = data.get("labels")
     if isinstance(labels, Mapping):
         labels = [labels.get(side) for side in SIDES]
-    return data, data.get("contrast", {}), labels
+    return data, contrast, labels
 
 
 def _released_splits(folder: Path) -> dict[str, dict[str, Any]]:
@@ -175,13 +192,15 @@ def _named_sides(name: str) -> dict[str, list[dict[str, Any]]]:
 
 def _content(data: Any, column: str | None, where: str) -> Content:
     """The prompts of a side, as a list or as a mapping from split to list, and the categories of those that have one."""
+    if isinstance(data, Mapping) and data and all(isinstance(key, int) for key in data):
+        return _texts(data, column, where, "line")
     if isinstance(data, Mapping):
         parts = {split: _content(some, column, f"{where}, {split}") for split, some in data.items()}
         return {split: texts for split, (texts, _) in parts.items()}, dict(
             ChainMap(*(named for _, named in parts.values()))
         )
     if isinstance(data, Sequence) and data and all(isinstance(row, Mapping) for row in data):
-        return _texts(data, column, where)
+        return _texts(dict(enumerate(data)), column, where, "entry")
     return data, {}
 
 
@@ -195,15 +214,16 @@ def _assemble(name: str, sides: Mapping[Side, Content], contrast: Mapping[str, A
             for split in content:
                 one_of(f"prompts: {side} split", split, SPLITS)
             done[side] = {
-                split: _ordered(_clean(prompts, f"{side} {split}", name), seed) for split, prompts in content.items()
+                split: _ordered(_clean(prompts, f"{side} {split}", name, notes), seed)
+                for split, prompts in content.items()
             }
             continue
-        prompts = _clean(content, side, name)
+        prompts = _clean(content, side, name, notes)
         unique = list(dict.fromkeys(prompts))
         if repeats := len(prompts) - len(unique):
             notes.append(f"{repeats} repeated {side} {'prompt was' if repeats == 1 else 'prompts were'} dropped")
         done[side] = split_prompts(unique, seed)
-    pairs = {split: _ordered([(str(p), str(n)) for p, n in some], seed) for split, some in contrast.items()}
+    pairs = {split: _ordered(_pairs(some, split, name), seed) for split, some in contrast.items()}
     found = ContrastSet(name, done["positive"], done["negative"], pairs, tuple(notes))
     return replace(found, notes=(*notes, *found.problems()), categories=categories)
 
@@ -243,30 +263,58 @@ def split_prompts(
     }
 
 
-def _clean(prompts: Any, where: str, name: str) -> tuple[str, ...]:
-    check_texts(f"prompts: {where} of {name!r}", prompts)
-    found = tuple(p.strip() for p in prompts if p.strip())
-    if not found:
-        raise CosmicError(f"prompts: {where} of {name!r} is empty; add prompts")
+def _pairs(data: Any, split: str, name: str) -> list[tuple[str, str]]:
+    one_of("prompts: contrast split", split, SPLITS)
+    found = []
+    for number, pair in enumerate(data if isinstance(data, list | tuple) else [data]):
+        if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(one, str) for one in pair)):
+            raise CosmicError(f"prompts: contrast {split} of {name!r} has no pair of texts at {number}; give pairs")
+        found.append((pair[0], pair[1]))
     return found
 
 
-def _column(rows: Sequence[Mapping[str, Any]], column: str | None, where: str) -> str:
+def _clean(prompts: Any, where: str, name: str, notes: list[str]) -> tuple[str, ...]:
+    """Prompts without space around them and without blank ones, with a note of what that changed."""
+    check_texts(f"prompts: {where} of {name!r}", prompts)
+    for number, prompt in enumerate(prompts):
+        if not prompt.isascii() and any("\ud800" <= character <= "\udfff" for character in prompt):
+            raise CosmicError(
+                f"prompts: {where} of {name!r} has half of a surrogate pair at {number}, which is no character; fix it"
+            )
+    found = tuple(p.strip() for p in prompts if p.strip())
+    if not found:
+        raise CosmicError(f"prompts: {where} of {name!r} is empty; add prompts")
+    if blank := len(prompts) - len(found):
+        notes.append(f"{blank} blank {where} {'prompt was' if blank == 1 else 'prompts were'} left out")
+    if cut := sum(bool(p.strip()) and p.strip() != p for p in prompts):
+        notes.append(f"{cut} {where} {'prompt' if cut == 1 else 'prompts'} had space at an end, which was cut off")
+    return found
+
+
+def _column(rows: Mapping[int, Mapping[str, Any]], column: str | None, where: str, unit: str) -> str:
     if not rows:
         raise CosmicError(f"prompts: {where!r} is empty; add prompts")
-    names = list(rows[0])
+    names = list(next(iter(rows.values())))
     if column is None:
         column = next((name for name in COLUMNS if name in names), None)
-    if column is None or any(not isinstance(row.get(column), str) for row in rows):
+    if column is None or not any(column in row for row in rows.values()):
         raise CosmicError(f"column: {column!r} is not a text column of {where!r}; it has {', '.join(map(str, names))}")
+    for number, row in rows.items():
+        if not isinstance(row.get(column), str):
+            found = type(row[column]).__name__ if column in row else "nothing"
+            raise CosmicError(
+                f"column: {column!r} is not a text column of {where!r}: {unit} {number} has {found}; fix it, or name another"
+            )
     return column
 
 
-def _texts(rows: Sequence[Mapping[str, Any]], column: str | None, where: str) -> tuple[list[str], dict[str, str]]:
+def _texts(
+    rows: Mapping[int, Mapping[str, Any]], column: str | None, where: str, unit: str
+) -> tuple[list[str], dict[str, str]]:
     """The prompts of a table, and the categories of those that have one."""
-    column = _column(rows, column, where)
-    named = {row[column].strip(): str(row["category"]) for row in rows if row.get("category")}
-    return [row[column] for row in rows], named
+    column = _column(rows, column, where, unit)
+    named = {row[column].strip(): str(row["category"]) for row in rows.values() if row.get("category")}
+    return [row[column] for row in rows.values()], named
 
 
 def _read_side(source: Source, side: Side, column: str | None, hf_split: str) -> Content:
@@ -275,12 +323,13 @@ def _read_side(source: Source, side: Side, column: str | None, hf_split: str) ->
     path = Path(source)
     if path.is_file():
         if path.suffix in (".jsonl", ".csv"):
-            return _texts(read_rows(path), column, str(path))
-        return _content(read_json(path) if path.suffix == ".json" else read_text(path), column, str(path))
+            return _content(_by_split(read_rows(path), str(path)), column, str(path))
+        data = read_json(path) if path.suffix == ".json" else [*numbered_lines(path).values()]
+        return _content(data, column, str(path))
     if is_missing_path(str(source), (".txt", ".json", ".jsonl", ".csv")):
         raise CosmicError(f"prompts: no file or directory {str(source)!r}; give the path of a prompt file")
     if column is None and hf_split == "train" and find_prompts(str(source)) and not path.exists():
-        return _texts(dataset_side(str(source), side).to_dict("records"), "prompt", str(source))
+        return _content(dataset_side(str(source), side).to_dict("records"), "prompt", str(source))
     try:
         data = read_split(str(source), None, hf_split)
     except Exception as error:
@@ -289,4 +338,4 @@ def _read_side(source: Source, side: Side, column: str | None, hf_split: str) ->
             "give a file, a data set's hub id, or a directory that holds one"
         ) from error
     rows = [dict(zip(data, values, strict=True)) for values in zip(*data.values(), strict=True)]
-    return _texts(rows, column, str(source))
+    return _content(rows, column, str(source))

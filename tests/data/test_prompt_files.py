@@ -3,8 +3,9 @@ import json
 import pytest
 
 from cosmic_tl import CosmicError, load_prompts
-from cosmic_tl._util.files import append_lines, read_lines, text_lines
+from cosmic_tl._util.files import append_lines, read_lines
 from cosmic_tl.data.named import load_dataset_prompts
+from cosmic_tl.data.readers import numbered_lines
 
 # str.splitlines cuts at each of these; in a prompt they are text.
 SEPARATORS = ["\u2028", "\u2029", "\u0085", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e"]
@@ -53,9 +54,9 @@ def test_both_sides_in_one_table(tmp_path):
 def test_lines_of_text(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes("\ufefffirst\r\n \n\nlast\u2028of all".encode())
-    assert text_lines(path) == ["first", "last\u2028of all"]
-    path.write_bytes(b"\xff\xfe")
-    with pytest.raises(CosmicError, match="is not UTF-8 text") as caught:
+    assert [*numbered_lines(path).values()] == ["first", "last\u2028of all"]
+    path.write_bytes(b"\xff\xff")
+    with pytest.raises(CosmicError, match="is not UTF-8") as caught:
         load_prompts(positive=path, negative=path)
     assert "\n" not in str(caught.value)
 

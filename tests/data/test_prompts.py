@@ -109,7 +109,7 @@ def test_duplicates_and_leakage_are_reported(tmp_path):
         (
             "a.csv",
             "side,split,prompt\npositive,train,x\npositive,,y\nnegative,train,z",
-            "some positive rows of .* have a split and some have none",
+            "line 3 of .* has no split, and others have one",
         ),
         ("a.jsonl", "[1]", "must be a JSON object"),
         ("a.csv", "side,words\npositive,x\nnegative,y", "not a text column"),

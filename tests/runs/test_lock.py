@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 
@@ -106,33 +107,32 @@ def test_what_a_stop_before_the_settings_leaves_counts_as_empty(tmp_path):
         assert mine.read_text() == "mine"
 
 
-@pytest.fixture
+@contextmanager
 def full_disk():
-    """No file of this process can grow, as on a full disk."""
+    """No file of this process can grow, as on a full disk; not even the one that pytest may write to, so only briefly."""
     limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
 
-    def fill():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
 
-    yield fill
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, handler)
-
-
-def test_a_full_disk_loses_nothing(tmp_path, full_disk):
+def test_a_full_disk_loses_nothing(tmp_path):
     prepare_directory(tmp_path, {"seed": 0})
     (tmp_path / "summary.json").write_text("{}")
     append_lines(tmp_path / "log.jsonl", [{"a": 1}])
     before = contents(tmp_path)
-    full_disk()
-    with pytest.raises(
-        CosmicError, match=r"file: cannot write .*settings\.json\.new' \(File too large\); make room or"
-    ):
-        prepare_directory(tmp_path, {"seed": 1}, overwrite=True)
-    with pytest.raises(CosmicError, match=r"file: cannot write .*log\.jsonl"):
-        append_lines(tmp_path / "log.jsonl", [{"a": 2}])
-    with pytest.raises(CosmicError, match=r"file: cannot write .*summary\.json"):
-        write_atomically(tmp_path / "summary.json", "{1}")
+    with full_disk():
+        with pytest.raises(
+            CosmicError, match=r"file: cannot write .*settings\.json\.new' \(File too large\); make room or"
+        ):
+            prepare_directory(tmp_path, {"seed": 1}, overwrite=True)
+        with pytest.raises(CosmicError, match=r"file: cannot write .*log\.jsonl"):
+            append_lines(tmp_path / "log.jsonl", [{"a": 2}])
+        with pytest.raises(CosmicError, match=r"file: cannot write .*summary\.json"):
+            write_atomically(tmp_path / "summary.json", "{1}")
     assert contents(tmp_path) == before
     assert read_settings(tmp_path) == {"seed": 0} and read_lines(tmp_path / "log.jsonl") == [{"a": 1}]
 
