@@ -26,7 +26,7 @@ from cosmic_tl.model.components import (
 )
 from cosmic_tl.model.fingerprint import model_fingerprint, remember_origin
 from cosmic_tl.model.forward import Resume, forward
-from cosmic_tl.model.hooks import without_hooks
+from cosmic_tl.model.hooks import alone, without_hooks
 from cosmic_tl.model.load import TransformerBridge, has_float64
 
 _CHUNK = 2**18
@@ -159,11 +159,11 @@ def orthogonalize_weights(
             f"model: {normed[0]} of {type(model.original_model).__name__} passes a norm before the stream, so no edit of "
             "weights equals directional ablation; use the Ablation intervention, or approximate=True"
         )
-    with without_hooks(model):
-        rescaling = _rehearse(model, chosen, direction)
-    tied = _untie(model, chosen[0].writers) if layers is None else False
     edited: dict[int, str] = {}
-    with track(len(chosen), "weights") as advance:
+    with alone(model), track(len(chosen), "weights") as advance:
+        with without_hooks(model):
+            rescaling = _rehearse(model, chosen, direction)
+        tied = _untie(model, chosen[0].writers) if layers is None else False
         for one in chosen:
             for writer in one.writers:
                 if id(writer.parameter) not in edited:  # a block may be used twice

@@ -12,7 +12,7 @@ from cosmic_tl.errors import CosmicError
 from cosmic_tl.interventions.affine_map import apply, placed, stack
 from cosmic_tl.interventions.edits import EVERYWHERE, Intervention, Interventions, as_sequence, check_interventions
 from cosmic_tl.model.components import check_additive
-from cosmic_tl.model.hooks import Hook, Scope, ScopedHook, counting_tokens, hook_name, is_all_tokens
+from cosmic_tl.model.hooks import Hook, Scope, ScopedHook, alone, counting_tokens, hook_name, is_all_tokens
 from cosmic_tl.model.load import TransformerBridge
 
 
@@ -161,7 +161,7 @@ def steering(
             the prompt, and tokens that continue a cache are the completion.
 
     Raises:
-        CosmicError: As `intervention_hooks`.
+        CosmicError: As `intervention_hooks`, or if another thread is using the model.
 
     Example:
         >>> import torch
@@ -174,6 +174,7 @@ def steering(
         torch.Size([1, 3, 2048])
     """
     with ExitStack() as stack:
+        stack.enter_context(alone(model))
         clock = stack.enter_context(counting_tokens(model))
         hooks = intervention_hooks(model, interventions, clock, prompt_length)
         stack.enter_context(model.hooks(fwd_hooks=hooks))

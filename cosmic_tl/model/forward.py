@@ -14,7 +14,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
 from cosmic_tl.errors import CosmicError
-from cosmic_tl.model.hooks import Hook, Site, hook_name, without_hooks
+from cosmic_tl.model.hooks import Hook, Site, alone, hook_name, without_hooks
 from cosmic_tl.model.matmul import FastLinear
 
 
@@ -140,6 +140,7 @@ def forward(
         options |= {"use_cache": True, "past_key_values": cache}
     found = None
     with ExitStack() as stack:
+        stack.enter_context(alone(model))
         stack.enter_context(torch.inference_mode())
         stack.enter_context(FastLinear())
         stack.enter_context(_passing_through(model, resume.layer))
@@ -178,7 +179,8 @@ def last_logits(model: TransformerBridge, batch: TokenBatch, n: int) -> Float[Te
     """
     inner: Any = model.original_model
     options = _options(inner, batch.mask, batch.ids.shape[1], n)
-    logits: Tensor = inner(batch.ids, attention_mask=batch.mask, **options).logits
+    with alone(model):
+        logits: Tensor = inner(batch.ids, attention_mask=batch.mask, **options).logits
     return logits[:, -n:]
 
 

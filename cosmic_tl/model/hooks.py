@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import RLock
 from typing import Any, Literal, TypeVar, cast
 from weakref import WeakKeyDictionary
 
@@ -20,6 +21,8 @@ T = TypeVar("T")
 Site = Literal["hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post"]
 Hook = tuple[str, Callable[..., Tensor | None]]
 """A hook point's name and a function `(activation, hook=…)` that returns its replacement, or None."""
+_users: WeakKeyDictionary[TransformerBridge, Any] = WeakKeyDictionary()
+"""The lock of each model that was used."""
 _names: WeakKeyDictionary[TransformerBridge, dict[str, str]] = WeakKeyDictionary()
 _probed: WeakKeyDictionary[TransformerBridge, dict[tuple[str, ...], Any]] = WeakKeyDictionary()
 
@@ -71,6 +74,33 @@ def hooks_around(model: TransformerBridge) -> list[Callable[..., Any]]:
 
 
 @contextmanager
+def alone(model: TransformerBridge) -> Iterator[None]:
+    """Keep other threads from the model within the context: they would see this one's edits, and it theirs.
+
+    They get an error and do not wait, because a thread may wait for one that it has started itself.
+
+    Raises:
+        CosmicError: If another thread is in such a context.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> model = load_model("demo", device="cpu")
+        >>> with alone(model), alone(model):  # one thread may enter it again
+        ...     pass
+    """
+    lock = _users.setdefault(model, RLock())
+    if not lock.acquire(blocking=False):
+        raise CosmicError(
+            "model: another thread is using it, and the two would see each other's edits; load one model per thread, or let "
+            "them take turns with a lock"
+        )
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
 def without_hooks(model: TransformerBridge) -> Iterator[None]:
     """Remove all hooks from the model within the context, and restore them afterwards.
 
@@ -81,14 +111,15 @@ def without_hooks(model: TransformerBridge) -> Iterator[None]:
         ...     hooks_around(model)
         []
     """
-    kept = [(point, point._forward_hooks, point.fwd_hooks) for point in _hooked(model)]
-    try:
-        for point, _, _ in kept:
-            point._forward_hooks, point.fwd_hooks = OrderedDict(), []
-        yield
-    finally:
-        for point, hooks, handles in kept:
-            point._forward_hooks, point.fwd_hooks = hooks, handles
+    with alone(model):
+        kept = [(point, point._forward_hooks, point.fwd_hooks) for point in _hooked(model)]
+        try:
+            for point, _, _ in kept:
+                point._forward_hooks, point.fwd_hooks = OrderedDict(), []
+            yield
+        finally:
+            for point, hooks, handles in kept:
+                point._forward_hooks, point.fwd_hooks = hooks, handles
 
 
 def probed(model: TransformerBridge, what: str, probe: Callable[[], T]) -> T:
