@@ -1,5 +1,6 @@
 """The command line: parses, calls the library, prints. Heavy imports wait until a command needs them."""
 
+import io
 import os
 import sys
 import warnings
@@ -44,12 +45,18 @@ def main() -> None:
         True
     """
     _quiet()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a character must not end a run
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = app(print_error=False, exit_on_error=False)
     except cyclopts.CycloptsError as error:
         code = _refuse(in_one_line(error))
     except CosmicError as error:
         code = _refuse(str(error))
+    except BrokenPipeError:  # whoever reads the output has seen enough: cosmic-tl … | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
     except KeyboardInterrupt:
         print("Stopped; give the same command again to go on.", file=sys.stderr)
         code = 130

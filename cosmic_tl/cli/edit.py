@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cosmic_tl._util.progress import LOADING, stage
 from cosmic_tl.cli.derive import Only, derived
 from cosmic_tl.cli.options import GENERATION, TESTING, RunOptions, generation
-from cosmic_tl.cli.output import print_frame, printable
+from cosmic_tl.cli.output import print_frame, say
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.runs.settings import RunSettings
 
@@ -42,7 +42,7 @@ def steer(
     answers[f"induction ({edits.mode}, alpha {strength:g})"] = edits.induction(direction, strength)
     for name, interventions in answers.items():
         text = complete(bridge, [prompt], interventions, chat=run.settings.chat, **generation(settings))[0]
-        print(f"[{name}]\n{printable(text)}\n")
+        say(f"[{name}]\n{text}\n")
 
 
 @derived(LOADING, "completions before the edit", "weights", "completions after the edit")
@@ -120,17 +120,17 @@ def orthogonalize(
     if n_test:
         stage("completions after the edit")
         rates.append(measured("orthogonalized", ()))
-    print(edit)
+    say(edit)
     if mode == "affine":
-        print(
+        say(
             "Note: the run evaluated removal by ACE (affine mode); weight orthogonalization is directional ablation, another "
             "edit of the same direction."
         )
     if n_test:
         print_frame(pd.DataFrame(rates))
     else:
-        print("The edited model was not measured (--n-test 0).")
-    print(f"Saved in {out}")
+        say("The edited model was not measured (--n-test 0).")
+    say(f"Saved in {out}")
 
 
 @derived(LOADING, "refusal tokens", "completions")
@@ -180,7 +180,7 @@ def sweep(
         try:
             tokens = find_refusal_tokens(bridge, prompts, chat=chat, batch_size=settings.batch_size)
         except CosmicError as error:
-            print(f"Note: no refusal scores ({printable(str(error))})", file=sys.stderr)
+            say(f"Note: no refusal scores ({error})", file=sys.stderr)
             tokens = None
         stage("completions")
         found = sweep_all(
@@ -202,10 +202,10 @@ def sweep(
         page = write_sweep(found, run.summary, run=str(run.out), command=shlex.join(["cosmic-tl", *sys.argv[1:]]))
         made.write({"sweep.csv": table.to_csv(index=False), "sweep.html": page})
     print_frame(table[["method", "alpha", "side", "rate", "low", "high", "garbled", "cross_entropy"]])
-    print("Non-monotonic in alpha:" if len(uneven := found.non_monotonic()) else "Monotonic in alpha.")
+    say("Non-monotonic in alpha:" if len(uneven := found.non_monotonic()) else "Monotonic in alpha.")
     if len(uneven):
         print_frame(uneven)
-    print(f"Open {run.out / 'sweep.html'}")
+    say(f"Open {run.out / 'sweep.html'}")
 
 
 COMMANDS = (steer, sweep, orthogonalize)

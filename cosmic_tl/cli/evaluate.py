@@ -9,7 +9,7 @@ from cosmic_tl._util.files import settings_file
 from cosmic_tl._util.progress import LOADING, stage
 from cosmic_tl.cli.derive import Only, derived
 from cosmic_tl.cli.options import ModelOptions, RunOptions, check_paths
-from cosmic_tl.cli.output import print_frame, printable, write_csv
+from cosmic_tl.cli.output import print_frame, say, write_csv
 from cosmic_tl.data.readers import numbered_lines, read_rows
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.interventions.options import Mode
@@ -92,14 +92,12 @@ def judge(
     by = ["side", "condition", *(["seed"] if "seed" in frame else [])]  # completions of several seeds are no sample
     print_frame(rates_by(frame, by, "unsafe" if safety else "refusal"))
     if safety:
-        print(
-            "Rates are of unsafe completions. Agreement with the run's verdicts, on positive prompts, safe as refusal:"
-        )
+        say("Rates are of unsafe completions. Agreement with the run's verdicts, on positive prompts, safe as refusal:")
         positive = frame.side == "positive"
         first, frame = first[positive], frame[positive]
     reading = SAFETY_AS_REFUSAL if safety else None
-    print(agreement(first.verdict.tolist(), frame.verdict.tolist(), reading=reading))
-    print(f"Every judgement is in {directory / 'judgements.jsonl'}")
+    say(agreement(first.verdict.tolist(), frame.verdict.tolist(), reading=reading))
+    say(f"Every judgement is in {directory / 'judgements.jsonl'}")
 
 
 def _edits(source: RunOptions, alpha: float | None) -> "tuple[TransformerBridge, dict[str, Intervention]]":
@@ -231,7 +229,7 @@ def behaviour(
 
     found = load_behaviour(file, seed=settings.seed)
     for note in found.notes:
-        print(printable(f"Note: {note}"))
+        say(f"Note: {note}")
     bridge = model.load()
     from cosmic_tl.experiments.behaviour_sweep import sweep_behaviour
     from cosmic_tl.interventions.edits import Addition, AffineEdit

@@ -1,7 +1,7 @@
 """What commands print."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,6 +19,20 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
+def say(what: object, file: TextIO | None = None) -> None:
+    """Print anything, without what could drive a terminal.
+
+    Args:
+        what: A text, or a result.
+        file: Where to. Default the standard output.
+
+    Example:
+        >>> say("done")
+        done
+    """
+    print(printable(str(what)), file=file, flush=True)
+
+
 _HEADS = {"garbled": "garbled", "cross_entropy": "nats/token", "well_formed": "formed", "names_topic": "topic"}
 
 
@@ -26,37 +40,36 @@ def print_result(result: "Run") -> None:
     """What a run found, as tables."""
     from rich.box import SIMPLE
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     from cosmic_tl.generation.sampling import generation_sentence
 
     summary = result.summary
-    print(printable(repr(result.selection)))
+    say(result.selection)
     frame, terms = result.effects.table, result.effects.terms
     title = f"{terms.outcome.capitalize()} ({summary['model']}, {summary['mode']} mode)"
-    table = Table(title=title, title_justify="left", box=SIMPLE)
+    table = Table(title=printable(title), title_justify="left", box=SIMPLE)
     fluency = [name for name in _HEADS if name in frame]
     heads = ["prompts", "condition", "share [95 %]" if "seeds" not in frame else "share [95 %, or range]"]
     for number, head in enumerate([*heads, *(_HEADS[name] for name in fluency)]):
-        table.add_column(escape(head), justify="left" if number < 2 else "right", no_wrap=True)
+        table.add_column(printable(head), justify="left" if number < 2 else "right", no_wrap=True)
     for _, row in frame.iterrows():
         numbers = [f"{row[name]:.2f}" if row[name] == row[name] else "–" for name in fluency]
         share = f"{row.rate:.0%} [{100 * row.low:.0f}, {100 * row.high:.0f}]"
         seeds = f" ({row.seeds} seeds)" if row.get("seeds", 0) > 1 else ""
-        table.add_row(escape(terms.sides[row.side]), row.condition + seeds, escape(share), *numbers)
-    Console().print(table)
-    print(generation_sentence(result.effects.generation))
+        table.add_row(printable(terms.sides[row.side]), printable(row.condition + seeds), printable(share), *numbers)
+    Console(markup=False, emoji=False, highlight=False).print(table)
+    say(generation_sentence(result.effects.generation))
     for (side, condition), some in result.effects.paired_table().groupby(["side", "condition"], sort=False):
         baseline = some.against == "baseline"
-        print(
+        say(
             f"{condition} on {terms.sides[side]} prompts (McNemar): p = {some.p_value[baseline].max():.2g} against the "
             f"baseline, at most {some.p_value[~baseline].max():.2g} against a placebo"
         )
     for note in summary["notes"][len(result.selection.notes) :]:  # the selection has said its own
-        print(printable(f"Note: {note}"))
+        say(f"Note: {note}")
     took = "it was complete already, and nothing was changed" if result.was_complete else f"{summary['seconds']} s"
-    print(f"Everything is in {result.out} ({took}); open {result.out / 'report.html'}")
+    say(f"Everything is in {result.out} ({took}); open {result.out / 'report.html'}")
 
 
 def write_csv(frame: "pd.DataFrame", path: Path | None) -> None:
@@ -70,7 +83,7 @@ def write_csv(frame: "pd.DataFrame", path: Path | None) -> None:
 
     if path is not None:
         write_atomically(path, frame.to_csv(index=False))
-        print(f"The table is in {path}")
+        say(f"The table is in {path}")
 
 
 def print_frame(frame: "pd.DataFrame") -> None:
@@ -82,4 +95,4 @@ def print_frame(frame: "pd.DataFrame") -> None:
          alpha  rate
            0.5     1
     """
-    print(printable(frame.to_string(index=False, float_format="%.4g", na_rep="–")))
+    say(frame.to_string(index=False, float_format="%.4g", na_rep="–"))

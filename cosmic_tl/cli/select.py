@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from cosmic_tl._util.progress import LOADING
 from cosmic_tl.cli.derive import derived
 from cosmic_tl.cli.options import TESTING, DataOptions, ModelOptions, check_paths, generation
-from cosmic_tl.cli.output import print_frame, print_result, printable, write_csv
+from cosmic_tl.cli.output import print_frame, print_result, say, write_csv
 from cosmic_tl.model.options import ChatFormat
 from cosmic_tl.runs.settings import STAGES, RunSettings
 from cosmic_tl.selection.options import CosmicOptions, RefusalTokenOptions
@@ -52,7 +52,7 @@ def plan(model: ModelOptions, data: DataOptions, chat: ChatFormat, options: Cosm
     bridge = model.load()
     from cosmic_tl.selection.cosmic import plan_selection
 
-    print(repr(plan_selection(bridge, contrast, options, chat=chat)))
+    say(plan_selection(bridge, contrast, options, chat=chat))
 
 
 @derived(LOADING, "selection by COSMIC", "selection by refusal tokens", "completions")
@@ -88,7 +88,7 @@ def compare(
     )
     print_frame(found.table)
     for remark in found.remarks:
-        print(printable(remark))
+        say(remark)
     write_csv(found.table, csv)
 
 
@@ -138,7 +138,7 @@ def two_rounds(
         batch_size=settings.batch_size,
         **generation(settings),
     )
-    print(printable(repr(found)))
+    say(found)
     write_csv(found.table, csv)
 
 
@@ -153,8 +153,8 @@ def check(model: ModelOptions, data: DataOptions, chat: ChatFormat, *, n: int = 
     bridge = model.load()
     from cosmic_tl.check.model_check import check_model
 
-    found = check_model(bridge, contrast, chat=chat, n=n, on_check=lambda one: print(printable(str(one)), flush=True))
-    print("All checks hold." if found.ok else "Some checks FAILED: do not rely on results of this model.")
+    found = check_model(bridge, contrast, chat=chat, n=n, on_check=lambda one: say(one))
+    say("All checks hold." if found.ok else "Some checks FAILED: do not rely on results of this model.")
     return 0 if found.ok else 1
 
 

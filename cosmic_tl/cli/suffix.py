@@ -7,7 +7,7 @@ from dataclasses import asdict
 from cosmic_tl._util.progress import LOADING, stage
 from cosmic_tl.cli.derive import derived
 from cosmic_tl.cli.options import RunOptions
-from cosmic_tl.cli.output import print_frame, printable
+from cosmic_tl.cli.output import print_frame, say
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.suffixes.options import SuffixOptions
 
@@ -64,7 +64,7 @@ def suffix(source: RunOptions, options: SuffixOptions, *, n_prompts: int = 4, n_
             found = find_suffix(bridge, made_on, targets, options=options, chat=chat)
             if found.stopped != "interrupted":  # the same command searches on to its end
                 found.save(part)
-        print(printable(f"{found.text!r} ({found.stopped}): {', '.join(found.verdicts)}"))
+        say(f"{found.text!r} ({found.stopped}): {', '.join(found.verdicts)}")
         made.write({"suffix.json": found.to_json()})  # also if it works on too few prompts to be analysed
         stage("analysis")
         rest = [prompt for prompt in positive if prompt not in found.prompts]
@@ -78,7 +78,7 @@ def suffix(source: RunOptions, options: SuffixOptions, *, n_prompts: int = 4, n_
             | {f"suffix-{name}.csv": getattr(analysis, name).to_csv(index=False) for name in tables}
         )
     print_frame(analysis.rates)
-    print(f"Open {run.out / 'suffix.html'}")
+    say(f"Open {run.out / 'suffix.html'}")
 
 
 COMMANDS = (suffix,)

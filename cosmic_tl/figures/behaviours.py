@@ -1,7 +1,5 @@
 """The figure of a behaviour under steering."""
 
-from html import escape
-
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -9,6 +7,7 @@ from plotly.subplots import make_subplots
 from cosmic_tl._util.border import checked
 from cosmic_tl.experiments.behaviour_sweep import BehaviourSweep
 from cosmic_tl.figures.style import COLOURS, LINE, finish
+from cosmic_tl.figures.text import as_text
 
 LOOKS = {"found": (COLOURS["positive"], "solid"), "random": (COLOURS["random"], "dash")}
 
@@ -55,7 +54,7 @@ def plot_behaviour_sweep(swept: BehaviourSweep) -> go.Figure:
     figure.update_yaxes(title_text="log-odds (nats)", showgrid=True)
     return finish(
         figure,
-        f"Behaviour {escape(swept.behaviour)}: log-odds of the matching answer",
+        f"Behaviour {as_text(swept.behaviour)}: log-odds of the matching answer",
         "mean ± SE over questions; dotted: no edit; random: same norm, same layer",
         columns=min(3, len(alphas)),
         span=float(pd.to_numeric(edited.layer).max() + 1),

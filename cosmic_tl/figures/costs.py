@@ -1,7 +1,6 @@
 """Figures of what an edit costs: likelihoods, benchmarks, and the passes of a selection."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -11,6 +10,7 @@ from cosmic_tl._util.border import checked
 from cosmic_tl.experiments.capability import Capability
 from cosmic_tl.experiments.cost import Cost
 from cosmic_tl.figures.style import BLUE, LINE, ORANGE, PALE, condition_colour, finish
+from cosmic_tl.figures.text import as_text
 from cosmic_tl.selection.plan import Plan
 
 STATUS_COLOURS = {"pass": BLUE, "lazy": ORANGE, "skipped": PALE}
@@ -31,7 +31,7 @@ def plot_cost(cost: Cost) -> go.Figure:
         [0.5]
     """
     table = cost.table
-    panels = {escape(str(measure)): some for measure, some in table.groupby("measure", sort=False)}
+    panels = {as_text(str(measure)): some for measure, some in table.groupby("measure", sort=False)}
     figure = _bars(panels, "difference", (table.high - table.difference, table.difference - table.low))
     figure.update_yaxes(title_text="difference (nats per token)")
     return finish(
@@ -58,7 +58,7 @@ def plot_capability(capability: Capability) -> go.Figure:
     """
     table = capability.table
     groups = table.groupby(["task", "metric"], sort=False)
-    panels = {escape(f"{task}, {metric}"): some for (task, metric), some in groups}
+    panels = {as_text(f"{task}, {metric}"): some for (task, metric), some in groups}
     figure = _bars(panels, "value", (table.stderr, table.stderr))
     return finish(
         figure,
@@ -76,7 +76,7 @@ def _bars(panels: Mapping[str, pd.DataFrame], value: str, error: tuple[pd.Series
     for k, (title, some) in enumerate(panels.items()):
         above, below = (side[some.index] for side in error)
         figure.add_bar(
-            x=[escape(name).replace(" ", "<br>") for name in some.condition],
+            x=[as_text(name).replace(" ", "<br>") for name in some.condition],
             y=some[value],
             error_y={"type": "data", "symmetric": False, "array": above, "arrayminus": below},
             marker_color=[condition_colour(name) for name in some.condition],
@@ -129,4 +129,4 @@ def plot_plan(plan: Plan) -> go.Figure:
 
 def _upright(measures: Iterable[str]) -> Sequence[str]:
     labels = {"s_comply": "S<sub>comply</sub>", "s_refuse": "S<sub>refuse</sub>", "kl": "KL"}
-    return [labels.get(measure, escape(measure)) for measure in measures]
+    return [labels.get(measure, as_text(measure)) for measure in measures]

@@ -1,7 +1,5 @@
 """The figure of what an edit does to completions."""
 
-from html import escape
-
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -10,6 +8,7 @@ from cosmic_tl.data.contrast_set import SIDES
 from cosmic_tl.experiments.conditions import Terms
 from cosmic_tl.experiments.effects import Effects
 from cosmic_tl.figures.style import COLOURS, GREEN, LINE, condition_colour, finish
+from cosmic_tl.figures.text import as_text
 
 MANY = 6
 """Number of conditions above which bars are horizontal, so that their names have room."""
@@ -25,7 +24,7 @@ def side_names(terms: Terms) -> Names:
         >>> side_names(REFUSAL)
         ('harmful prompts', 'harmless prompts')
     """
-    positive, negative = (f"{escape(terms.sides[side])} prompts" for side in SIDES)
+    positive, negative = (f"{as_text(terms.sides[side])} prompts" for side in SIDES)
     return positive, negative
 
 
@@ -51,7 +50,7 @@ def plot_refusal_rates(effects: Effects, *, outcome: str | None = None, sides: N
     names = dict(zip(SIDES, sides or side_names(effects.terms), strict=True))
     table = effects.table.sort_values("side", key=lambda side: side.map(SIDES.index), kind="stable")
     many = len(table) > MANY
-    conditions = [escape(name) if many else escape(name).replace(" ", "<br>") for name in table.condition]
+    conditions = [as_text(name) if many else as_text(name).replace(" ", "<br>") for name in table.condition]
     seeds = table.seeds if "seeds" in table else pd.Series(0, table.index)
     colours = [
         COLOURS["random"] if n else condition_colour(name) for name, n in zip(table.condition, seeds, strict=True)

@@ -1,12 +1,12 @@
 """The figure of two judges' verdicts."""
 
-from html import escape
 from itertools import product
 
 import plotly.graph_objects as go
 
 from cosmic_tl._util.border import checked
 from cosmic_tl.figures.style import colour_scale, finish
+from cosmic_tl.figures.text import as_text
 from cosmic_tl.judges.reliability import Agreement
 
 
@@ -23,7 +23,7 @@ def plot_agreement(agreement: Agreement) -> go.Figure:
         [[1, 1], [0, 0]]
     """
     table = agreement.table
-    names, places = [escape(str(name)) for name in table.columns], list(range(len(table)))  # rows and columns alike
+    names, places = [as_text(str(name)) for name in table.columns], list(range(len(table)))  # rows and columns alike
     figure = go.Figure(
         go.Heatmap(
             z=table.to_numpy(),
@@ -42,6 +42,6 @@ def plot_agreement(agreement: Agreement) -> go.Figure:
         colour = "#000000" if 2 * count > table.to_numpy().max() else "#ffffff"  # on the lighter or darker half
         figure.add_annotation(x=column, y=row, text=str(count), showarrow=False, font={"color": colour})
     axes = {"tickvals": places, "ticktext": names}
-    figure.update_xaxes(**axes, title_text=escape(str(table.columns.name)), range=[-0.5, len(names) - 0.5])
-    figure.update_yaxes(**axes, title_text=escape(str(table.index.name)), range=[len(names) - 0.5, -0.5])
-    return finish(figure, "Verdicts of two judges", escape(str(agreement)), height=3.5 * len(table))
+    figure.update_xaxes(**axes, title_text=as_text(str(table.columns.name)), range=[-0.5, len(names) - 0.5])
+    figure.update_yaxes(**axes, title_text=as_text(str(table.index.name)), range=[len(names) - 0.5, -0.5])
+    return finish(figure, "Verdicts of two judges", as_text(str(agreement)), height=3.5 * len(table))

@@ -1,7 +1,6 @@
 """Figures of a prompt's projection on a direction, and of both classes along their principal components."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from math import ceil
 from textwrap import shorten
 from typing import Any
@@ -15,6 +14,7 @@ from cosmic_tl._util.border import checked
 from cosmic_tl.data.contrast_set import SIDES
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.figures.style import COLOURS, SYMBOLS, colour_scale, finish, token_label
+from cosmic_tl.figures.text import as_text
 from cosmic_tl.metrics.pca import NO_EDIT, ClassPca
 from cosmic_tl.metrics.projection import Projection
 
@@ -76,7 +76,7 @@ def plot_projection(projection: Projection | Mapping[str, Projection]) -> go.Fig
             line = {"color": colour, "width": 2, "dash": dash}
             figure.add_vline(one.direction.layer - 0.5, line=line, row=1, col=k)
         if name:
-            figure.add_annotation(name=f"panel {k - 1}", text=escape(name), showarrow=False)
+            figure.add_annotation(name=f"panel {k - 1}", text=as_text(name), showarrow=False)
     figure.update_xaxes(title_text="layer")
     figure.update_yaxes(title_text="token")
     most = max(len(one.tokens) for one in shown.values())
@@ -137,7 +137,7 @@ _TITLE = "Principal components of both classes at the last position"
 def _traces(pca: ClassPca, points: pd.DataFrame, layer: int) -> list[go.Scatter]:
     """Two traces per edit, and one for each unedited mean."""
     found = []
-    labels = dict(zip(SIDES, map(escape, pca.labels), strict=True))
+    labels = dict(zip(SIDES, map(as_text, pca.labels), strict=True))
     for edit in pca.edits:
         for side in SIDES:
             some = points[(points.edit == edit) & (points.side == side)]
@@ -150,8 +150,8 @@ def _traces(pca: ClassPca, points: pd.DataFrame, layer: int) -> list[go.Scatter]
                     name=labels[side],
                     legendgroup=side,
                     marker={"color": COLOURS[side], "symbol": SYMBOLS[side], "size": 7, "opacity": 0.65},
-                    customdata=[escape(shorten(prompt, 90)) for prompt in some.prompt],
-                    hovertemplate=f"{escape(edit)}, layer %{{meta}}<br>PC 1: %{{x}}, PC 2: %{{y}}<br>%{{customdata}}"
+                    customdata=[as_text(shorten(prompt, 90)) for prompt in some.prompt],
+                    hovertemplate=f"{as_text(edit)}, layer %{{meta}}<br>PC 1: %{{x}}, PC 2: %{{y}}<br>%{{customdata}}"
                     f"<extra>{labels[side]}</extra>",
                 )
             )
@@ -203,7 +203,7 @@ def _edit_slider(edits: Sequence[str], edit: str) -> dict[str, Any]:
     """Shows the points of one edit."""
     steps = [
         {
-            "label": escape(one),
+            "label": as_text(one),
             "method": "restyle",
             "args": [{"visible": _shown(edits, one)}, list(range(len(SIDES) * len(edits)))],
         }
@@ -225,7 +225,7 @@ def _panels(pca: ClassPca, points: pd.DataFrame, layer: int) -> go.Figure:
         of_edit = [trace for trace, shown in zip(traces, _shown(pca.edits, edit), strict=False) if shown]
         for trace in of_edit + means:
             figure.add_trace(trace.update(showlegend=k == 1), 1, k)
-        figure.add_annotation(name=f"panel {k - 1}", text=escape(edit), showarrow=False)
+        figure.add_annotation(name=f"panel {k - 1}", text=as_text(edit), showarrow=False)
     figure.update_xaxes(axes["xaxis"])
     figure.update_yaxes(axes["yaxis"])
     return finish(figure, f"{_TITLE}, layer {layer}", columns=4)

@@ -1,7 +1,6 @@
 """Figures of a selection: scores, similarities and directions by layer and position."""
 
 from collections.abc import Mapping
-from html import escape
 from itertools import takewhile
 
 import numpy as np
@@ -15,6 +14,7 @@ from cosmic_tl.experiments.layer_similarity import LayerSimilarity
 from cosmic_tl.experiments.variants import Variants
 from cosmic_tl.figures.heatmaps import Panel, heatmaps, mark_choice, score_panel, unknown_cells
 from cosmic_tl.figures.style import BLUE, DIVERGING, UNKNOWN, VERMILION, finish, position_labels
+from cosmic_tl.figures.text import as_text
 from cosmic_tl.selection.result import Selection
 
 ROW = 1.5
@@ -47,10 +47,10 @@ def plot_scores(selection: Selection, remarks: bool = True) -> go.Figure:
     grey = unknown_cells([selection])
     if selection.candidates.names:
         figure.update_yaxes(title_text="direction")
-    said = [escape(one, quote=False) for one in selection.remarks] if remarks else []
+    said = [as_text(one) for one in selection.remarks] if remarks else []
     return finish(
         figure,
-        f"Layer {chosen.layer}, {escape(selection.column)} chosen",
+        f"Layer {chosen.layer}, {as_text(selection.column)} chosen",
         " ".join([f"{grey}." if grey and said else grey, *said]).strip(),
         columns=2 if len(panels) == 4 else 3,
         span=len(panels[0].values),
@@ -84,7 +84,7 @@ def plot_score_comparison(selections: Mapping[str, Selection], measure: str = "s
             raise CosmicError(f"measure: {name!r} has no {measure!r}; it has {', '.join(selection.measures)}")
     if len(methods := {selection.method for selection in selections.values()}) > 1 and measure == "score":
         raise CosmicError(f"measure: 'score' differs between {' and '.join(sorted(methods))}; compare 'kl', say")
-    panels = [score_panel(selection, measure, escape(name)) for name, selection in selections.items()]
+    panels = [score_panel(selection, measure, as_text(name)) for name, selection in selections.items()]
     title = {"score": "score", **next(iter(selections.values())).measures}
     if title["score"] == "sum":
         summed = takewhile(lambda name: name != "score", next(iter(selections.values())).measures)
@@ -120,7 +120,7 @@ def plot_variants(variants: Variants) -> go.Figure:
     panels = []
     for name, selection in variants.selections.items():
         chosen = selection.direction
-        title = f"{escape(name)}: layer {chosen.layer}, position {chosen.position}"
+        title = f"{as_text(name)}: layer {chosen.layer}, position {chosen.position}"
         panels.append(score_panel(selection, "score", title))
     figure = heatmaps(panels)
     for k, selection in enumerate(variants.selections.values()):
@@ -155,7 +155,7 @@ def plot_similarity(similarity: LayerSimilarity) -> go.Figure:
         3
     """
     labels = position_labels(similarity.positions)
-    positive, negative = map(escape, similarity.labels)
+    positive, negative = map(as_text, similarity.labels)
     panels = [
         Panel(f"{positive} vs {negative}", similarity.before.numpy(), labels),
         Panel(f"removal vs {negative}", similarity.removal.numpy(), labels),

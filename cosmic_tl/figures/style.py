@@ -1,6 +1,5 @@
 """The look of all figures: palette, light and dark templates, colour scales, and labels."""
 
-from html import escape
 from typing import Any, Literal
 
 import numpy as np
@@ -9,6 +8,7 @@ import plotly.io as pio
 from plotly.colors import cmocean, hex_to_rgb
 
 from cosmic_tl.figures.layout import SIZES, PanelLayout, lay_out
+from cosmic_tl.figures.text import as_text
 from cosmic_tl.model.positions import Positions
 
 Theme = Literal["light", "dark"]
@@ -101,7 +101,7 @@ def token_label(token: str) -> str:
         >>> token_label("\\n<b>")
         '\\\\n&lt;b&gt;'
     """
-    return escape(token.replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r").replace(" ", "·"))
+    return as_text(token.replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r").replace(" ", "·"))
 
 
 def position_labels(positions: Positions) -> list[str]:

@@ -1,12 +1,11 @@
 """Figures of what an adversarial suffix does inside the model (Arditi et al. 2024, figures 5 and 6)."""
 
-from html import escape
-
 import pandas as pd
 import plotly.graph_objects as go
 
 from cosmic_tl._util.border import checked
 from cosmic_tl.figures.style import BLUE, COLOURS, LINE, finish
+from cosmic_tl.figures.text import as_text
 from cosmic_tl.suffixes.analysis import SuffixAnalysis
 from cosmic_tl.suffixes.groups import ADVERSARIAL, HARMFUL, HARMLESS, RANDOM, REGIONS
 from cosmic_tl.suffixes.heads import top_heads
@@ -62,7 +61,7 @@ def plot_suffix_cosines(analysis: SuffixAnalysis) -> go.Figure:
         figure.add_scatter(
             x=some.layer,
             y=some["mean"],
-            name=escape(group),
+            name=as_text(group),
             mode="lines+markers",
             line={"color": colour, "dash": dash, "width": 2},
             marker={"symbol": symbol, "size": 7},
@@ -121,7 +120,7 @@ def plot_head_contributions(analysis: SuffixAnalysis, n: int = 8) -> go.Figure:
             x=[f"{layer}.{head}" for layer, head in heads],
             y=some["mean"],
             error_y={"type": "data", "array": some.sd, "thickness": 1, "width": 2},
-            name=escape(group),
+            name=as_text(group),
             marker={"color": GROUP_LOOKS.get(group, OTHER)[0]},
             customdata=some[["sd", "n"]],
             hovertemplate="head %{x}: %{y:.3f} ± %{customdata[0]:.3f} (SD, n = %{customdata[1]})",

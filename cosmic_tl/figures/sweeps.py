@@ -1,7 +1,5 @@
 """The figure of an α sweep (after Marshall et al. 2025): one column per method, the rate above the score."""
 
-from html import escape
-
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -14,6 +12,7 @@ from cosmic_tl.experiments.sweeps import BASELINE, Sweep
 from cosmic_tl.experiments.weak_alignment import REPORTED_ON, TwoRounds
 from cosmic_tl.figures.effects import Names, side_names
 from cosmic_tl.figures.style import COLOURS, LINE, SHADE, SYMBOLS, finish, translucent
+from cosmic_tl.figures.text import as_text
 
 ALPHA_STEPS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
 """From one labelled α to the next."""
@@ -51,7 +50,7 @@ def plot_sweep(sweep: Sweep, *, outcome: str | None = None, sides: Names | None 
     figure = make_subplots(len(measures), len(methods), shared_xaxes="all", shared_yaxes="rows")
     drops = sweep.non_monotonic()
     for column, method in enumerate(methods, 1):
-        figure.add_annotation(name=f"panel {column - 1}", text=escape(method), showarrow=False)
+        figure.add_annotation(name=f"panel {column - 1}", text=as_text(method), showarrow=False)
         for row, (mean, low, high) in enumerate(measures, 1):
             shown = {side: table[(table.side == side) & table[mean].notna()] for side in SIDES}
             steered = {side: some[some.method == method] for side, some in shown.items()}

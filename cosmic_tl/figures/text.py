@@ -1,9 +1,23 @@
-"""Width of text and line breaks, which Plotly does not compute."""
+"""Text as Plotly shows it, and its width and line breaks, which Plotly does not compute."""
 
 import re
-from html import unescape
+from html import escape, unescape
 
 NARROW, WIDE = set("ijlIft|.,:;'!()[]/\\` "), set("mwMW@%—")
+
+
+def as_text(text: str) -> str:
+    """Any text as one that Plotly shows as it is: without tags, and without characters that change the direction of writing.
+
+    Quotes are left alone, since Plotly shows `&quot;` as it stands.
+
+    Example:
+        >>> as_text('a "<b>"')
+        'a "&lt;b&gt;"'
+    """
+    return escape(
+        "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text), quote=False
+    )
 
 
 def text_width(text: str, size: int | float) -> float:

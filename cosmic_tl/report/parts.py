@@ -1,7 +1,9 @@
 """What the pages share: their templates, and tables as the templates take them."""
 
 import re
+from base64 import b64encode
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -113,4 +115,17 @@ def render(name: str, **values: Any) -> str:
         return Markup(environment.loader.get_source(environment, file)[0])
 
     environment.globals |= {"source": source, "plotly": Markup(plotly_js()), "templates": in_script(TEMPLATES)}
-    return environment.get_template(f"{name}.html.j2").render({"version": versions()["cosmic_tl"], **values})
+    page = environment.get_template(f"{name}.html.j2").render({"version": versions()["cosmic_tl"], **values})
+    return page.replace("POLICY", _policy(page), 1)
+
+
+def _policy(page: str) -> str:
+    """What a browser may do in a page: run its own scripts, by their hashes, and fetch nothing."""
+    scripts = re.findall("<script>(.*?)</script>", page, re.DOTALL)
+    hashes = [b64encode(sha256(script.encode()).digest()).decode() for script in scripts]
+    allowed = " ".join(f"'sha256-{one}'" for one in hashes)
+    # Plotly sets styles, and makes its pictures from data.
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; "
+        "form-action 'none'"
+    )

@@ -288,3 +288,13 @@ def test_other_pages_are_like_the_report(browser, result, tmp_path, make):
         expect(page.locator("svg[role=img][aria-label]")).to_have_count(n_plots)
         found = Axe().run(page)
         assert found.violations_count == 0, found.generate_report()
+
+
+def test_the_page_runs_no_other_script_and_fetches_nothing(browser, result):
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto((result.out / "report.html").as_uri())
+    added = "const one = document.createElement('script'); one.textContent = 'window.hacked = 1'; document.body.append(one)"
+    assert page.evaluate(f"() => {{ {added}; return window.hacked === undefined }}")
+    assert page.evaluate("() => fetch('data:text/plain,x').then(() => 'fetched', () => 'refused')") == "refused"
+    context.close()
