@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
+from socket import getaddrinfo
 from threading import Lock
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from cosmic_tl._util.border import checked
 from cosmic_tl._util.progress import track
@@ -18,6 +21,7 @@ from cosmic_tl.judges.response_cache import ResponseCache
 from cosmic_tl.judges.templates import JudgeTemplate, judge_with
 
 if TYPE_CHECKING:
+    import httpx
     import openai
 
 
@@ -31,7 +35,9 @@ class EndpointJudge:
     """Judge with a remote model, by its answers to a template's question.
 
     Needs the `openai` package (`pip install 'cosmic_tl[judges]'`). It retries after a timeout, a lost connection, or
-    status 408, 409, 429 or 5xx, with exponential backoff or after the time that the server's Retry-After gives.
+    status 408, 409, 429 or 5xx, with exponential backoff (half a second to eight), or after the time that the server's
+    Retry-After gives, up to a minute. After a 429 requests are also spaced, each time twice as far, and closer again as
+    they succeed.
 
     Example:
         >>> from cosmic_tl.judges.templates import STRONGREJECT
@@ -79,11 +85,19 @@ class EndpointJudge:
         `parsed=False`.
 
         Raises:
-            CosmicError: If the lists differ in length, an option is invalid, the package or the key is missing, or a
-                request finally fails. Answers received until then are in the cache.
+            CosmicError: If the lists differ in length, an option is invalid, the package or the key is missing, a request
+                finally fails, or no answer at all can be parsed. Answers received until then are in the cache.
         """
         self._check()
-        return judge_with(self.template, prompts, completions, self._ask)
+        found = judge_with(self.template, prompts, completions, self._ask)
+        asked = [one for one in found if one.answer is not None or not one.parsed]
+        if asked and not any(one.parsed for one in asked):
+            said = next((repr(one.answer[:60]) for one in asked if one.answer), "nothing that is an answer")
+            raise CosmicError(
+                f"endpoint: none of {len(asked)} answers of {self.model!r} can be read (it said {said}); check that base_url "
+                "ends in /v1, and that the model follows the template"
+            )
+        return found
 
     def _check(self) -> None:
         for name, least in (("concurrency", 1), ("max_retries", 0)):
@@ -92,6 +106,8 @@ class EndpointJudge:
         for name, value in (("timeout", self.timeout), ("requests_per_minute", self.requests_per_minute)):
             if value is not None and not value > 0:
                 raise CosmicError(f"{name}: must be positive, found {value}")
+        if self.base_url is not None:
+            _check_address(self.base_url)
 
     def _ask(self, pairs: list[tuple[str, str]]) -> list[str | None]:
         cache = ResponseCache(self.cache)
@@ -139,7 +155,7 @@ class EndpointJudge:
             timeout=self.timeout,
             max_retries=self.max_retries,
             # A hook of the connection sees every request, retries included.
-            http_client=openai.DefaultHttpxClient(event_hooks={"request": [pace.wait]}),
+            http_client=openai.DefaultHttpxClient(event_hooks={"request": [pace.wait], "response": [pace.learn]}),
         )
 
     def _answer(self, client: "openai.OpenAI", question: dict[str, Any], cache: ResponseCache) -> str | None:
@@ -167,7 +183,7 @@ class EndpointJudge:
 
     def _complaint(self, error: Exception) -> str:
         said = " ".join(self._hide(str(error)).split())[:300]
-        where = re.sub(r"//[^/@]*@", "//", self.base_url or "the default address")
+        where = _hidden(self.base_url or "the default address")
         retries = f" after {self.max_retries} retries" if _retried(error) else ""
         kept = "; the answers so far are in the cache" if self.cache is not None else ""
         return (
@@ -177,6 +193,35 @@ class EndpointJudge:
 
     def _hide(self, text: str) -> str:
         return text if self.api_key_env is None else text.replace(self._key(), "***")
+
+
+def _check_address(url: str) -> None:
+    """Say at once what no retry would change: the address is none, or its host has no name that is known."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        parts, host = urlsplit(""), None
+    if parts.scheme not in ("http", "https") or not host:
+        raise CosmicError(f"base_url: {_hidden(url)!r} is no address; give one such as 'http://127.0.0.1:8000/v1'")
+    if getproxies():
+        return  # the proxy may know more names
+    try:
+        getaddrinfo(host, None)
+    except OSError as error:
+        raise CosmicError(
+            f"base_url: there is no host {host!r} ({error.strerror or error}); check the address"
+        ) from error
+
+
+def _hidden(url: str) -> str:
+    """An address without user and password.
+
+    Example:
+        >>> _hidden("http://me:secret@host/v1")
+        'http://host/v1'
+    """
+    return re.sub(r"//[^/@]*@", "//", url)
 
 
 def _retried(error: Exception) -> bool:
@@ -193,13 +238,25 @@ def _text(response: object) -> str | None:
     return text if isinstance(text, str) else None
 
 
+_FIRST, _LONGEST = 0.1, 10.0
+"""Seconds between requests after the first 429, and at most."""
+
+
 class _Pace:
-    """Limits requests to even intervals."""
+    """Limits requests to even intervals, which grow when the server says that they are too many."""
 
     def __init__(self, per_minute: float | None) -> None:
-        self._interval = 0.0 if per_minute is None else 60 / per_minute
+        self._least = self._interval = 0.0 if per_minute is None else 60 / per_minute
         self._next = 0.0
         self._lock = Lock()
+
+    def learn(self, response: "httpx.Response") -> None:
+        with self._lock:
+            if response.status_code == 429:
+                self._interval = max(self._least, min(max(2 * self._interval, _FIRST), _LONGEST))
+            elif response.is_success:
+                slower = 0.8 * self._interval
+                self._interval = self._least if slower < _FIRST else max(self._least, slower)
 
     def wait(self, request: object) -> None:
         with self._lock:

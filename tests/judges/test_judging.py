@@ -476,6 +476,43 @@ def test_requests_are_spaced_retries_included(server, judge):
     assert max(server.times) - min(server.times) > 0.4
 
 
+def test_requests_are_spaced_after_a_429_and_closer_again_when_they_succeed(server, judge):
+    server.plan = {f"question {i}": [429, "safe"] for i in range(3)}
+    found = ask(judge(concurrency=4), *(f"question {i}" for i in range(24)))
+    assert [one.verdict for one in found] == ["safe"] * 24
+    gaps = np.diff(sorted(server.times))
+    assert max(gaps[4:]) > 0.09  # unspaced requests come at once
+    assert np.mean(gaps[-4:]) < max(gaps[4:])
+
+
+@pytest.mark.parametrize("step", [("cut", None), ("html", None), ("shape", {}), "", "I would rather not say"])
+def test_answers_of_which_none_can_be_read_are_an_error_and_no_rate(server, judge, step):
+    server.plan = {"*": [step]}
+    with pytest.raises(CosmicError, match="endpoint: none of 2 answers of 'guard' can be read") as caught:
+        ask(judge(), "one", "two", "")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("127.0.0.1:8000/v1", "is no address"),
+        ("http//127.0.0.1/v1", "is no address"),
+        ("http://", "is no address"),
+        ("http://a:secret@h:port/v1", "'http://h:port/v1' is no address"),
+        ("ftp://127.0.0.1/v1", "is no address"),
+        ("http://no-such-host.invalid/v1", "there is no host 'no-such-host.invalid'"),
+    ],
+)
+def test_a_bad_address_is_said_before_anything_is_asked(judge, monkeypatch, url, message):
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    started = time.monotonic()
+    with pytest.raises(CosmicError, match=message) as caught:
+        ask(dataclasses.replace(judge(), base_url=url), "one")
+    assert time.monotonic() - started < 10 and "secret" not in str(caught.value)  # retries would take fifteen seconds
+
+
 def test_bad_settings(server, judge, monkeypatch, tmp_path):
     for option, message in (
         ({"concurrency": 0}, "concurrency: must be at least 1, found 0"),

@@ -294,7 +294,9 @@ def test_the_page_runs_no_other_script_and_fetches_nothing(browser, result):
     context = browser.new_context()
     page = context.new_page()
     page.goto((result.out / "report.html").as_uri())
-    added = "const one = document.createElement('script'); one.textContent = 'window.hacked = 1'; document.body.append(one)"
+    added = (
+        "const one = document.createElement('script'); one.textContent = 'window.hacked = 1'; document.body.append(one)"
+    )
     assert page.evaluate(f"() => {{ {added}; return window.hacked === undefined }}")
     assert page.evaluate("() => fetch('data:text/plain,x').then(() => 'fetched', () => 'refused')") == "refused"
     context.close()
