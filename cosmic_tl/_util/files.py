@@ -110,9 +110,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         ...     read_lines(path)
         [{'a': 1}]
     """
-    if not path.exists():
+    try:
+        whole = path.read_bytes()
+    except FileNotFoundError:
         return []
-    *lines, last = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise CosmicError(f"file: cannot read {str(path)!r} ({error.strerror}); make it readable") from error
+    *lines, last = whole.split(b"\n")
     if _row(last) is not None:
         lines.append(last)
     rows = []

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from cosmic_tl._util.border import checked
@@ -18,7 +19,7 @@ from cosmic_tl._util.progress import stage, stages
 from cosmic_tl.activations import MeanActivations, class_means
 from cosmic_tl.data.contrast_set import SIDES, ContrastSet
 from cosmic_tl.directions.direction import versions
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, first_line
 from cosmic_tl.experiments.conditions import Row, standard_conditions
 from cosmic_tl.experiments.effects import measure_effects
 from cosmic_tl.experiments.layer_similarity import layer_similarities
@@ -53,11 +54,15 @@ class _ScoreLog(MutableMapping[ScoreKey, float]):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.known: dict[ScoreKey, float] = {}
         with readable(path):
-            self.known = {
-                (int(row["layer"]), int(row["position"]), str(row["measure"])): float(row["value"])
-                for row in read_lines(path)
-            }
+            for row in read_lines(path):
+                key, value = (row["layer"], row["position"], row["measure"]), row["value"]
+                if tuple(map(type, key)) != (int, int, str) or type(value) is not float:
+                    raise TypeError(f"{key}: {value!r}")
+                if key in self.known:
+                    raise ValueError(f"{key} twice")
+                self.known[key] = value
 
     def __setitem__(self, key: ScoreKey, value: float) -> None:
         self.known[key] = value
@@ -111,7 +116,10 @@ def _means(
     model: TransformerBridge, prompts: ContrastSet, settings: RunSettings, path: Path
 ) -> tuple[MeanActivations, MeanActivations]:
     options = settings.selection
-    tensors = load_file(path) if path.exists() else {}
+    try:
+        tensors = load_file(path) if path.exists() else {}
+    except (SafetensorError, OSError) as error:
+        raise CosmicError(f"file: {str(path)!r} is damaged ({first_line(error)}); delete it") from error
     # Without the splits of these seeds they belong to an earlier run, whose scores hold all the same.
     if tensors and all(f"{side}.split.{seed}" in tensors for side in SIDES for seed in settings.seeds):
         origin = model_fingerprint(model), short_label(model)  # the settings were compared before
@@ -219,12 +227,20 @@ def run(
     notes = [*chat_notes(model, settings.chat), *prompts.notes]
     identity = _identity(model, prompts, settings, judge)
     check_directory(out, identity, overwrite)
-    if not overwrite and all((out / name).exists() for name in RESULTS):
-        with suppress(CosmicError):  # damaged; its results are written again from what is under `resume/`
-            return replace(Run.load(out), was_complete=True)
+    if not overwrite and (done := _finished(out)) is not None:
+        return done
     with locked(out):
         prepare_directory(out, identity, overwrite)
-        return _run(model, prompts, out, settings, judge, command, identity, notes)
+        # Another process may have finished it since.
+        return _finished(out) or _run(model, prompts, out, settings, judge, command, identity, notes)
+
+
+def _finished(out: Path) -> Run | None:
+    """The run in a directory, if it is complete."""
+    if all((out / name).exists() for name in RESULTS):
+        with suppress(CosmicError):  # damaged; its results are written again from what is under `resume/`
+            return replace(Run.load(out), was_complete=True)
+    return None
 
 
 def _run(

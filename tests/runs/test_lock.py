@@ -12,6 +12,7 @@ import pytest
 
 from cosmic_tl import CosmicError, CosmicOptions, RunSettings, cli, run
 from cosmic_tl._util.files import append_lines, read_lines, write_atomically
+from cosmic_tl.runs import job
 from cosmic_tl.runs.directory import prepare_directory, read_settings
 from cosmic_tl.runs.lock import locked
 
@@ -117,6 +118,21 @@ def full_disk():
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_run_that_another_process_finished_meanwhile_is_left_as_it_is(demo, prompts, tmp_path, monkeypatch):
+    run(demo, prompts, tmp_path, SETTINGS)
+    before = contents(tmp_path)
+    look, looks = job._finished, []
+
+    def late(out):
+        """Not finished yet at the first look, before the lock."""
+        looks.append(out)
+        return look(out) if len(looks) > 1 else None
+
+    monkeypatch.setattr(job, "_finished", late)
+    assert run(demo, prompts, tmp_path, SETTINGS).was_complete and len(looks) == 2
+    assert contents(tmp_path) == before
 
 
 def test_a_full_disk_loses_nothing(tmp_path):

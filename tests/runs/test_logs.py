@@ -40,8 +40,10 @@ def other_prompt(row):
         (
             SCORES,
             lambda row: row.update(value="high"),
-            r"scores\.jsonl' has a line that was not written here \(could not",
+            r"scores\.jsonl' has a line that was not written here .*'high'",
         ),
+        (SCORES, lambda row: row.update(layer=3.7), r"scores\.jsonl' has a line that was not written here .*3\.7"),
+        (SCORES, lambda row: row.update(position=True), r"scores\.jsonl' has a line that was not written here .*True"),
         (SCORES, lambda row: row.update(layer=None), r"scores\.jsonl' has a line that was not written here"),
         (PLACEBOS, lambda row: row.update(mood="good"), r"placebos\.jsonl' has a line that was not written here"),
         (
