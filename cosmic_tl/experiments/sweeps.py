@@ -14,7 +14,7 @@ A method is standardised if its α means the same on every prompt: with ACE 0 re
 positive one, on harmful and harmless prompts alike.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isnan
 from typing import Any, get_args
@@ -253,7 +253,9 @@ def sweep(
     done = done_conditions(rows, sides, ("method", "alpha"), n_samples)
     for side, asked in sides.items():
         missing = {condition: edit for condition, edit in edits.items() if (side, *condition) not in done}
-        scores = _scores(model, asked, missing, tokens, chat, batch_size) if tokens else {}
+        # What is known is batched with the rest, so that a stopped sweep goes on with the very same numbers.
+        known_too = {i for i, condition in enumerate(edits) if condition not in missing}
+        scores = _scores(model, asked, edits, known_too, tokens, chat, batch_size) if tokens and missing else {}
         for (method, alpha), edit in each(missing.items(), f"edits, {side} prompts"):
             label = f"{side}, {method}, α = {alpha:g}"
             score = scores.get((method, alpha))
@@ -297,11 +299,12 @@ def _scores(
     model: TransformerBridge,
     prompts: Sequence[str],
     edits: Mapping[Setting, Interventions],
+    known: Container[int],
     tokens: RefusalTokens,
     chat: ChatFormat | None,
     batch_size: int | None,
 ) -> dict[Setting, Float64[Tensor, " prompt"]]:
-    """Each prompt's refusal score under every edit, in one run of the engine."""
+    """Each prompt's refusal score under every edit whose number is not known, in one run of the engine."""
 
     def score(outcome: Outcome) -> Tensor:
         assert outcome.logits is not None
@@ -311,7 +314,7 @@ def _scores(
     with track(len(edits), "refusal scores") as advance:
         rows = tokenize(model, prompts, chat)
         for i, values in intervened(
-            model, rows, list(edits.values()), Reading(logits=True), score, batch_size=batch_size
+            model, rows, list(edits.values()), Reading(logits=True), score, batch_size=batch_size, known=known
         ):
             found[conditions[i]] = values
             advance(1)

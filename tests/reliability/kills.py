@@ -1,0 +1,241 @@
+"""Stops commands at bad moments, starts them again, and compares what they leave with what an undisturbed one leaves.
+
+    python tests/reliability/kills.py --random 100            # kill -9, SIGTERM and Ctrl-C at random moments
+    python tests/reliability/kills.py --operations 3          # at every third file operation: kill -9, disk full
+    python tests/reliability/kills.py --together 5            # two at once in one directory
+
+It imports and loads once, and forks for every trial. The last line is a JSON object; the exit code is 1 if a trial failed.
+"""
+
+import argparse
+import errno
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+OPTIONS = {
+    "run": "run demo --n-train 8 --n-val 4 --positions 1 --max-kl 50 --n-test 2 --max-new-tokens 4 --placebos 1 --out run",
+    "sweep": "sweep run --n-test 2 --max-new-tokens 4 --alphas 0,1",
+    "suffix": "suffix run --steps 15 --n-candidates 32 --n-tokens 8 --n-prompts 1 --n-test 2 --max-new-tokens 8",
+    "judge": "judge run",
+}
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+Fault = Callable[[], None]
+
+
+def warm() -> None:
+    """Import what the commands import, once for all trials."""
+    import torch
+
+    torch.set_num_threads(1)  # a fork has no other threads
+    import cosmic_tl.cli
+    import cosmic_tl.report.experiment_pages
+    import cosmic_tl.runs.job
+    import cosmic_tl.suffixes.search  # noqa: F401
+    from cosmic_tl import load_model
+
+    load_model("demo", device="cpu")
+
+
+def start(command: str, where: Path, fault: Fault | None = None, at: int = 0) -> int:
+    """The process of a command, in a directory; `fault` happens in its `at`-th file operation."""
+    sys.stdout.flush()
+    if process := os.fork():
+        return process
+    _work(command, where, fault, at)
+
+
+def _work(command: str, where: Path, fault: Fault | None, at: int) -> NoReturn:
+    code = 1
+    try:
+        os.chdir(where)
+        log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        sys.argv = ["cosmic-tl", *OPTIONS[command].split()]
+        if fault is not None:
+            _count_operations(where / "run", fault, at)
+        from cosmic_tl import cli
+
+        cli.main()
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 0
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def _count_operations(folder: Path, fault: Fault, at: int) -> None:
+    """Let a fault happen before the `at`-th operation that changes something in a folder."""
+    left = at
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        nonlocal left
+        changes = event in ("os.rename", "os.remove", "os.mkdir", "os.truncate") or (
+            event == "open" and isinstance(args[2], int) and args[2] & WRITING
+        )
+        if changes and isinstance(args[0], str | os.PathLike) and folder in Path(args[0]).absolute().parents:
+            left -= 1
+            if left == 0:
+                fault()
+
+    sys.addaudithook(hook)
+
+
+def kill() -> None:
+    """As the kernel does when memory runs out."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def full() -> None:
+    """As a full disk does."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def ended(process: int) -> int:
+    """The exit code of a process, or minus the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files of a run, without the times that it took and the holder of its lock."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_dir() or name == "resume/lock":
+            continue
+        data = path.read_bytes()
+        if name == "summary.json":
+            data = re.sub(rb'"seconds": [\d.]+', b'"seconds": 0', data)
+        if name.endswith(".html"):
+            data = re.sub(rb"\b[\d.]+ s\b", b"0 s", data)
+        found[name] = data
+    return found
+
+
+class Trials:
+    """Trials of one command, from one beginning, against one undisturbed result."""
+
+    def __init__(self, command: str, base: Path | None, scratch: Path) -> None:
+        self.command, self.base, self.scratch, self.number = command, base, scratch, 0
+        self.failures: list[str] = []
+        began = time.monotonic()
+        where = self.fresh()
+        if code := ended(start(command, where)):
+            raise SystemExit(f"{command} does not work undisturbed: {code}\n{(where / 'log.txt').read_text()}")
+        self.seconds = time.monotonic() - began
+        self.folder = where / "run"
+        self.expected = contents(self.folder)
+
+    def fresh(self) -> Path:
+        """A directory in which the command can start."""
+        self.number += 1
+        where = self.scratch / f"{self.command}-{self.number}"
+        where.mkdir()
+        if self.base is not None:
+            shutil.copytree(self.base, where / "run")
+        return where
+
+    def finish(self, where: Path, what: str) -> None:
+        """Give the command again, undisturbed, and compare."""
+        if code := ended(start(self.command, where)):
+            self.failures.append(f"{what}: then exit code {code}\n{(where / 'log.txt').read_text()[-2000:]}")
+        else:
+            found = contents(where / "run")
+            if differing := [n for n in found.keys() | self.expected.keys() if found.get(n) != self.expected.get(n)]:
+                self.failures.append(f"{what}: {', '.join(sorted(differing))} differ")
+        if "Traceback" in (log := (where / "log.txt").read_text()):
+            self.failures.append(f"{what}: a traceback\n{log[-2000:]}")
+        shutil.rmtree(where)
+
+    def at_random(self, rng: random.Random) -> None:
+        """One to three stops in a row, each at a random moment."""
+        where, said = self.fresh(), []
+        for _ in range(rng.choice([1, 1, 2, 3])):
+            how = rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+            after = rng.uniform(0, self.seconds)
+            process = start(self.command, where)
+            time.sleep(after)
+            os.kill(process, how)
+            said.append(f"{how.name} after {after:.2f} s of {self.seconds:.2f} s ({ended(process)})")
+        self.finish(where, f"{self.command}, {', '.join(said)}")
+
+    def at_operations(self, every: int) -> int:
+        """At every so-manieth file operation, a kill and a full disk in turn; the number of trials."""
+        at, n = 1, 0
+        while True:
+            fault, code = (kill, -signal.SIGKILL) if n % 2 == 0 else (full, 2)
+            where = self.fresh()
+            found = ended(start(self.command, where, fault, at))
+            if found == 0:  # it has fewer operations
+                shutil.rmtree(where)
+                return n
+            what = f"{self.command}, {fault.__name__} at file operation {at}"
+            if found != code:
+                self.failures.append(f"{what}: exit code {found}\n{(where / 'log.txt').read_text()[-2000:]}")
+            self.finish(where, what)
+            at, n = at + every, n + 1
+
+    def together(self, rng: random.Random) -> None:
+        """Two at once: one works, and the other does too once it is done, or is refused."""
+        where = self.fresh()
+        first = start(self.command, where)
+        time.sleep(rng.uniform(0, self.seconds / 2))
+        codes = ended(start(self.command, where)), ended(first)
+        if 0 not in codes or not set(codes) <= {0, 2}:
+            self.failures.append(f"{self.command}, two at once: exit codes {codes}")
+        self.finish(where, f"{self.command}, two at once")
+
+
+def main() -> None:
+    """Run the trials that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--commands", default=",".join(OPTIONS), help="which commands, with commas between them")
+    parser.add_argument("--random", type=int, default=0, help="trials per command with stops at random moments")
+    parser.add_argument("--operations", type=int, default=0, help="a stop at every so-manieth file operation")
+    parser.add_argument("--together", type=int, default=0, help="trials per command of two at once")
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
+    asked = parser.parse_args()
+    warm()
+    done, failures = {}, []
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder) / "base"
+        run = Trials("run", None, Path(folder))
+        shutil.copytree(run.folder, base)
+        for command in asked.commands.split(","):
+            trials = run if command == "run" else Trials(command, base, Path(folder))
+            rng = random.Random(f"{command} {asked.seed}")
+            for _ in range(asked.random):
+                trials.at_random(rng)
+            n = trials.at_operations(asked.operations) if asked.operations else 0
+            for _ in range(asked.together):
+                trials.together(rng)
+            done[command] = {
+                "random": asked.random,
+                "operations": n,
+                "together": asked.together,
+                "failed": len(trials.failures),
+            }
+            failures += trials.failures
+            print(f"{command}: {done[command]}, {trials.seconds:.1f} s undisturbed", flush=True)
+    for failure in failures:
+        print(failure)
+    print(json.dumps(done))
+    sys.exit(bool(failures))
+
+
+if __name__ == "__main__":
+    main()
