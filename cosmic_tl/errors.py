@@ -173,6 +173,25 @@ def check_alpha(name: str, found: float) -> None:
         )
 
 
+def check_alphas(found: Sequence[float]) -> None:
+    """Check strengths of a sweep: at least one, each a sensible number, none twice.
+
+    Raises:
+        CosmicError: If they are anything else.
+
+    Example:
+        >>> check_alphas([0.5, 0.5])
+        Traceback (most recent call last):
+        cosmic_tl.errors.CosmicError: alphas: 0.5 is there more than once; give each α once
+    """
+    if not found:
+        raise CosmicError("alphas: found none; give at least one number")
+    for alpha in found:
+        check_alpha("alphas", alpha)
+    if repeated := [alpha for i, alpha in enumerate(found) if alpha in found[:i]]:
+        raise CosmicError(f"alphas: {repeated[0]:g} is there more than once; give each α once")
+
+
 def first_line(error: BaseException) -> str:
     """What another library's error says, in one line.
 

@@ -11,6 +11,7 @@ from cosmic_tl.cli.derive import Only, derived
 from cosmic_tl.cli.options import GENERATION, TESTING, RunOptions, generation
 from cosmic_tl.cli.output import print_frame, say
 from cosmic_tl.errors import CosmicError
+from cosmic_tl.export.folder import check_folder
 from cosmic_tl.runs.settings import RunSettings
 
 if TYPE_CHECKING:
@@ -72,12 +73,11 @@ def orthogonalize(
         approximate: Allow architectures for which it cannot equal ablation.
         max_shard_size: Size of the largest file of weights.
         n_test: The run's positive test prompts on which the edited model is measured; 0 for none.
-        overwrite: Replace what is in the directory.
+        overwrite: Replace the checkpoint in the directory; other files in it are never touched.
     """
     if source.directory.resolve().is_relative_to(out.resolve()):
         raise CosmicError(f"out: {str(out)!r} holds the run itself; choose another directory")
-    if out.exists() and any(out.iterdir()) and not overwrite:
-        raise CosmicError(f"out: {str(out)!r} is not empty; choose another directory or pass --overwrite")
+    check_folder("out", out, overwrite)
     if n_test < 0:
         raise CosmicError(f"n_test: must be at least 0, found {n_test}")
     run = source.run

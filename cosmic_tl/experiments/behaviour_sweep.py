@@ -11,7 +11,7 @@ from cosmic_tl._util.results import Result
 from cosmic_tl.data.behaviours import BehaviourSet
 from cosmic_tl.directions.difference_in_means import difference_in_means
 from cosmic_tl.directions.direction import random_direction
-from cosmic_tl.errors import CosmicError, check_alpha
+from cosmic_tl.errors import CosmicError, check_alphas
 from cosmic_tl.experiments.sweep_methods import Method
 from cosmic_tl.interventions.edits import AffineEdit, Interventions
 from cosmic_tl.metrics.answers import answer_log_odds, answer_means
@@ -76,10 +76,7 @@ def sweep_behaviour(
         >>> found.table.direction.tolist()
         ['none', 'found', 'found', 'random', 'random']
     """
-    if not alphas:
-        raise CosmicError("alphas: none given; name at least one strength")
-    for alpha in alphas:
-        check_alpha("alphas", alpha)
+    check_alphas(alphas)
     questions = behaviour.split("test", n)
     candidates = difference_in_means(*answer_means(model, behaviour.split("train"), chat=chat, batch_size=batch_size))
     n_layers = len(candidates.vectors)

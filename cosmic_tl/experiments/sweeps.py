@@ -29,7 +29,7 @@ from cosmic_tl._util.results import Result
 from cosmic_tl.data.contrast_set import SIDES, Prompts, Side, labels_of, sides_of
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.engine import Outcome, Reading, intervened
-from cosmic_tl.errors import CosmicError, check_alpha, check_count
+from cosmic_tl.errors import CosmicError, check_alphas, check_count
 from cosmic_tl.experiments.conditions import REFUSAL, Row, Terms, terms_of
 from cosmic_tl.experiments.known_rows import done_conditions
 from cosmic_tl.experiments.sweep_methods import METHODS, Method
@@ -322,12 +322,7 @@ def _scores(
 
 
 def _check(alphas: Sequence[float], methods: Mapping[str, Method], n_samples: int, temperature: float) -> None:
-    if not alphas:
-        raise CosmicError("alphas: found none; give at least one number")
-    for alpha in alphas:
-        check_alpha("alphas", alpha)
-    if repeated := [alpha for i, alpha in enumerate(alphas) if alpha in alphas[:i]]:
-        raise CosmicError(f"alphas: {repeated[0]:g} is there more than once; give each α once")
+    check_alphas(alphas)
     if not methods:
         raise CosmicError("methods: found none; give at least one, as in METHODS")
     if BASELINE[0] in methods:

@@ -33,7 +33,7 @@ from cosmic_tl._util.progress import stage
 from cosmic_tl._util.results import Result
 from cosmic_tl.data.contrast_set import SIDES, ContrastSet, Side, Split
 from cosmic_tl.directions.direction import Direction
-from cosmic_tl.errors import CosmicError, check_alpha, one_of
+from cosmic_tl.errors import check_alpha, check_alphas, check_count, one_of
 from cosmic_tl.experiments.conditions import REFUSAL, Condition, Terms, terms_of
 from cosmic_tl.experiments.effects import Effects, measure_effects
 from cosmic_tl.generation.sampling import Sampling
@@ -238,10 +238,9 @@ def two_rounds(
     """
     edit = "affine" if edit == "ace" else edit
     one_of("edit", edit, ("amplification", "affine"))
-    if not alphas:
-        raise CosmicError("alphas: found none; give at least one number")
-    for alpha in alphas:
-        check_alpha("alphas", alpha)
+    check_alphas(alphas)
+    check_count("n", n)
+    check_count("max_new_tokens", max_new_tokens)
     (sampling or Sampling()).check(temperature)
     options = options or CosmicOptions(exclude_first_half=True)
     stage("first round")

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,8 +14,10 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from cosmic_tl._util.border import checked
+from cosmic_tl._util.files import writing
 from cosmic_tl.directions.direction import versions
 from cosmic_tl.errors import CosmicError
+from cosmic_tl.export.folder import check_folder
 from cosmic_tl.interventions.orthogonalize import WeightEdit
 from cosmic_tl.model.components import plain_modules, plain_parameters, unreadable_weight_reason
 from cosmic_tl.model.load import DEMOS, TransformerBridge, gguf_tokenizer, model_label
@@ -42,13 +45,13 @@ def save_checkpoint(
         edit: What `orthogonalize_weights` returned, for the model card.
         max_shard_size: Maximum size of a weights file, in bytes or as text such as "5GB" (default). A larger single
             weight gets its own file.
-        overwrite: Whether to replace a folder that is not empty. Default False.
+        overwrite: Whether to replace a checkpoint that is there. Default False. A folder with other files is refused.
 
     Returns:
         The folder.
 
     Raises:
-        CosmicError: If the folder is not empty, or the weights are quantized, offloaded, or processed by
+        CosmicError: If the folder is not empty or cannot be written, or the weights are quantized, offloaded, or processed by
             TransformerLens's compatibility mode.
 
     Example:
@@ -61,13 +64,12 @@ def save_checkpoint(
          'tokenizer.json', 'tokenizer_config.json']
     """
     folder = Path(folder)
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not overwrite):
-        raise CosmicError(
-            f"folder: {str(folder)!r} exists and is not empty; choose another, or overwrite it (overwrite=True)"
-        )
+    check_folder("folder", folder, overwrite)
     plain = plain_model(model)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+    with ExitStack() as stack:
+        stack.enter_context(writing(folder))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = stack.enter_context(TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent))
         new, old = Path(scratch) / "new", Path(scratch) / "old"
         new.mkdir()
         try:

@@ -109,9 +109,11 @@ class _OfDirection(Edit):
 
     direction: Direction
 
+    def __post_init__(self) -> None:
+        check_alpha("alpha", getattr(self, "alpha", 0.0))
+
     def check(self, model: TransformerBridge) -> None:
         self.direction.check_shape(model)
-        check_alpha("alpha", getattr(self, "alpha", 0.0))
         super().check(model)
 
 
@@ -208,6 +210,7 @@ class AffineEdit(_OfDirection):
     takes a part)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.direction.known_reference()
         own = self.direction.layer
         if self.layer not in (None, own):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from cosmic_tl._util.border import checked
 from cosmic_tl.directions.candidates import Candidates
 from cosmic_tl.directions.direction import Direction
+from cosmic_tl.errors import check_alpha
 from cosmic_tl.interventions.edits import Ablation, Addition, AffineEdit, Intervention
 from cosmic_tl.interventions.options import InductionTokens, Mode, as_mode, check_induction
 from cosmic_tl.model.hooks import Part, Scope
@@ -53,6 +54,7 @@ class Edits:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mode", as_mode(self.mode))
+        check_alpha("alpha", self.alpha)
         check_induction(self.mode, self.layer, self.tokens)
 
     @property

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cosmic_tl._util.border import checked
+from cosmic_tl.errors import check_count
 from cosmic_tl.generation.completions import complete
 from cosmic_tl.judges.base import Judgement
 from cosmic_tl.judges.templates import JudgeTemplate, judge_with
@@ -33,6 +34,9 @@ class ModelJudge:
     """The judge's chat format. Not used by a template that is already the whole prompt."""
     batch_size: int | None = None
     """Questions per batch; changes no verdict. By default as many as fit into memory, at most 32."""
+
+    def __post_init__(self) -> None:
+        check_count("batch_size", self.batch_size)
 
     @property
     def name(self) -> str:

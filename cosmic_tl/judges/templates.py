@@ -9,6 +9,7 @@ from hashlib import sha256
 from typing import Any
 
 from cosmic_tl._util.border import checked
+from cosmic_tl.errors import CosmicError, check_count
 from cosmic_tl.judges.base import Judgement, SafetyVerdict, check_lengths, strip_thinking
 
 CONTROL_TOKENS = (
@@ -43,6 +44,11 @@ class JudgeTemplate:
     turns: tuple[tuple[str, str], ...] = ()
     """Roles and texts of the messages for an endpoint, if not a single user message with `text`: the server of a guard
     model formats the question itself."""
+
+    def __post_init__(self) -> None:
+        check_count("max_new_tokens", self.max_new_tokens)
+        if "{completion}" not in self.text:
+            raise CosmicError("text: it has no {completion}, so every answer would be judged alike; put it in")
 
     @property
     def label(self) -> str:

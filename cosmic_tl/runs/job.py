@@ -3,7 +3,6 @@
 import hashlib
 import json
 import time
-from collections.abc import Iterator, MutableMapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -31,55 +30,23 @@ from cosmic_tl.experiments.placebos import (
     placebo_conditions,
 )
 from cosmic_tl.judges.base import Judge, strip_thinking, unfinished_thinking
-from cosmic_tl.model.chat import chat_notes, tokenize
+from cosmic_tl.model.chat import chat_notes
 from cosmic_tl.model.fingerprint import model_fingerprint
 from cosmic_tl.model.load import TransformerBridge, model_label, short_label
 from cosmic_tl.model.positions import post_instruction_positions
 from cosmic_tl.report.page import write_report
+from cosmic_tl.runs.checks import check_run
 from cosmic_tl.runs.derived import RESUME
 from cosmic_tl.runs.directory import RESULTS, RESUME_FILES, check_directory, prepare_directory, write_choice
 from cosmic_tl.runs.lock import locked
 from cosmic_tl.runs.result import Run
+from cosmic_tl.runs.score_log import ScoreLog
 from cosmic_tl.runs.settings import STAGES, RunSettings
 from cosmic_tl.runs.summary import summarize
 from cosmic_tl.selection.cosmic import select_cosmic
 from cosmic_tl.selection.options import RefusalTokenOptions
 from cosmic_tl.selection.refusal_tokens import select_by_refusal_tokens
 from cosmic_tl.selection.result import Selection
-from cosmic_tl.selection.scores import ScoreKey
-
-
-class _ScoreLog(MutableMapping[ScoreKey, float]):
-    """Scores that are on disk as soon as they are known."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.known: dict[ScoreKey, float] = {}
-        with readable(path):
-            for row in read_lines(path):
-                key, value = (row["layer"], row["position"], row["measure"]), row["value"]
-                if tuple(map(type, key)) != (int, int, str) or type(value) is not float:
-                    raise TypeError(f"{key}: {value!r}")
-                if key in self.known:
-                    raise ValueError(f"{key} twice")
-                self.known[key] = value
-
-    def __setitem__(self, key: ScoreKey, value: float) -> None:
-        self.known[key] = value
-        layer, position, measure = key
-        append_lines(self.path, [{"layer": layer, "position": position, "measure": measure, "value": value}])
-
-    def __getitem__(self, key: ScoreKey) -> float:
-        return self.known[key]
-
-    def __delitem__(self, key: ScoreKey) -> None:
-        raise TypeError("scores are only added")
-
-    def __iter__(self) -> Iterator[ScoreKey]:
-        return iter(self.known)
-
-    def __len__(self) -> int:
-        return len(self.known)
 
 
 def _identity(
@@ -221,9 +188,7 @@ def run(
     out = Path(out)
     if judge is not None and settings.phrases is not None:
         raise CosmicError("judge: found one beside phrases in the settings; give one of them")
-    # An error now, and not after the selection.
-    for side in prompts.sides("test", settings.n_test):
-        tokenize(model, side, settings.chat, settings.max_new_tokens)
+    check_run(model, prompts, settings)
     notes = [*chat_notes(model, settings.chat), *prompts.notes]
     identity = _identity(model, prompts, settings, judge)
     check_directory(out, identity, overwrite)
@@ -258,7 +223,7 @@ def _run(
     options, chat = settings.selection, settings.chat
     resume = out / RESUME
 
-    log = _ScoreLog(resume / RESUME_FILES[1])
+    log = ScoreLog(resume / RESUME_FILES[1])
     if isinstance(options, RefusalTokenOptions):
         selection = select_by_refusal_tokens(
             model, prompts, options, chat=chat, batch_size=settings.batch_size, scores=log, seeds=settings.seeds

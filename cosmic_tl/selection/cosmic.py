@@ -13,7 +13,6 @@ from cosmic_tl.activations import MeanActivations, class_means
 from cosmic_tl.data.contrast_set import ContrastSet
 from cosmic_tl.directions.candidates import Candidates
 from cosmic_tl.directions.difference_in_means import difference_in_means
-from cosmic_tl.errors import CosmicError
 from cosmic_tl.metrics.refusal_score import find_refusal_tokens, keep_own, refusal_tokens, telling_tokens
 from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.load import TransformerBridge
@@ -196,17 +195,11 @@ def plan_selection(
         True
     """
     options = options or CosmicOptions()
-    _check_layers(model, options)
     positions = post_instruction_positions(model, chat, options.n_positions)
+    check_places(int(model.cfg.n_layers), len(positions), options)
     rows = [tokenize(model, prompts.side(side, "val", options.n_val), chat) for side in ("positive", "negative")]
     layers = options.evaluation_layers or (int(model.cfg.n_layers) - 1,)
     return plan_cosmic(model, rows[0], rows[1], len(positions), layers, options)
-
-
-def _check_layers(model: TransformerBridge, options: CosmicOptions) -> None:
-    n_layers = int(model.cfg.n_layers)
-    if wrong := [layer for layer in options.evaluation_layers or () if not 0 <= layer < n_layers]:
-        raise CosmicError(f"evaluation_layers: found {wrong[0]}, and the model has layers 0 to {n_layers - 1}")
 
 
 @checked
@@ -252,7 +245,6 @@ def select_cosmic(
     """
     options = options or CosmicOptions()
     n_layers = int(model.cfg.n_layers)
-    _check_layers(model, options)
     positions = positions_of(model, candidates, options, chat)
     check_places(n_layers, len(positions), options)
     val = prompts.sides("val", options.n_val)

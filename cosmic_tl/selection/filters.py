@@ -12,7 +12,7 @@ from cosmic_tl.model.chat import ChatFormat
 from cosmic_tl.model.fingerprint import check_origin
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.model.positions import Positions, post_instruction_positions
-from cosmic_tl.selection.options import Cell, CommonOptions
+from cosmic_tl.selection.options import Cell, CommonOptions, CosmicOptions
 from cosmic_tl.selection.scores import KL, ScoreKey, is_known, parts
 
 
@@ -194,7 +194,7 @@ def positions_of(
 
 
 def check_places(n_layers: int, n_positions: int, options: CommonOptions) -> None:
-    """Make sure that the candidate and the layer that the settings name are there.
+    """Make sure that the candidate and the layers that the settings name are there.
 
     Raises:
         CosmicError: If the model has no such layer, or the prompts no such position.
@@ -212,6 +212,9 @@ def check_places(n_layers: int, n_positions: int, options: CommonOptions) -> Non
         )
     if options.induction_layer is not None and not 0 <= options.induction_layer < n_layers:
         raise CosmicError(f"induction_layer: found {options.induction_layer}; layers are 0 to {n_layers - 1}")
+    layers = options.evaluation_layers if isinstance(options, CosmicOptions) else None
+    if wrong := [layer for layer in layers or () if not 0 <= layer < n_layers]:
+        raise CosmicError(f"evaluation_layers: found {wrong[0]}, and the model has layers 0 to {n_layers - 1}")
 
 
 def choose(table: pd.DataFrame, filters: pd.DataFrame, cell: Cell | None = None) -> "pd.Series[float]":

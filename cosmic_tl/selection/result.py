@@ -12,7 +12,7 @@ from cosmic_tl._util.border import checked
 from cosmic_tl._util.results import Result
 from cosmic_tl.directions.candidates import Candidates
 from cosmic_tl.directions.direction import Direction
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, check_count
 from cosmic_tl.interventions.edits import Intervention
 from cosmic_tl.interventions.modes import Edits
 from cosmic_tl.interventions.options import Mode, as_mode
@@ -152,6 +152,7 @@ class Selection(Result):
             >>> selection.top(3).score.is_monotonic_decreasing
             True
         """
+        check_count("n", n)
         return self.table.sort_values("score", ascending=False).head(n).reset_index(drop=True)
 
     @property

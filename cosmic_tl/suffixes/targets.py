@@ -86,6 +86,7 @@ def attackable_prompts(
         Traceback (most recent call last):
         cosmic_tl.errors.CosmicError: n_prompts: found 1, and the model refuses 0 of 1 prompts that it complies with when ...
     """
+    check_count("n", n)
     found: list[str] = []
     size = batch_size or BATCH_SIZE
     for start in range(0, len(prompts), size):

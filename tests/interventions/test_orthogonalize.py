@@ -279,8 +279,8 @@ def test_a_model_that_cannot_be_edited_is_left_alone(save_model, tmp_path):
 def test_bad_input(demo, tmp_path):
     direction = Direction(torch.ones(128), torch.zeros(128), layer=3, position=-1)
     for options, message in (
-        ({"strength": float("nan")}, "strength: must be finite and not 0, found nan"),
-        ({"strength": 0.0}, "strength: must be finite and not 0"),
+        ({"strength": float("nan")}, "strength: expected a finite number, found nan"),
+        ({"strength": 0.0}, "strength: must not be 0"),
         ({"layers": [8]}, r"layers: found \[8\], and the model has layers 0 to 7"),
         ({"layers": []}, r"layers: found \[\]"),
     ):
@@ -310,18 +310,23 @@ def test_a_folder_holds_a_whole_checkpoint_or_what_it_held(demo, tmp_path):
     folder.mkdir()
     save_checkpoint(demo, folder)  # an empty one is no obstacle
     assert (folder / "model.safetensors").is_file()
-    (folder / "mine.txt").write_text("kept")
-    with pytest.raises(CosmicError, match="exists and is not empty; choose another, or overwrite it"):
+    (folder / "README.md").write_text("earlier")
+    with pytest.raises(CosmicError, match="is not empty; choose another directory, or overwrite what it holds"):
         save_checkpoint(demo, folder)
     broken = load_model("demo", device="cpu")
     broken.original_model.generation_config = copy.deepcopy(broken.original_model.generation_config)
     broken.original_model.generation_config.update(do_sample=False, temperature=0.3, top_p=0.5)
     with pytest.raises(CosmicError, match="transformers would not save it"):
         save_checkpoint(broken, folder, overwrite=True)
-    assert (folder / "mine.txt").read_text() == "kept" and os.listdir(tmp_path) == ["out"]
+    assert (folder / "README.md").read_text() == "earlier" and os.listdir(tmp_path) == ["out"]
+    (folder / "mine.txt").write_text("kept")
+    with pytest.raises(CosmicError, match=r"holds 'mine\.txt', which is no part of a checkpoint and would be lost"):
+        save_checkpoint(demo, folder, overwrite=True)
+    assert (folder / "mine.txt").read_text() == "kept"
+    (folder / "mine.txt").unlink()
     save_checkpoint(demo, folder, overwrite=True)
-    assert not (folder / "mine.txt").exists() and os.listdir(tmp_path) == ["out"]
-    with pytest.raises(CosmicError, match="exists and is not empty"):
+    assert "earlier" not in (folder / "README.md").read_text() and os.listdir(tmp_path) == ["out"]
+    with pytest.raises(CosmicError, match="is a file; give a directory"):
         save_checkpoint(demo, folder / "model.safetensors", overwrite=True)
 
 

@@ -23,7 +23,7 @@ from cosmic_tl import (
 from cosmic_tl.experiments.conditions import CONCEPT, REFUSAL, Condition
 from cosmic_tl.judges import Judgement
 from cosmic_tl.report.page import write_report
-from cosmic_tl.runs import job as runs
+from cosmic_tl.runs import job as runs, score_log
 from cosmic_tl.runs.derived import DERIVED, LOCK, derivation
 from cosmic_tl.runs.directory import RESULTS, RESUME_FILES
 
@@ -135,7 +135,9 @@ def test_a_run_goes_on_from_wherever_it_was_stopped(demo, prompts, tmp_path, mon
         return call
 
     # What is written down while a run goes on, and at its end.
-    monkeypatch.setattr(runs, "append_lines", stopping(runs.append_lines, (3, 8, 21, 33, 38)))
+    append = stopping(runs.append_lines, (3, 8, 21, 33, 38))
+    monkeypatch.setattr(runs, "append_lines", append)
+    monkeypatch.setattr(score_log, "append_lines", append)
     monkeypatch.setattr(runs, "write_atomically", stopping(runs.write_atomically, (2, 5)))
     calls = 0
     while not (tmp_path / "stopped" / "summary.json").exists():
