@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= demo-run
 
-.PHONY: demo test test-real lint docs linkcheck bench format clean
+.PHONY: demo test test-real test-reliability fuzz lint docs linkcheck bench format clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,12 @@ test-real: $(VENV)/.installed ## the toolkit on your model: MODEL=directory or h
 	# One process, which has the model once and all cores.
 	env -u OMP_NUM_THREADS COSMIC_TL_REAL_MODEL="$(MODEL)" COSMIC_TL_REAL_PROMPTS="$(PROMPTS)" COSMIC_TL_REAL_N="$(N)" \
 		$(BIN)/python -m pytest tests/real -n0 --durations=10 $(ARGS)
+
+test-reliability: $(VENV)/.installed ## a hundred stops of each command at random moments, and at its file operations; half an hour
+	OMP_NUM_THREADS=1 $(BIN)/python tests/reliability/kills.py --random 100 --operations 3 --together 5
+
+fuzz: $(VENV)/.installed ## any bytes and any options through every reader, thousands of them; minutes
+	$(BIN)/python -m pytest tests/reliability/test_any_input.py -n auto --hypothesis-profile fuzz
 
 lint: $(VENV)/.installed ## style, types and the order of the rooms
 	$(BIN)/ruff check .

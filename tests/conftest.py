@@ -9,6 +9,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 import shutil
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from tiny import ARCHITECTURES, save
@@ -16,6 +17,9 @@ from transformers import AutoModelForCausalLM
 
 from cosmic_tl import Direction, load_model, load_prompts
 
+hypothesis.settings.register_profile("quick", max_examples=25, derandomize=True, deadline=None, database=None)
+hypothesis.settings.register_profile("fuzz", max_examples=3000, deadline=None)
+hypothesis.settings.load_profile("quick")
 REAL = Path(__file__).parent / "real"
 
 

@@ -8,7 +8,7 @@ from cosmic_tl._util.progress import LOADING, stage
 from cosmic_tl.cli.derive import derived
 from cosmic_tl.cli.options import RunOptions
 from cosmic_tl.cli.output import print_frame, say
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, check_count
 from cosmic_tl.suffixes.options import SuffixOptions
 
 
@@ -39,6 +39,7 @@ def suffix(source: RunOptions, options: SuffixOptions, *, n_prompts: int = 4, n_
     from cosmic_tl.suffixes.suffix import Suffix
     from cosmic_tl.suffixes.targets import attackable_prompts, compliant_targets
 
+    check_count("n_prompts", n_prompts)
     mode, chat = run.selection.mode, run.settings.chat
     made = derivation(
         run.out,

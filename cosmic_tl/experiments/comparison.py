@@ -11,7 +11,7 @@ from cosmic_tl._util.border import checked
 from cosmic_tl._util.progress import stage
 from cosmic_tl._util.results import Result
 from cosmic_tl.data.contrast_set import ContrastSet
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, check_count
 from cosmic_tl.experiments.conditions import Condition
 from cosmic_tl.experiments.effects import Effects, measure_effects
 from cosmic_tl.generation.sampling import Sampling
@@ -108,6 +108,8 @@ def compare_selections(
         ['COSMIC', 'refusal tokens']
     """
     (sampling or Sampling()).check(temperature)
+    check_count("n_test", n_test)
+    check_count("max_new_tokens", max_new_tokens)
     cosmic, refusal_tokens = cosmic or CosmicOptions(), refusal_tokens or RefusalTokenOptions()
     selections: dict[str, Selection] = {}
     failures: dict[str, str] = {}

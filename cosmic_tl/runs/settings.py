@@ -94,16 +94,12 @@ class RunSettings:
             Traceback (most recent call last):
             cosmic_tl.errors.CosmicError: settings: expected chat, max_new_tokens, ..., found n_test; use those of a run ...
         """
-        names = {f.name for f in fields(cls)} - {"batch_size"}
-        if set(found) != names:
-            expected, given = (", ".join(sorted(some)) for some in (names, found))
-            raise CosmicError(f"settings: expected {expected}, found {given}; use those of a run of this version")
-        values = dict(found)
-        chosen = {f.name for f in fields(RefusalTokenOptions)}
-        kind = RefusalTokenOptions if set(found["selection"]) == chosen else CosmicOptions
+        values = _named("settings", found, {f.name for f in fields(cls)} - {"batch_size"})
+        by_tokens = isinstance(found["selection"], Mapping) and "min_induce" in found["selection"]
+        kind = RefusalTokenOptions if by_tokens else CosmicOptions
         for name, group in (("selection", kind), ("chat", ChatFormat), ("sampling", Sampling)):
-            values[name] = group(**{key: _hashable(value) for key, value in found[name].items()})
-        return cls(**{key: _hashable(value) for key, value in values.items()})
+            values[name] = group(**_named(f"settings.{name}", found[name], {f.name for f in fields(group)}))
+        return cls(**values)
 
     @property
     def judge(self) -> "SubstringJudge":
@@ -118,5 +114,10 @@ class RunSettings:
         return SubstringJudge() if self.phrases is None else SubstringJudge(self.phrases)
 
 
-def _hashable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _named(where: str, found: Any, names: set[str]) -> dict[str, Any]:
+    """The values of some settings, of which none may be missing, and none further."""
+    if not isinstance(found, Mapping) or set(found) != names:
+        given = ", ".join(sorted(map(str, found))) if isinstance(found, Mapping) else type(found).__name__
+        expected = ", ".join(sorted(names))
+        raise CosmicError(f"{where}: expected {expected}, found {given}; use those of a run of this version")
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
