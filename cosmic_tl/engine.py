@@ -22,7 +22,7 @@ from torch import Tensor
 from cosmic_tl.errors import CosmicError, check_count
 from cosmic_tl.interventions.edits import Interventions, as_sequence, check_interventions
 from cosmic_tl.interventions.steer import batched_hooks
-from cosmic_tl.model.batching import batches, rows_per_pass
+from cosmic_tl.model.batching import batches, rows_per_pass, too_many_rows
 from cosmic_tl.model.forward import KeysValues, Reached, Resume, TokenBatch, forward
 from cosmic_tl.model.hooks import Site, check_scopes_around
 from cosmic_tl.model.load import TransformerBridge
@@ -91,6 +91,8 @@ class _Clean:
         edits: int = 1,
     ) -> None:
         self.model, self.reading, self.allowed = model, reading, allowed
+        self.longest = max(map(len, rows)) - n_prefix
+        """Of the prompts, without what they share."""
         self.layer = 0
         self.read: dict[int, dict[int, Tensor]] = {layer: {} for layer in reading.layers}
         """What was read, by layer and prompt."""
@@ -140,6 +142,7 @@ class _Clean:
                 reached = None
             if reached is None:  # after the handler, which still held the failed pass's tensors
                 torch.cuda.empty_cache()
+                too_many_rows(self.longest)
                 self.batches[number:] = [half for batch in self.batches[number:] for half in batch.halves()]
             else:
                 yield number, reached

@@ -1,7 +1,9 @@
 """Left-padded batches, the effect of padding on a model, and the number of rows per pass."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 
 import torch
@@ -14,6 +16,8 @@ from cosmic_tl.model.hooks import Site, hooks_around, probed
 
 BATCH_SIZE = 32
 """The largest default number of prompts per forward pass."""
+_NO_SIZES: MutableMapping[int, int] = {}
+_sizes: ContextVar[MutableMapping[int, int]] = ContextVar("sizes", default=_NO_SIZES)
 LOGIT_BYTES = 2**30
 """The largest default size of the float32 logits of one pass, in bytes."""
 
@@ -143,8 +147,44 @@ CPU_ACTIVATION = 20 * 2**20
 allocator requests new pages from the system each time, which costs more than larger matrix products gain."""
 
 
+@contextmanager
+def sizes_kept(sizes: MutableMapping[int, int]) -> Iterator[None]:
+    """Decide on the number of rows per pass once for each length of prompts, although the free memory changes.
+
+    Args:
+        sizes: Length in tokens to number of rows: what is known, to which new ones are added. A mapping on disk makes a
+            computation that is stopped go on with the same batches.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> with sizes_kept({20: 3}):
+        ...     rows_per_pass(load_model("demo", device="cpu"), longest=20)
+        3
+    """
+    token = _sizes.set(sizes)
+    try:
+        yield
+    finally:
+        _sizes.reset(token)
+
+
+def too_many_rows(longest: int) -> None:
+    """Keep in mind, within `sizes_kept`, that memory ran out, and half as many rows have to do.
+
+    Example:
+        >>> sizes = {20: 4}
+        >>> with sizes_kept(sizes):
+        ...     too_many_rows(longest=20)
+        >>> sizes
+        {20: 2}
+    """
+    sizes = _sizes.get()
+    if longest in sizes:
+        sizes[longest] = max(1, sizes[longest] // 2)
+
+
 def rows_per_pass(model: TransformerBridge, longest: int) -> int:
-    """Number of rows of a given length per pass.
+    """Number of rows of a given length per pass; within `sizes_kept`, the same as before.
 
     On a GPU, as many as fit into half of the free memory, by a rough count of a block's largest activations; on a CPU,
     as many as are fast.
@@ -154,6 +194,8 @@ def rows_per_pass(model: TransformerBridge, longest: int) -> int:
         >>> rows_per_pass(load_model("demo", device="cpu"), longest=20)
         51
     """
+    if longest in (sizes := _sizes.get()):
+        return sizes[longest]
     cfg = model.cfg
     size, d_mlp = torch.finfo(cfg.dtype).bits // 8, int(cfg.d_mlp or 4 * cfg.d_model)
     tokens = min(CPU_TOKENS, CPU_ACTIVATION // (size * d_mlp))
@@ -162,7 +204,10 @@ def rows_per_pass(model: TransformerBridge, longest: int) -> int:
         per_token += 8 * int(cfg.n_heads) * longest  # scores and their softmax in float32
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         tokens = tokens_that_fit(torch.cuda.mem_get_info(device)[0], cached, per_token)
-    return max(1, tokens // longest)
+    found = max(1, tokens // longest)
+    if sizes is not _NO_SIZES:
+        sizes[longest] = found
+    return found
 
 
 def tokens_that_fit(free: int, cached: int, per_token: int) -> int:

@@ -30,7 +30,7 @@ COMING = "settings.json.new"
 """Settings of a run that is about to replace another."""
 RESULTS = ("summary.json", "direction.safetensors", CHOICE, "scores.csv", "completions.jsonl", "report.html")
 """What `run` writes at its end, beside `settings.json`; `summary.json` is written last and removed first."""
-RESUME_FILES = ("activations.safetensors", "scores.jsonl", "completions.jsonl", "placebos.jsonl")
+RESUME_FILES = ("activations.safetensors", "scores.jsonl", "completions.jsonl", "placebos.jsonl", "sizes.jsonl")
 """Those of `run`; the other commands' begin with their name."""
 _CHOICE_ONLY = frozenset(
     [

@@ -30,6 +30,7 @@ from cosmic_tl.experiments.placebos import (
     placebo_conditions,
 )
 from cosmic_tl.judges.base import Judge, strip_thinking, unfinished_thinking
+from cosmic_tl.model.batching import sizes_kept
 from cosmic_tl.model.chat import chat_notes
 from cosmic_tl.model.fingerprint import model_fingerprint
 from cosmic_tl.model.load import TransformerBridge, model_label, short_label
@@ -39,8 +40,8 @@ from cosmic_tl.runs.checks import check_run
 from cosmic_tl.runs.derived import RESUME
 from cosmic_tl.runs.directory import RESULTS, RESUME_FILES, check_directory, prepare_directory, write_choice
 from cosmic_tl.runs.lock import locked
+from cosmic_tl.runs.logs import ScoreLog, SizeLog
 from cosmic_tl.runs.result import Run
-from cosmic_tl.runs.score_log import ScoreLog
 from cosmic_tl.runs.settings import STAGES, RunSettings
 from cosmic_tl.runs.summary import summarize
 from cosmic_tl.selection.cosmic import select_cosmic
@@ -197,7 +198,10 @@ def run(
     with locked(out):
         prepare_directory(out, identity, overwrite)
         # Another process may have finished it since.
-        return _finished(out) or _run(model, prompts, out, settings, judge, command, identity, notes)
+        if (done := _finished(out)) is not None:
+            return done
+        with sizes_kept(SizeLog(out / RESUME / RESUME_FILES[4])):
+            return _run(model, prompts, out, settings, judge, command, identity, notes)
 
 
 def _finished(out: Path) -> Run | None:

@@ -21,7 +21,7 @@ from cosmic_tl.generation.options import Sampling
 from cosmic_tl.judges.response_cache import ResponseCache
 from cosmic_tl.judges.templates import parse_guard, parse_rubric
 from cosmic_tl.runs.directory import check_directory, read_settings
-from cosmic_tl.runs.score_log import ScoreLog
+from cosmic_tl.runs.logs import ScoreLog
 from cosmic_tl.suffixes import Suffix
 
 CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0\r\n")

@@ -4,8 +4,13 @@ import json
 import shutil
 
 import pytest
+import torch
 
-from cosmic_tl import CosmicError, CosmicOptions, RunSettings, run
+from cosmic_tl import AffineEdit, CosmicError, CosmicOptions, Direction, RunSettings, engine, run
+from cosmic_tl._util.files import read_lines
+from cosmic_tl.model import batching
+from cosmic_tl.model.chat import tokenize
+from cosmic_tl.runs.logs import SizeLog
 
 SETTINGS = RunSettings(
     CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=50.0), n_test=2, max_new_tokens=2, n_placebos=1
@@ -94,3 +99,47 @@ def test_conditions_that_are_there_twice_are_refused(demo, prompts, complete, tm
         run(demo, prompts, out, SETTINGS)
     log.write_text(log.read_text()[: len(log.read_text()) // 2])
     assert len(run(demo, prompts, out, SETTINGS).effects.completions) == 2 * 10
+
+
+def test_a_run_goes_on_with_the_batches_that_it_began_with(demo, prompts, tmp_path, monkeypatch):
+    """Although the memory that is free, or the speed that rows per pass are chosen for, has changed."""
+    settings = RunSettings(
+        CosmicOptions(n_train=8, n_val=4, n_positions=2, max_kl=50.0), n_test=1, max_new_tokens=2, n_placebos=1
+    )
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    run(demo, prompts, whole, settings)
+    sizes = (whole / "resume" / "sizes.jsonl").read_bytes()
+    assert sizes.count(b"\n") >= 1
+    shutil.copytree(whole, out)
+    for path in [*out.glob("*.*"), *(out / "resume").glob("*.jsonl")]:
+        if path.name not in ("settings.json", "sizes.jsonl"):
+            path.unlink()
+    monkeypatch.setattr(batching, "CPU_TOKENS", 40)
+    run(demo, prompts, out, settings)
+    assert (out / "resume" / "sizes.jsonl").read_bytes() == sizes
+    assert (out / "scores.csv").read_bytes() == (whole / "scores.csv").read_bytes()
+    assert (out / "completions.jsonl").read_bytes() == (whole / "completions.jsonl").read_bytes()
+
+
+def test_fewer_rows_are_remembered_once_memory_has_run_out(demo, prompts, tmp_path, monkeypatch):
+    rows = tokenize(demo, prompts.side("positive", "val", 8))
+    edits = [
+        AffineEdit(Direction(torch.ones(128), torch.zeros(128), layer=3, position=-1), alpha) for alpha in (0.0, 1.0)
+    ]
+    plain, tried = engine.forward, []
+
+    def small(model, batch, *args, **kwargs):
+        tried.append(len(batch.rows))
+        if len(batch.rows) > 4:
+            raise torch.OutOfMemoryError("out of memory")
+        return plain(model, batch, *args, **kwargs)
+
+    monkeypatch.setattr(engine, "forward", small)
+    sizes = SizeLog(tmp_path / "sizes.jsonl")
+    with batching.sizes_kept(sizes):
+        _ = dict(
+            engine.intervened(demo, rows, edits, engine.Reading((6,)), lambda outcome: outcome.resid_post[6][:, -1])
+        )
+    first, *_, last = read_lines(tmp_path / "sizes.jsonl")
+    assert first["tokens"] == last["tokens"] and last["rows"] < first["rows"]
+    assert dict(SizeLog(tmp_path / "sizes.jsonl")) == dict(sizes) == {last["tokens"]: last["rows"]}

@@ -23,7 +23,7 @@ from cosmic_tl import (
 from cosmic_tl.experiments.conditions import CONCEPT, REFUSAL, Condition
 from cosmic_tl.judges import Judgement
 from cosmic_tl.report.page import write_report
-from cosmic_tl.runs import job as runs, score_log
+from cosmic_tl.runs import job as runs, logs
 from cosmic_tl.runs.derived import DERIVED, LOCK, derivation
 from cosmic_tl.runs.directory import RESULTS, RESUME_FILES
 
@@ -137,7 +137,7 @@ def test_a_run_goes_on_from_wherever_it_was_stopped(demo, prompts, tmp_path, mon
     # What is written down while a run goes on, and at its end.
     append = stopping(runs.append_lines, (3, 8, 21, 33, 38))
     monkeypatch.setattr(runs, "append_lines", append)
-    monkeypatch.setattr(score_log, "append_lines", append)
+    monkeypatch.setattr(logs, "append_lines", append)
     monkeypatch.setattr(runs, "write_atomically", stopping(runs.write_atomically, (2, 5)))
     calls = 0
     while not (tmp_path / "stopped" / "summary.json").exists():

@@ -1,0 +1,101 @@
+"""Numbers of a run that are on disk as soon as they are known: scores, and rows per pass."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, MutableMapping
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from cosmic_tl._util.files import append_lines, read_lines, readable
+from cosmic_tl.selection.scores import ScoreKey
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class _Log(MutableMapping[K, V], Generic[K, V]):
+    """A mapping in a JSONL file that only grows."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.known: dict[K, V] = {}
+        with readable(path):
+            for row in read_lines(path):
+                key, value = self._read(row)
+                if key in self.known and not self._may_change:
+                    raise ValueError(f"{key} twice")
+                self.known[key] = value
+
+    _may_change = False
+    """Whether a later line may replace an earlier one."""
+
+    @abstractmethod
+    def _read(self, row: dict[str, Any]) -> tuple[K, V]:
+        """What a line says.
+
+        Raises:
+            TypeError: If it was not written here.
+        """
+
+    @abstractmethod
+    def _row(self, key: K, value: V) -> dict[str, Any]:
+        """The line."""
+
+    def __setitem__(self, key: K, value: V) -> None:
+        self.known[key] = value
+        append_lines(self.path, [self._row(key, value)])
+
+    def __getitem__(self, key: K) -> V:
+        return self.known[key]
+
+    def __delitem__(self, key: K) -> None:
+        raise TypeError("entries are only added")
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self.known)
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+
+class ScoreLog(_Log[ScoreKey, float]):
+    """Scores by layer, position and measure.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     ScoreLog(Path(folder) / "a.jsonl")[3, -1, "s_comply"] = 0.5
+        ...     dict(ScoreLog(Path(folder) / "a.jsonl"))
+        {(3, -1, 's_comply'): 0.5}
+    """
+
+    def _read(self, row: dict[str, Any]) -> tuple[ScoreKey, float]:
+        key, value = (row["layer"], row["position"], row["measure"]), row["value"]
+        if tuple(map(type, key)) != (int, int, str) or type(value) is not float:
+            raise TypeError(f"{key}: {value!r}")
+        return key, value
+
+    def _row(self, key: ScoreKey, value: float) -> dict[str, Any]:
+        return {"layer": key[0], "position": key[1], "measure": key[2], "value": value}
+
+
+class SizeLog(_Log[int, int]):
+    """Rows per pass by the length of the prompts in tokens; fewer once memory has run out.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     SizeLog(Path(folder) / "a.jsonl")[20] = 51
+        ...     dict(SizeLog(Path(folder) / "a.jsonl"))
+        {20: 51}
+    """
+
+    _may_change = True
+
+    def _read(self, row: dict[str, Any]) -> tuple[int, int]:
+        key, value = row["tokens"], row["rows"]
+        if (type(key), type(value)) != (int, int) or value < 1:
+            raise TypeError(f"{key}: {value!r}")
+        return key, value
+
+    def _row(self, key: int, value: int) -> dict[str, Any]:
+        return {"tokens": key, "rows": value}
