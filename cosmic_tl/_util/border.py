@@ -133,7 +133,12 @@ def _is_bearable(value: Any, hint: Any) -> bool:
 def _refuse(name: str, value: Any, hint: Any, function: Callable[..., Any]) -> None:
     """Say what was expected, what was found and what to do."""
     members = _members(hint)
-    if any(get_origin(one) is not None and get_args(one) == (str,) for one in members) and (
+    if isinstance(value, dict):
+        for key_hint, item_hint in (args for one in members if len(args := get_args(one)) == 2):
+            for key, item in value.items():
+                if _fits(key, key_hint) and not _fits(item, item_hint):
+                    _refuse(f"{name} {key}", item, item_hint, function)
+    if any(get_origin(one) is not None and get_args(one) in ((str,), (str, ...)) for one in members) and (
         isinstance(value, str | list | tuple)
     ):
         check_texts(name, value)
@@ -160,7 +165,8 @@ def _noun(hint: Any, several: bool = False) -> str:
     if origin in _NOUNS:
         return _NOUNS[origin][several]
     if hasattr(hint, "dim_str"):
-        kind = f"{'tensors' if several else 'a tensor'}"
+        of = f"{hint.dtypes[0]} " if len(hint.dtypes) == 1 else ""
+        kind = f"{of}tensors" if several else f"{_article(of or 'tensor')} {of}tensor"
         return f"{kind} [{hint.dim_str}]" if hint.dim_str else kind
     if origin in (Union, UnionType):
         return " or ".join(dict.fromkeys(_noun(one, several) for one in get_args(hint)))
@@ -181,7 +187,7 @@ def _noun(hint: Any, several: bool = False) -> str:
 
 
 def _found(value: Any, members: Sequence[Any]) -> str:
-    """A value, in a few words; of a list, its first entry that does not fit, if that is what is wrong with it."""
+    """A value, in a few words; of a list or mapping, its first entry that does not fit, if that is what is wrong."""
     if isinstance(value, str):
         return f"the text {(value if len(value) <= 40 else f'{value[:40]}…')!r}"
     if value is None or isinstance(value, bool | int | float):
@@ -190,10 +196,14 @@ def _found(value: Any, members: Sequence[Any]) -> str:
         return f"the class {value.__name__}"
     if isinstance(value, list | tuple):
         for item in (args[0] for one in members if get_origin(one) and (args := get_args(one))):
-            odd = [(i, one) for i, one in enumerate(value) if not _fits(one, item)]
-            if odd:
-                return f"{_found(odd[0][1], [item])} at {odd[0][0]}"
+            misfits = [(i, one) for i, one in enumerate(value) if not _fits(one, item)]
+            if misfits:
+                return f"{_found(misfits[0][1], [item])} at {misfits[0][0]}"
         return f"a list of {len(value)}"
+    if isinstance(value, dict):
+        hints = [args[0] for one in members if len(args := get_args(one)) == 2]
+        odd = [key for key in value if not any(_fits(key, one) for one in hints)]
+        return f"the key {odd[0]!r}" if hints and odd else "a dict"
     name = type(value).__name__
     shape = (
         f" of shape {tuple(value.shape)} and {value.dtype}"

@@ -21,7 +21,6 @@ from cosmic_tl.judges.response_cache import ResponseCache
 from cosmic_tl.judges.templates import JudgeTemplate, judge_with
 
 if TYPE_CHECKING:
-    import httpx
     import openai
 
 
@@ -250,7 +249,7 @@ class _Pace:
         self._next = 0.0
         self._lock = Lock()
 
-    def learn(self, response: "httpx.Response") -> None:
+    def learn(self, response: Any) -> None:  # of httpx, which the openai package brings
         with self._lock:
             if response.status_code == 429:
                 self._interval = max(self._least, min(max(2 * self._interval, _FIRST), _LONGEST))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import torch
@@ -77,7 +78,7 @@ class ClassPca(DrawnResult):
 def pca_of_classes(
     model: TransformerBridge,
     prompts: Prompts,
-    edits: Mapping[float, Interventions] | Mapping[str, Interventions] | None = None,
+    edits: Mapping[Any, Interventions] | None = None,
     *,
     chat: ChatFormat | None = None,
     batch_size: int | None = None,

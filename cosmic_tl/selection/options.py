@@ -1,6 +1,7 @@
 """Options of a selection, with the papers' values as defaults; the command line is derived from them."""
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, Literal, get_args
 
 from cosmic_tl._util.border import checked
@@ -58,8 +59,9 @@ class CommonOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mode", as_mode(self.mode))
-        for name in ("alpha", "min_induce"):
-            check_alpha(name, getattr(self, name, 0.0))
+        check_alpha("alpha", self.alpha)
+        if not isfinite(least := getattr(self, "min_induce", 0.0)):
+            raise CosmicError(f"min_induce: expected a finite number, found {least}; pass a float")
         for name in ("evaluation_share", "max_layer_share"):
             if not 0 < (value := getattr(self, name, 1.0)) <= 1:
                 raise CosmicError(f"{name}: expected a share above 0 and at most 1, found {value}")

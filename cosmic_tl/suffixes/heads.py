@@ -182,11 +182,11 @@ def head_attention(
         >>> found.groupby("group")["mean"].sum().round(3).tolist()
         [1.0, 1.0]
     """
-    if missing := [group for group in (HARMFUL, RANDOM, ADVERSARIAL) if group not in groups]:
-        raise CosmicError(f"groups: found no {missing[0]!r}; pass what suffix_groups(…) returned")
     n_layers, n_heads = int(model.cfg.n_layers), int(model.cfg.n_heads)
     if wrong := [head for head in heads if not (0 <= head[0] < n_layers and 0 <= head[1] < n_heads)]:
         raise CosmicError(f"heads: found {wrong[0]}, and the model has {n_layers} layers of {n_heads} heads")
+    if missing := [group for group in (HARMFUL, RANDOM, ADVERSARIAL) if group not in groups]:
+        raise CosmicError(f"groups: found no {missing[0]!r}; pass what suffix_groups(…) returned")
     places = frames(model, groups[HARMFUL], chat)
     start = n_shared(tokenize(model, BARE_PROMPTS, chat))
     where: dict[str, Sequence[Any]] = {

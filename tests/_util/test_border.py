@@ -78,7 +78,10 @@ def example(
             "numbers: expected a list of numbers or None, found the text 'x' at 2; see help(example)",
         ),
         ({"pair": (1, 2, 3)}, "pair: expected a list of 2 whole numbers, found a list of 3; see help(example)"),
-        ({"table": {"a": [1, None]}}, "table: expected a mapping or None, found a dict; see help(example)"),
+        (
+            {"table": {"a": [1, None]}},
+            "table a: expected a list of whole numbers, found None at 1; see help(example)",
+        ),
         ({"name": "c"}, "name: unknown 'c'; use a or b"),
         (
             {"vector": torch.ones(2, 2)},

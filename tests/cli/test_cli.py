@@ -475,7 +475,7 @@ from cosmic_tl.experiments.conditions import Condition
 from cosmic_tl.interventions.modes import induction, removal
 from cosmic_tl.activations import MeanActivations
 direction = Direction(torch.ones(2), torch.ones(2), 0, -1)
-means = MeanActivations(torch.ones(1, 1, 2), torch.ones(1, 1, 2), 1)
+means = MeanActivations(torch.ones(1, 1, 2).double(), torch.ones(1, 1, 2).double(), 1)
 for make in (
     lambda: CosmicOptions(mode="Linear"),
     lambda: CosmicOptions(target="median"),
@@ -495,7 +495,7 @@ for make in (
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
-        "mode: unknown 'Linear'; use linear or affine",
+        "mode: unknown 'Linear'; use linear, affine or ace",
         "target: unknown 'median'; use mean, concatenated or per-prompt",
         "direction: vector has shape (2,) and reference has shape (3,); each must be (d_model,)",
         "side: unknown 'harmful'; use positive or negative",
@@ -503,7 +503,7 @@ for make in (
         "split: unknown 'dev'; use train, val or test",
         "side: unknown 'harmful'; use positive or negative",
         "mode: unknown 'cubic'; use linear or affine",
-        "mode: unknown 'ACE'; use linear or affine",
+        "mode: unknown 'ACE'; use linear, affine or ace",
         "part: unknown 'mlp'; use stream or block",
         "thinking: unknown 'closed'; use close or open",
         "positive train: must be a list of texts, found the text 'abc'; pass ['abc']",

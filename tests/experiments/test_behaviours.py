@@ -184,7 +184,7 @@ def test_a_sweep_is_its_parts_and_beats_chance(demo):
 
 def test_bad_sweeps_are_named(demo):
     behaviour = BehaviourSet("yes", {"train": tuple(agreeing("train", 4)), "test": tuple(agreeing("test", 2))})
-    with pytest.raises(CosmicError, match="alphas: none given"):
+    with pytest.raises(CosmicError, match="alphas: found none"):
         sweep_behaviour(demo, behaviour, alphas=[])
     with pytest.raises(CosmicError, match=r"layers: found 8, and the answers give directions at 0, 1, "):
         sweep_behaviour(demo, behaviour, alphas=[1.0], layers=[8])

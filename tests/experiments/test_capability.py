@@ -272,7 +272,6 @@ def test_leaves_the_model_and_its_tokenizer_as_they_are(demo, tasks, monkeypatch
         ({"tasks": ["code"]}, "'code' runs code that the model writes"),
         ({"task_folder": "nowhere"}, "task_folder: no folder 'nowhere'"),
         ({"interventions": {"baseline": ()}}, "choose another name"),
-        ({"interventions": noise(float("nan"))}, "alpha"),
     ],
 )
 def test_bad_input(demo, tasks, options, message):

@@ -190,7 +190,7 @@ def test_figure_shows_rates_scores_baseline_and_stretches(swept):
     [
         ({"alphas": ()}, "alphas: found none"),
         ({"alphas": (0.0, 1.0, 0.0)}, "alphas: 0 is there more than once"),
-        ({"alphas": (float("nan"),)}, "alphas: expected finite numbers, found nan"),
+        ({"alphas": (float("nan"),)}, "alphas: expected a finite number, found nan"),
         ({"methods": {}}, "methods: found none"),
         ({"methods": {"none": AffineEdit}}, "methods: 'none' stands for no intervention"),
         ({"n_samples": 2}, "n_samples: greedy completions are all the same"),

@@ -173,8 +173,8 @@ def test_amplification_is_addition_by_how_much_is_there():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"alphas": ()}, "alphas: expected at least one finite number"),
-        ({"alphas": (float("nan"),)}, "alphas: expected at least one finite number"),
+        ({"alphas": ()}, "alphas: found none; give at least one number"),
+        ({"alphas": (float("nan"),)}, "alphas: expected a finite number, found nan"),
     ],
 )
 def test_bad_arguments(weak, prompts, arguments, message):
