@@ -120,7 +120,7 @@ def measure_capability(
     named = {} if interventions is None else named_interventions(interventions)
     for intervention in named.values():
         intervention_hooks(model, intervention)  # what does not fit fails before anything is measured
-    names = [tasks] if isinstance(tasks, str) else list(tasks)
+    names = list(tasks)
     if not names:
         raise CosmicError("tasks: none given; name at least one")
     for name, number, least in (("limit", limit, 1), ("num_fewshot", num_fewshot, 0)):

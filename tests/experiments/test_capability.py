@@ -280,7 +280,7 @@ def test_bad_input(demo, tasks, options, message):
 
 
 def test_code_is_run_when_asked(demo, tasks):
-    found = measure_capability(demo, "code", limit=2, task_folder=tasks, confirm_run_unsafe_code=True)
+    found = measure_capability(demo, ["code"], limit=2, task_folder=tasks, confirm_run_unsafe_code=True)
     assert found.table.n.eq(2).all()
     with pytest.raises(CosmicError, match="there is baseline code acc"):
         found.value("edited", "code")

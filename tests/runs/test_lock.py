@@ -17,7 +17,7 @@ from cosmic_tl.runs.directory import prepare_directory, read_settings
 from cosmic_tl.runs.lock import locked
 
 SETTINGS = RunSettings(
-    CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=50.0), n_test=1, max_new_tokens=2, n_placebos=1
+    CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=50.0), n_test=2, max_new_tokens=2, n_placebos=1
 )
 HOLDING = """
 import sys
