@@ -142,7 +142,7 @@ class _Clean:
                 reached = None
             if reached is None:  # after the handler, which still held the failed pass's tensors
                 torch.cuda.empty_cache()
-                too_many_rows(self.longest)
+                too_many_rows(self.model, self.longest)
                 self.batches[number:] = [half for batch in self.batches[number:] for half in batch.halves()]
             else:
                 yield number, reached

@@ -12,6 +12,10 @@ class CosmicError(ValueError):
         'alpha: expected a finite number, found nan; pass a float'
     """
 
+    def __init__(self, message: str = "") -> None:
+        # What was found may hold line breaks, and comes from anywhere.
+        super().__init__("\\n".join(message.splitlines()))
+
     def _render_traceback_(self) -> list[str]:
         # IPython shows this in place of a traceback: the message says what to do.
         return [f"{type(self).__name__}: {self}"]

@@ -16,8 +16,10 @@ from cosmic_tl.model.hooks import Site, hooks_around, probed
 
 BATCH_SIZE = 32
 """The largest default number of prompts per forward pass."""
-_NO_SIZES: MutableMapping[int, int] = {}
-_sizes: ContextVar[MutableMapping[int, int]] = ContextVar("sizes", default=_NO_SIZES)
+Sizes = MutableMapping[tuple[str, int], int]
+"""Kind of device and length of the prompts in tokens to the number of rows per pass."""
+_NO_SIZES: Sizes = {}
+_sizes: ContextVar[Sizes] = ContextVar("sizes", default=_NO_SIZES)
 LOGIT_BYTES = 2**30
 """The largest default size of the float32 logits of one pass, in bytes."""
 
@@ -148,16 +150,16 @@ allocator requests new pages from the system each time, which costs more than la
 
 
 @contextmanager
-def sizes_kept(sizes: MutableMapping[int, int]) -> Iterator[None]:
+def sizes_kept(sizes: Sizes) -> Iterator[None]:
     """Decide on the number of rows per pass once for each length of prompts, although the free memory changes.
 
     Args:
-        sizes: Length in tokens to number of rows: what is known, to which new ones are added. A mapping on disk makes a
-            computation that is stopped go on with the same batches.
+        sizes: Kind of device and length in tokens to number of rows: what is known, to which new ones are added. A mapping
+            on disk makes a computation that is stopped go on with the same batches.
 
     Example:
         >>> from cosmic_tl import load_model
-        >>> with sizes_kept({20: 3}):
+        >>> with sizes_kept({("cpu", 20): 3}):
         ...     rows_per_pass(load_model("demo", device="cpu"), longest=20)
         3
     """
@@ -168,19 +170,20 @@ def sizes_kept(sizes: MutableMapping[int, int]) -> Iterator[None]:
         _sizes.reset(token)
 
 
-def too_many_rows(longest: int) -> None:
+def too_many_rows(model: TransformerBridge, longest: int) -> None:
     """Keep in mind, within `sizes_kept`, that memory ran out, and half as many rows have to do.
 
     Example:
-        >>> sizes = {20: 4}
+        >>> from cosmic_tl import load_model
+        >>> sizes = {("cpu", 20): 4}
         >>> with sizes_kept(sizes):
-        ...     too_many_rows(longest=20)
+        ...     too_many_rows(load_model("demo", device="cpu"), longest=20)
         >>> sizes
-        {20: 2}
+        {('cpu', 20): 2}
     """
-    sizes = _sizes.get()
-    if longest in sizes:
-        sizes[longest] = max(1, sizes[longest] // 2)
+    sizes, key = _sizes.get(), (torch.device(str(model.cfg.device)).type, longest)
+    if key in sizes:
+        sizes[key] = max(1, sizes[key] // 2)
 
 
 def rows_per_pass(model: TransformerBridge, longest: int) -> int:
@@ -194,19 +197,21 @@ def rows_per_pass(model: TransformerBridge, longest: int) -> int:
         >>> rows_per_pass(load_model("demo", device="cpu"), longest=20)
         51
     """
-    if longest in (sizes := _sizes.get()):
-        return sizes[longest]
     cfg = model.cfg
+    device = torch.device(str(cfg.device))
+    sizes, key = _sizes.get(), (device.type, longest)
+    if key in sizes:
+        return sizes[key]
     size, d_mlp = torch.finfo(cfg.dtype).bits // 8, int(cfg.d_mlp or 4 * cfg.d_model)
     tokens = min(CPU_TOKENS, CPU_ACTIVATION // (size * d_mlp))
-    if (device := torch.device(str(cfg.device))).type == "cuda":
+    if device.type == "cuda":
         per_token = size * (8 * int(cfg.d_model) + 3 * d_mlp)
         per_token += 8 * int(cfg.n_heads) * longest  # scores and their softmax in float32
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         tokens = tokens_that_fit(torch.cuda.mem_get_info(device)[0], cached, per_token)
     found = max(1, tokens // longest)
     if sizes is not _NO_SIZES:
-        sizes[longest] = found
+        sizes[key] = found
     return found
 
 

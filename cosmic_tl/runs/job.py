@@ -189,12 +189,12 @@ def run(
     out = Path(out)
     if judge is not None and settings.phrases is not None:
         raise CosmicError("judge: found one beside phrases in the settings; give one of them")
-    check_run(model, prompts, settings)
     notes = [*chat_notes(model, settings.chat), *prompts.notes]
     identity = _identity(model, prompts, settings, judge)
     check_directory(out, identity, overwrite)
     if not overwrite and (done := _finished(out)) is not None:
         return done
+    check_run(model, prompts, settings)
     with locked(out):
         prepare_directory(out, identity, overwrite)
         # Another process may have finished it since.

@@ -78,24 +78,24 @@ class ScoreLog(_Log[ScoreKey, float]):
         return {"layer": key[0], "position": key[1], "measure": key[2], "value": value}
 
 
-class SizeLog(_Log[int, int]):
-    """Rows per pass by the length of the prompts in tokens; fewer once memory has run out.
+class SizeLog(_Log[tuple[str, int], int]):
+    """Rows per pass by device and length of the prompts in tokens; fewer once memory has run out.
 
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     SizeLog(Path(folder) / "a.jsonl")[20] = 51
+        ...     SizeLog(Path(folder) / "a.jsonl")["cpu", 20] = 51
         ...     dict(SizeLog(Path(folder) / "a.jsonl"))
-        {20: 51}
+        {('cpu', 20): 51}
     """
 
     _may_change = True
 
-    def _read(self, row: dict[str, Any]) -> tuple[int, int]:
-        key, value = row["tokens"], row["rows"]
-        if (type(key), type(value)) != (int, int) or value < 1:
+    def _read(self, row: dict[str, Any]) -> tuple[tuple[str, int], int]:
+        key, value = (row["device"], row["tokens"]), row["rows"]
+        if (*map(type, key), type(value)) != (str, int, int) or value < 1:
             raise TypeError(f"{key}: {value!r}")
         return key, value
 
-    def _row(self, key: int, value: int) -> dict[str, Any]:
-        return {"tokens": key, "rows": value}
+    def _row(self, key: tuple[str, int], value: int) -> dict[str, Any]:
+        return {"device": key[0], "tokens": key[1], "rows": value}

@@ -128,7 +128,8 @@ def test_any_flipped_byte_of_a_direction_is_read_or_refused(data: st.DataObject)
         raw[at] ^= data.draw(st.integers(1, 255))
         path.write_bytes(raw[: data.draw(st.integers(0, len(raw)))])
         with refused_in_one_line():
-            Direction.load(path)
+            found = Direction.load(path)
+            assert found.vector.shape == (4,) and found.vector.isfinite().all() and found.layer >= 0 > found.position
 
 
 NUMBERS = st.integers() | st.floats() | st.none()
@@ -157,7 +158,8 @@ def test_any_options_are_taken_and_kept_or_refused(asked: Any, chosen: Any, samp
 @given(found=JSON | st.dictionaries(st.sampled_from(sorted(RunSettings().to_json())), JSON))
 def test_any_settings_in_a_file_are_settings_or_refused(found: Any) -> None:
     with refused_in_one_line():
-        RunSettings.from_json({**RunSettings().to_json(), **found} if isinstance(found, dict) else found)
+        settings = RunSettings.from_json({**RunSettings().to_json(), **found} if isinstance(found, dict) else found)
+        assert RunSettings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
 
 
 @given(answer=st.text())

@@ -142,4 +142,4 @@ def test_fewer_rows_are_remembered_once_memory_has_run_out(demo, prompts, tmp_pa
         )
     first, *_, last = read_lines(tmp_path / "sizes.jsonl")
     assert first["tokens"] == last["tokens"] and last["rows"] < first["rows"]
-    assert dict(SizeLog(tmp_path / "sizes.jsonl")) == dict(sizes) == {last["tokens"]: last["rows"]}
+    assert dict(SizeLog(tmp_path / "sizes.jsonl")) == dict(sizes) == {("cpu", last["tokens"]): last["rows"]}
