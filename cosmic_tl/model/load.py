@@ -37,19 +37,15 @@ def check_device(device: str | torch.device) -> None:
         Traceback (most recent call last):
         cosmic_tl.errors.CosmicError: device: 'tpu' cannot be used here (Expected one of cpu, ...); use 'cpu', or ...
     """
+    # A torch without CUDA fails an assertion.
+    refusals = (RuntimeError, AssertionError, NotImplementedError, ImportError)
     try:
-        found = float(torch.ones(1, device=device).sum())
-    except (
-        RuntimeError,
-        AssertionError,
-        NotImplementedError,
-        ImportError,
-    ) as error:  # AssertionError: torch without CUDA
-        said = first_line(error)
+        float(torch.ones(1, device=device))
+    except refusals as error:
         raise CosmicError(
-            f"device: {str(device)!r} cannot be used here ({said}); use 'cpu', or leave it out for the best that there is"
+            f"device: {str(device)!r} cannot be used here ({first_line(error)}); use 'cpu', or leave it out for the best that "
+            "there is"
         ) from error
-    assert found == 1
 
 
 @cache
