@@ -248,7 +248,7 @@ def measure_effects(
         max_new_tokens: Maximum number of new tokens. Default 64.
         temperature: 0 (default) is greedy.
         seed: For sampling.
-        batch_size: Prompts per batch. Default: by memory, at most 32.
+        batch_size: Prompts per batch. Default: by memory, at most 128 for completions, else 32.
         known: Rows of conditions that are already done, on these prompts.
         on_rows: Called with the rows of each condition as it is done.
         judge: Its "refusal" is what is counted. Defaults to the phrases of refusals; `SubstringJudge(("ahoy",))` counts the

@@ -13,12 +13,18 @@ from cosmic_tl.errors import CosmicError
 from cosmic_tl.generation.sampling import Sampling, generation_config, only, random_state_kept
 from cosmic_tl.interventions.edits import Interventions
 from cosmic_tl.interventions.steer import steering
-from cosmic_tl.model.batching import batches
+from cosmic_tl.model.batching import BATCH_SIZE, batches
 from cosmic_tl.model.chat import THINKING_TAGS, ChatFormat, opened_block, tokenize
 from cosmic_tl.model.forward import TokenBatch, tiny_batch
 from cosmic_tl.model.hooks import probed
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.model.matmul import FastLinear
+
+MOST_ANSWERS = 128
+"""Largest default number of answers that are written at once. A step takes little longer for more of them; but all go on
+until the longest ends."""
+ANSWER_TOKENS = 16_384
+"""Tokens of prompts and answers above which the default batches are smaller, for the key-value cache's sake."""
 
 
 @checked
@@ -50,7 +56,7 @@ def complete(
         max_new_tokens: Maximum number of new tokens per answer. Default 64.
         temperature: 0 (default) is greedy. Above 0, samples with a separate random state, seeded by `seed`.
         seed: Seed for sampling. Default 0.
-        batch_size: Prompts per batch. Default: by memory, at most 32.
+        batch_size: Prompts per batch. Default: by memory, at most 128.
         label: Name on the progress bar.
         sampling: Top-k, top-p and repetition penalty. Defaults to none of them.
 
@@ -68,7 +74,9 @@ def complete(
     with random_state_kept(), track(len(rows), label) as advance:
         check_cache(model)
         torch.manual_seed(seed)
-        for batch in batches(model, rows, batch_size):
+        longest = max(map(len, rows), default=0) + max_new_tokens
+        most = min(MOST_ANSWERS, max(BATCH_SIZE, ANSWER_TOKENS // longest))
+        for batch in batches(model, rows, batch_size, most=most):
             for row, text in zip(batch.rows, _generate(model, batch, interventions, config), strict=True):
                 found[row] = opened + text
             advance(len(batch.rows))

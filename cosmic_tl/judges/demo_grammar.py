@@ -86,6 +86,7 @@ def parse_answer(text: str) -> ParsedAnswer:
     return ParsedAnswer("garbled")
 
 
+@cache  # each prompt is asked about once per condition
 def task_of(prompt: str) -> Task | None:
     """The task that a prompt of the demo set asks about; None for other prompts.
 

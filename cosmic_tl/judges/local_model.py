@@ -33,7 +33,7 @@ class ModelJudge:
     chat: ChatFormat = field(default_factory=ChatFormat)
     """The judge's chat format. Not used by a template that is already the whole prompt."""
     batch_size: int | None = None
-    """Questions per batch; changes no verdict. By default as many as fit into memory, at most 32."""
+    """Questions per batch; changes no verdict. By default as many as fit into memory, at most 128."""
 
     def __post_init__(self) -> None:
         check_count("batch_size", self.batch_size)

@@ -30,17 +30,19 @@ def batches(
     size: int | None = None,
     overhead: int | None = None,
     n_logits: int = 1,
+    most: int = BATCH_SIZE,
 ) -> Iterator[TokenBatch]:
     """Left-padded batches of prompts of similar length; of equal length if the model does not mask padding.
 
     Args:
         model: Gives the padding token and the device.
         rows: Token ids from `tokenize`.
-        size: Maximum number of prompts per batch. Default: by memory, at most 32.
+        size: Maximum number of prompts per batch. Default: by memory, at most `most`.
         overhead: Cost of a pass in addition to its tokens, in tokens; prompts are then split so that padding and passes
             together cost least. By default every batch but the last has `size` prompts, unless the model takes no
             padding (`masks_padding`).
         n_logits: Positions per row at which logits are read, which the default size depends on.
+        most: The largest default size. Default 32.
 
     Raises:
         CosmicError: If `size` is not positive.
@@ -59,8 +61,8 @@ def batches(
     pad = model.tokenizer.pad_token_id if model.tokenizer is not None else None
     device = torch.device(str(model.cfg.device))
     order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), i))
-    most = cache(lambda longest: size or _default_size(model, longest, n_logits))
-    for start, end in _cuts([len(rows[i]) for i in order], most, overhead, paddable):
+    fitting = cache(lambda longest: size or _default_size(model, longest, n_logits, most))
+    for start, end in _cuts([len(rows[i]) for i in order], fitting, overhead, paddable):
         chosen = order[start:end]
         width = len(rows[chosen[-1]])
         ids = torch.full((len(chosen), width), 0 if pad is None else pad)
@@ -71,11 +73,11 @@ def batches(
         yield TokenBatch(ids.to(device), mask.to(device), tuple(chosen))
 
 
-def _default_size(model: TransformerBridge, longest: int, n_logits: int) -> int:
+def _default_size(model: TransformerBridge, longest: int, n_logits: int, most: int) -> int:
     fit = LOGIT_BYTES // (4 * n_logits * int(model.cfg.d_vocab))
     if torch.device(str(model.cfg.device)).type == "cuda":
         fit = min(fit, rows_per_pass(model, longest + n_logits))  # logits may belong to tokens after these
-    return max(1, min(BATCH_SIZE, fit))
+    return max(1, min(most, fit))
 
 
 def _cuts(

@@ -39,8 +39,8 @@ class RunSettings:
     seed: int = 0
     """Random seed of sampling and of the first placebo; further placebos count up from it."""
     batch_size: int | None = None
-    """Rows per forward pass; results do not depend on it. By default as many as fit into memory, at most 32 outside the
-    selection."""
+    """Rows per forward pass; results do not depend on it. By default as many as fit into memory, outside the selection at
+    most 32, and 128 for completions."""
     phrases: tuple[str, ...] | None = None
     """Text that shows the concept when an answer contains it, in upper or lower case. By default phrases of refusal."""
     sampling: Sampling = field(default_factory=Sampling)
