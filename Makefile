@@ -27,7 +27,7 @@ test-real: $(VENV)/.installed ## the toolkit on your model: MODEL=directory or h
 		$(BIN)/python -m pytest tests/real -n0 --durations=10 $(ARGS)
 
 test-reliability: $(VENV)/.installed ## a hundred stops of each command at random moments, and at its file operations; half an hour
-	OMP_NUM_THREADS=1 $(BIN)/python tests/reliability/kills.py --random 100 --operations 3 --together 5
+	OMP_NUM_THREADS=1 $(BIN)/python tests/reliability/kills.py --random 100 --operations 3 --writes 20 --together 5
 
 fuzz: $(VENV)/.installed ## any bytes and any options through every reader, thousands of them; minutes
 	$(BIN)/python -m pytest tests/reliability/test_any_input.py -n auto --hypothesis-profile fuzz

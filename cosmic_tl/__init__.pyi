@@ -38,6 +38,7 @@ from .directions.direction import (
 )
 from .errors import (
     CosmicError as CosmicError,
+    NoCandidateError as NoCandidateError,
 )
 from .experiments.capability import (
     measure_capability as measure_capability,
@@ -125,9 +126,6 @@ from .runs.settings import (
 from .selection.cosmic import (
     plan_selection as plan_selection,
     select_cosmic as select_cosmic,
-)
-from .selection.filters import (
-    NoCandidateError as NoCandidateError,
 )
 from .selection.given_directions import (
     score_directions as score_directions,

@@ -21,6 +21,15 @@ class CosmicError(ValueError):
         return [f"{type(self).__name__}: {self}"]
 
 
+class NoCandidateError(CosmicError):
+    """No direction can be chosen: every candidate was filtered out, or no prompt or first token tells the classes apart.
+
+    Example:
+        >>> issubclass(NoCandidateError, CosmicError)
+        True
+    """
+
+
 def one_of(name: str, found: object, choices: Iterable[str]) -> None:
     """Check that an argument is one of the names that it can have.
 

@@ -2,12 +2,14 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from cosmic_tl.errors import CosmicError, first_line
+
+T = TypeVar("T")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -96,18 +98,22 @@ def settings_file(run: Path) -> Path:
     return path
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path, take: Callable[[dict[str, Any]], T]) -> list[T]:
     """Rows of a JSONL file that is appended to, without a last line that was cut short by a stop; none if there is no file.
 
+    Args:
+        path: The file.
+        take: What to make of a row; it raises `KeyError`, `TypeError` or `ValueError` for one that was not written here.
+
     Raises:
-        CosmicError: If another line is no JSON object; it says which.
+        CosmicError: If another line is no JSON object or no row of ours; it says which.
 
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = Path(folder) / "a.jsonl"
         ...     _ = path.write_text('{"a": 1}\\n{"a": ')
-        ...     read_lines(path)
+        ...     read_lines(path, dict)
         [{'a': 1}]
     """
     try:
@@ -123,50 +129,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         if line.strip():
             if (row := _row(line)) is None:
-                raise CosmicError(f"file: line {number} of {str(path)!r} is no JSON object; fix or delete it")
-            rows.append(row)
+                raise CosmicError(f"file: line {number} of {str(path)!r} is no JSON object; delete it")
+            try:
+                rows.append(take(row))
+            except (KeyError, TypeError, ValueError) as error:
+                raise CosmicError(
+                    f"file: line {number} of {str(path)!r} was not written here ({first_line(error)}); delete it"
+                ) from error
     return rows
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSONL file each line of which holds those of one condition, as `{"rows": […]}`; none if there is no file.
-
-    Raises:
-        CosmicError: If it holds anything else.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     append_lines(Path(folder) / "a.jsonl", [{"rows": [{"a": 1}, {"a": 2}]}])
-        ...     read_rows(Path(folder) / "a.jsonl")
-        [{'a': 1}, {'a': 2}]
-    """
-    with readable(path):
-        return [dict(row) for line in read_lines(path) for row in line["rows"]]
-
-
-@contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Name the file whose lines are no rows of ours: it was edited, or something else wrote it.
-
-    Raises:
-        CosmicError: In place of what taking them apart raises.
-
-    Example:
-        >>> with readable(Path("scores.jsonl")):
-        ...     _ = {"layer": 3}["value"]
-        Traceback (most recent call last):
-        cosmic_tl.errors.CosmicError: file: 'scores.jsonl' has a line that was not written here ('value'); delete the file
-    """
-    try:
-        yield
-    except CosmicError:
-        raise
-    except (KeyError, TypeError, ValueError) as error:
-        said = first_line(error)
-        raise CosmicError(
-            f"file: {str(path)!r} has a line that was not written here ({said}); delete the file"
-        ) from error
 
 
 def append_lines(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -179,7 +149,7 @@ def append_lines(path: Path, rows: list[dict[str, Any]]) -> None:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     append_lines(Path(folder) / "a.jsonl", [{"a": 1}, {"a": 2}])
-        ...     read_lines(Path(folder) / "a.jsonl")
+        ...     read_lines(Path(folder) / "a.jsonl", dict)
         [{'a': 1}, {'a': 2}]
     """
     with writing(path), path.open("a+b") as file:

@@ -11,18 +11,13 @@ import numpy as np
 import pandas as pd
 import torch
 from pandas.api.types import is_numeric_dtype, is_object_dtype, is_string_dtype
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
-from cosmic_tl._util.files import write_atomically
+from cosmic_tl._util.sealed import DAMAGE, Tensors, read_sealed, write_sealed
 from cosmic_tl.errors import CosmicError, first_line
 
 FORMAT = "cosmic_tl/result/2"
 JSON = "cosmic_tl.json"
 """The tensor that holds it as UTF-8: the header of a safetensors file is limited in size."""
-_DAMAGE = (AttributeError, ImportError, IndexError, KeyError, TypeError, ValueError)
-"""What reading a file that something else wrote can raise."""
-Tensors = dict[str, torch.Tensor]
 
 
 def write_packed(path: Path, value: Any) -> None:
@@ -47,7 +42,7 @@ def write_packed(path: Path, value: Any) -> None:
     tensors: Tensors = {}
     packed = json.dumps(_pack(value, tensors), ensure_ascii=False).encode()
     tensors[JSON] = torch.frombuffer(bytearray(packed), dtype=torch.uint8)
-    write_atomically(path, save(tensors, metadata={"format": FORMAT}))
+    write_sealed(path, tensors, {"format": FORMAT})
 
 
 def read_packed(path: Path) -> Any:
@@ -65,11 +60,10 @@ def read_packed(path: Path) -> Any:
         cosmic_tl.errors.CosmicError: result: '...' is damaged or no saved result (...); save it again
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            form = (file.metadata() or {})["format"]
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        settings, tensors = read_sealed(path)
+        form = settings["format"]
         value = _unpack(json.loads(tensors[JSON].numpy().tobytes()), tensors) if form == FORMAT else None
-    except (*_DAMAGE, OSError, SafetensorError) as error:
+    except DAMAGE as error:
         raise CosmicError(
             f"result: {str(path)!r} is damaged or no saved result ({first_line(error)}); save it again"
         ) from error

@@ -153,7 +153,10 @@ def sweep(
     run = source.run
     prompts = run.test_prompts(settings.n_test)
     bridge, direction = source.load()
-    from cosmic_tl._util.files import append_lines, read_rows
+    from cosmic_tl._util.files import append_lines
+    from cosmic_tl.data.contrast_set import SIDES
+    from cosmic_tl.experiments.known_rows import read_conditions
+    from cosmic_tl.experiments.sweep_methods import METHODS
     from cosmic_tl.experiments.sweeps import BASELINE, sweep as sweep_all
     from cosmic_tl.metrics.refusal_score import find_refusal_tokens
     from cosmic_tl.report.experiment_pages import write_sweep
@@ -175,7 +178,13 @@ def sweep(
     )
     with locked(run.out, run.identity):
         log = made.part(".jsonl", "alphas")
-        known = read_rows(log)
+        known = read_conditions(
+            log,
+            dict(zip(SIDES, prompts, strict=True)),
+            ("method", "alpha"),
+            n_samples,
+            belongs=lambda side, method, alpha: method in (BASELINE[0], *METHODS),
+        )
         stage("refusal tokens")
         try:
             tokens = find_refusal_tokens(bridge, prompts, chat=chat, batch_size=settings.batch_size)

@@ -1,6 +1,5 @@
 """A direction with all that is needed to apply it again."""
 
-import json
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import version
@@ -8,12 +7,10 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from cosmic_tl._util.border import checked
-from cosmic_tl._util.files import write_atomically
+from cosmic_tl._util.sealed import DAMAGE, read_sealed, write_sealed
 from cosmic_tl.errors import CosmicError, check_whole_number, first_line
 from cosmic_tl.model.fingerprint import check_origin
 from cosmic_tl.model.load import TransformerBridge
@@ -185,8 +182,7 @@ class Direction:
             "reference": self.reference is not None,
         }
         tensors = {"vector": self.vector} | ({} if self.reference is None else {"reference": self.reference})
-        # One entry, since safetensors writes several in any order: the same direction is the same bytes.
-        write_atomically(Path(path), save(tensors, metadata={"settings": json.dumps(settings)}))
+        write_sealed(Path(path), tensors, settings)
 
     @classmethod
     def load(cls, path: str | Path, model: TransformerBridge | None = None) -> "Direction":
@@ -207,20 +203,14 @@ class Direction:
         if not Path(path).is_file():
             raise CosmicError(f"direction: no file {str(path)!r}; give the path of a saved direction")
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                settings = dict(json.loads(metadata.get("settings", "{}")))
-                if (form := settings.pop("format", None)) != FORMAT:
-                    raise ValueError(f"its format is {form!r} and not {FORMAT!r}")
-                hook, has_reference = settings.pop("hook"), settings.pop("reference")
-                if not all(isinstance(settings.get(name, ""), str) for name in ("method", "fingerprint", "model")):
-                    raise TypeError("method, fingerprint and model must be texts")
-                direction = cls(
-                    file.get_tensor("vector"),
-                    file.get_tensor("reference") if has_reference else None,
-                    **settings,
-                )
-        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+            settings, tensors = read_sealed(Path(path))
+            if (form := settings.pop("format", None)) != FORMAT:
+                raise ValueError(f"its format is {form!r} and not {FORMAT!r}")
+            hook, has_reference = settings.pop("hook"), settings.pop("reference")
+            if not all(isinstance(settings.get(name, ""), str) for name in ("method", "fingerprint", "model")):
+                raise TypeError("method, fingerprint and model must be texts")
+            direction = cls(tensors["vector"], tensors["reference"] if has_reference else None, **settings)
+        except DAMAGE as error:
             raise CosmicError(
                 f"direction: {str(path)!r} is not a saved direction ({first_line(error)}); save it again"
             ) from error

@@ -11,7 +11,7 @@ from cosmic_tl._util.border import checked
 from cosmic_tl._util.progress import stage
 from cosmic_tl._util.results import Result
 from cosmic_tl.data.contrast_set import ContrastSet
-from cosmic_tl.errors import CosmicError, check_count
+from cosmic_tl.errors import NoCandidateError, check_count
 from cosmic_tl.experiments.conditions import Condition
 from cosmic_tl.experiments.effects import Effects, measure_effects
 from cosmic_tl.generation.sampling import Sampling
@@ -96,7 +96,8 @@ def compare_selections(
         sampling: Top-k, top-p and repetition penalty. Default none of them.
 
     Raises:
-        CosmicError: If both fail, with COSMIC's reason.
+        NoCandidateError: If both find none, with COSMIC's reason.
+        CosmicError: If settings do not fit the model or the prompts.
 
     Example:
         >>> from cosmic_tl import load_model, load_prompts
@@ -113,17 +114,17 @@ def compare_selections(
     cosmic, refusal_tokens = cosmic or CosmicOptions(), refusal_tokens or RefusalTokenOptions()
     selections: dict[str, Selection] = {}
     failures: dict[str, str] = {}
-    first: CosmicError | None = None
+    first: NoCandidateError | None = None
     try:
         stage("selection by COSMIC")
         selections["COSMIC"] = select_cosmic(model, prompts, cosmic, chat=chat, batch_size=batch_size)
-    except CosmicError as error:
+    except NoCandidateError as error:
         failures["COSMIC"], first = str(error), error
     try:
         stage("selection by refusal tokens")
         found = select_by_refusal_tokens(model, prompts, refusal_tokens, chat=chat, batch_size=batch_size)
         selections["refusal tokens"] = found
-    except CosmicError as error:
+    except NoCandidateError as error:
         failures["refusal tokens"] = str(error)
         if first is not None:
             raise first from error

@@ -9,12 +9,11 @@ from cosmic_tl._util.border import checked
 from cosmic_tl._util.results import Result
 from cosmic_tl.activations import MeanActivations, class_means
 from cosmic_tl.data.contrast_set import ContrastSet
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, NoCandidateError
 from cosmic_tl.model.chat import ChatFormat
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.model.positions import post_instruction_positions
 from cosmic_tl.selection.cosmic import select_cosmic
-from cosmic_tl.selection.filters import NoCandidateError
 from cosmic_tl.selection.options import CosmicOptions
 from cosmic_tl.selection.result import Selection
 

@@ -37,7 +37,7 @@ class ResponseCache:
         if self._path is None:
             return
         try:
-            self._known = {row["key"]: str(row["answer"]) for row in read_lines(self._path)}
+            self._known = dict(read_lines(self._path, lambda row: (row["key"], str(row["answer"]))))
             self._path.parent.mkdir(parents=True, exist_ok=True)
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise CosmicError(

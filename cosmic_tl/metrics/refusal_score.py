@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cosmic_tl._util.border import checked
 from cosmic_tl.data.contrast_set import Prompts, sides_of
-from cosmic_tl.errors import CosmicError, check_texts
+from cosmic_tl.errors import CosmicError, NoCandidateError, check_texts
 from cosmic_tl.interventions.edits import Interventions
 from cosmic_tl.interventions.steer import intervention_hooks
 from cosmic_tl.model.batching import batches
@@ -154,7 +154,7 @@ def find_refusal_tokens(
         batch_size: Prompts per forward pass. Default: by memory, at most 32.
 
     Raises:
-        CosmicError: If there is no such token: the model answers both sides alike, as when it refuses everything.
+        NoCandidateError: If there is no such token: the model answers both sides alike, as when it refuses everything.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -170,7 +170,7 @@ def find_refusal_tokens(
     tokens = telling_tokens(model, firsts[0], firsts[1], min_share, min_lift)
     if tokens is None:
         top = ", ".join(repr(model.tokenizer.decode([token])) for token, _ in Counter(firsts[0]).most_common(3))
-        raise CosmicError(
+        raise NoCandidateError(
             f"tokens: the model's answers to positive prompts begin as those to negative ones do ({top}), so no first token "
             "tells refusals; give tokens (--refusal-token), or select by COSMIC without filter_prompts, which does not look "
             "at outputs"
@@ -228,7 +228,7 @@ def filter_by_score(
     """Positive prompts with a refusal score above 0 and negative ones with a score below 0.
 
     Raises:
-        CosmicError: If no prompt of a side is left.
+        NoCandidateError: If no prompt of a side is left.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -241,7 +241,7 @@ def filter_by_score(
         scores = refusal_scores(model, side, tokens, interventions=(), chat=chat, batch_size=batch_size)
         some = [text for text, score in zip(side, scores.tolist(), strict=True) if sign * score > 0]
         if not some:
-            raise CosmicError(
+            raise NoCandidateError(
                 f"prompts: none of {len(side)} {name} prompts has a refusal score {'above' if sign > 0 else 'below'} 0; use "
                 "filter_prompts=False (--no-filter-prompts), other tokens, or select by COSMIC"
             )

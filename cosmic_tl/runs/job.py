@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 
 from cosmic_tl._util.border import checked
-from cosmic_tl._util.files import append_lines, read_lines, read_rows, readable, write_atomically
+from cosmic_tl._util.files import append_lines, read_lines, write_atomically
 from cosmic_tl._util.progress import stage, stages
+from cosmic_tl._util.sealed import DAMAGE, read_sealed, write_sealed
 from cosmic_tl.activations import MeanActivations, class_means
 from cosmic_tl.data.contrast_set import SIDES, ContrastSet
 from cosmic_tl.directions.direction import versions
 from cosmic_tl.errors import CosmicError, first_line
 from cosmic_tl.experiments.conditions import Row, standard_conditions
 from cosmic_tl.experiments.effects import measure_effects
+from cosmic_tl.experiments.known_rows import read_conditions
 from cosmic_tl.experiments.layer_similarity import layer_similarities
 from cosmic_tl.experiments.placebos import (
     CALIBRATION,
@@ -85,8 +85,8 @@ def _means(
 ) -> tuple[MeanActivations, MeanActivations]:
     options = settings.selection
     try:
-        tensors = load_file(path) if path.exists() else {}
-    except (SafetensorError, OSError) as error:
+        tensors = read_sealed(path)[1] if path.exists() else {}
+    except DAMAGE as error:
         raise CosmicError(f"file: {str(path)!r} is damaged ({first_line(error)}); delete it") from error
     # Without the splits of these seeds they belong to an earlier run, whose scores hold all the same.
     if tensors and all(f"{side}.split.{seed}" in tensors for side in SIDES for seed in settings.seeds):
@@ -118,7 +118,7 @@ def _means(
             f"{side}.n": torch.tensor(means.n),
             **{f"{side}.split.{seed}": split for seed, split in means.splits.items()},
         }
-    write_atomically(path, save(tensors))
+    write_sealed(path, tensors, {})
     return positive, negative
 
 
@@ -126,9 +126,8 @@ def _calibrations(
     model: TransformerBridge, prompts: ContrastSet, settings: RunSettings, selection: Selection, path: Path
 ) -> list[Calibration]:
     """Strengths of the placebos; kept, so that a resumed run goes on with the same ones."""
-    if rows := read_lines(path):
-        with readable(path):
-            return [Calibration(**row) for row in rows]
+    if known := read_lines(path, lambda row: Calibration(**row)):
+        return known
     n = min(CALIBRATION, settings.selection.n_val)
     found = calibrate_placebos(
         model,
@@ -253,6 +252,13 @@ def _run(
         *placebo_conditions(calibrations, selection),
     ]
     stage(STAGES[3])
+    own = {(one.side, one.name, one.seed) for one in conditions}
+    known = read_conditions(
+        resume / RESUME_FILES[2],
+        dict(zip(SIDES, prompts.sides("test", settings.n_test), strict=True)),
+        ("condition", "seed"),
+        belongs=lambda *condition: condition in own,
+    )
     effects = measure_effects(
         model,
         prompts,
@@ -263,7 +269,7 @@ def _run(
         temperature=settings.temperature,
         seed=settings.seed,
         batch_size=settings.batch_size,
-        known=read_rows(resume / RESUME_FILES[2]),
+        known=known,
         on_rows=lambda rows: append_lines(resume / RESUME_FILES[2], [{"rows": rows}]),
         judge=judge or settings.judge,
         sampling=settings.sampling,

@@ -5,7 +5,7 @@ from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from cosmic_tl._util.files import append_lines, read_lines, readable
+from cosmic_tl._util.files import append_lines, read_lines
 from cosmic_tl.selection.scores import ScoreKey
 
 K = TypeVar("K")
@@ -18,15 +18,16 @@ class _Log(MutableMapping[K, V], Generic[K, V]):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.known: dict[K, V] = {}
-        with readable(path):
-            for row in read_lines(path):
-                key, value = self._read(row)
-                if key in self.known and not self._may_change:
-                    raise ValueError(f"{key} twice")
-                self.known[key] = value
+        read_lines(path, self._add)
 
     _may_change = False
     """Whether a later line may replace an earlier one."""
+
+    def _add(self, row: dict[str, Any]) -> None:
+        key, value = self._read(row)
+        if key in self.known and not self._may_change:
+            raise ValueError(f"{key} twice")
+        self.known[key] = value
 
     @abstractmethod
     def _read(self, row: dict[str, Any]) -> tuple[K, V]:

@@ -117,7 +117,7 @@ class Run:
             name = "summary.json"
             summary = json.loads((out / name).read_text(encoding="utf-8"))
             name = "completions.jsonl"
-            rows = read_lines(out / name)
+            rows = read_lines(out / name, dict)
             frame = pd.DataFrame(rows).assign(
                 seed=pd.Series([row["seed"] for row in rows], dtype=object)
             )  # None: no NaN

@@ -2,9 +2,6 @@ from .cosmic import (
     plan_selection as plan_selection,
     select_cosmic as select_cosmic,
 )
-from .filters import (
-    NoCandidateError as NoCandidateError,
-)
 from .given_directions import (
     score_directions as score_directions,
 )

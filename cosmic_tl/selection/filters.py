@@ -7,22 +7,13 @@ from math import nan
 import pandas as pd
 
 from cosmic_tl.directions.candidates import Candidates
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, NoCandidateError
 from cosmic_tl.model.chat import ChatFormat
 from cosmic_tl.model.fingerprint import check_origin
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.model.positions import Positions, post_instruction_positions
 from cosmic_tl.selection.options import Cell, CommonOptions, CosmicOptions
 from cosmic_tl.selection.scores import KL, ScoreKey, is_known, parts
-
-
-class NoCandidateError(CosmicError):
-    """Every candidate was filtered out.
-
-    Example:
-        >>> issubclass(NoCandidateError, CosmicError)
-        True
-    """
 
 
 @dataclass(frozen=True, eq=False)

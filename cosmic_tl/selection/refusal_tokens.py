@@ -13,13 +13,13 @@ from cosmic_tl.data.contrast_set import ContrastSet
 from cosmic_tl.directions.candidates import Candidates
 from cosmic_tl.directions.difference_in_means import difference_in_means
 from cosmic_tl.engine import Outcome, Reading
+from cosmic_tl.errors import NoCandidateError
 from cosmic_tl.metrics.refusal_score import find_refusal_tokens, keep_own, log_odds, refusal_tokens
 from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.selection.cosmic import layer_similarity
 from cosmic_tl.selection.filters import (
     Filter,
-    NoCandidateError,
     apply_filters,
     check_places,
     choose,

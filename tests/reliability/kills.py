@@ -2,6 +2,7 @@
 
     python tests/reliability/kills.py --random 100            # kill -9, SIGTERM and Ctrl-C at random moments
     python tests/reliability/kills.py --operations 3          # at every third file operation: kill -9, disk full
+    python tests/reliability/kills.py --writes 20             # no room in the middle of a write
     python tests/reliability/kills.py --together 5            # two at once in one directory
 
 It imports and loads once, and forks for every trial. The last line is a JSON object; the exit code is 1 if a trial failed.
@@ -9,10 +10,12 @@ It imports and loads once, and forks for every trial. The last line is a JSON ob
 
 import argparse
 import errno
+import fcntl
 import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import sys
@@ -22,8 +25,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+RUN = "run demo --n-train 8 --n-val 4 --positions 1 --max-kl 50 --n-test 2 --max-new-tokens 4 --placebos 1 --out run"
 OPTIONS = {
-    "run": "run demo --n-train 8 --n-val 4 --positions 1 --max-kl 50 --n-test 2 --max-new-tokens 4 --placebos 1 --out run",
+    "run": RUN,
+    "run, linear": f"{RUN} --mode linear",
+    "run, refusal tokens": f"{RUN} --select refusal-tokens --min-induce -50",
     "sweep": "sweep run --n-test 2 --max-new-tokens 4 --alphas 0,1",
     "suffix": "suffix run --steps 15 --n-candidates 32 --n-tokens 8 --n-prompts 1 --n-test 2 --max-new-tokens 8",
     "judge": "judge run",
@@ -47,23 +53,34 @@ def warm() -> None:
 
 
 def start(command: str, where: Path, fault: Fault | None = None, at: int = 0) -> int:
-    """The process of a command, in a directory; `fault` happens in its `at`-th file operation."""
+    """The process of a command, in a directory; `fault` happens in its `at`-th file operation, or first of all."""
     sys.stdout.flush()
+    reads, writes = os.pipe()  # and no file, which might have no room either
     if process := os.fork():
+        os.close(writes)
+        _said[process] = reads, where / "log.txt"
         return process
-    _work(command, where, fault, at)
+    os.close(reads)
+    fcntl.fcntl(writes, fcntl.F_SETPIPE_SZ, 2**20)  # all that it says
+    _work(command, where, writes, fault, at)
 
 
-def _work(command: str, where: Path, fault: Fault | None, at: int) -> NoReturn:
+_said: dict[int, tuple[int, Path]] = {}
+"""What each process says, and where that goes once it has ended."""
+
+
+def _work(command: str, where: Path, log: int, fault: Fault | None, at: int) -> NoReturn:
     code = 1
     try:
         os.chdir(where)
-        log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
+        for place in (1, 2):
+            os.dup2(log, place)
+        sys.stdout, sys.stderr = (open(place, "w", buffering=1, closefd=False) for place in (1, 2))  # noqa: SIM115
         sys.argv = ["cosmic-tl", *OPTIONS[command].split()]
-        if fault is not None:
+        if fault is not None and at:
             _count_operations(where / "run", fault, at)
+        elif fault is not None:
+            fault()
         from cosmic_tl import cli
 
         cli.main()
@@ -107,7 +124,11 @@ def full() -> None:
 
 def ended(process: int) -> int:
     """The exit code of a process, or minus the signal that ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    reads, log = _said.pop(process)
+    with open(reads, "rb") as said, log.open("ab") as file:
+        file.write(said.read())
+    return code
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -189,6 +210,20 @@ class Trials:
             self.finish(where, what)
             at, n = at + every, n + 1
 
+    def at_writes(self, rng: random.Random) -> None:
+        """No file can grow beyond a random size, so that a write gets as far as that and no further."""
+        before = {} if self.base is None else contents(self.base)
+        written = [data for name, data in self.expected.items() if before.get(name) != data]
+        size = int(len(rng.choice(written)) * rng.random())
+
+        def little_room() -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))  # Python ignores the signal
+
+        where, what = self.fresh(), f"{self.command}, no room beyond {size} bytes"
+        if (code := ended(start(self.command, where, little_room))) != 2:
+            self.failures.append(f"{what}: exit code {code}\n{(where / 'log.txt').read_text()[-2000:]}")
+        self.finish(where, what)
+
     def together(self, rng: random.Random) -> None:
         """Two at once: one works, and the other does too once it is done, or is refused."""
         where = self.fresh()
@@ -203,9 +238,12 @@ class Trials:
 def main() -> None:
     """Run the trials that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--commands", default=",".join(OPTIONS), help="which commands, with commas between them")
+    parser.add_argument(
+        "--commands", nargs="*", default=list(OPTIONS), choices=list(OPTIONS), help="which; default all"
+    )
     parser.add_argument("--random", type=int, default=0, help="trials per command with stops at random moments")
     parser.add_argument("--operations", type=int, default=0, help="a stop at every so-manieth file operation")
+    parser.add_argument("--writes", type=int, default=0, help="trials per command in which a write finds no room")
     parser.add_argument("--together", type=int, default=0, help="trials per command of two at once")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     asked = parser.parse_args()
@@ -215,17 +253,21 @@ def main() -> None:
         base = Path(folder) / "base"
         run = Trials("run", None, Path(folder))
         shutil.copytree(run.folder, base)
-        for command in asked.commands.split(","):
-            trials = run if command == "run" else Trials(command, base, Path(folder))
+        for command in asked.commands:
+            begins = None if OPTIONS[command].startswith("run ") else base
+            trials = run if command == "run" else Trials(command, begins, Path(folder))
             rng = random.Random(f"{command} {asked.seed}")
             for _ in range(asked.random):
                 trials.at_random(rng)
             n = trials.at_operations(asked.operations) if asked.operations else 0
+            for _ in range(asked.writes):
+                trials.at_writes(rng)
             for _ in range(asked.together):
                 trials.together(rng)
             done[command] = {
                 "random": asked.random,
                 "operations": n,
+                "writes": asked.writes,
                 "together": asked.together,
                 "failed": len(trials.failures),
             }

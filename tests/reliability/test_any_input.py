@@ -119,7 +119,7 @@ def test_any_direction_survives_its_file(vector: list[float], layer: int, positi
 
 
 @given(data=st.data())
-def test_any_flipped_byte_of_a_direction_is_read_or_refused(data: st.DataObject) -> None:
+def test_any_flipped_byte_of_a_direction_is_refused(data: st.DataObject) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder, "d.safetensors")
         Direction(torch.ones(4), torch.zeros(4), layer=3, position=-1).save(path)
@@ -129,7 +129,8 @@ def test_any_flipped_byte_of_a_direction_is_read_or_refused(data: st.DataObject)
         path.write_bytes(raw[: data.draw(st.integers(0, len(raw)))])
         with refused_in_one_line():
             found = Direction.load(path)
-            assert found.vector.shape == (4,) and found.vector.isfinite().all() and found.layer >= 0 > found.position
+            # Only in the spaces that pad the header can a change mean nothing.
+            assert torch.equal(found.vector, torch.ones(4)) and (found.layer, found.position) == (3, -1)
 
 
 NUMBERS = st.integers() | st.floats() | st.none()
@@ -181,6 +182,6 @@ def test_a_log_that_was_cut_short_loses_its_last_row_alone(rows: list[dict[str, 
         last = len(whole.splitlines(keepends=True)[-1]) if whole else 0
         write_atomically(path, whole[: len(whole) - min(cut, last)])
         kept = rows if cut <= 1 else rows[:-1]  # without the newline alone it is whole
-        assert read_lines(path) == kept
+        assert read_lines(path, dict) == kept
         append_lines(path, [{"more": 1}])
-        assert read_lines(path) == [*kept, {"more": 1}]
+        assert read_lines(path, dict) == [*kept, {"more": 1}]

@@ -150,7 +150,7 @@ def test_a_full_disk_loses_nothing(tmp_path):
         with pytest.raises(CosmicError, match=r"file: cannot write .*summary\.json"):
             write_atomically(tmp_path / "summary.json", "{1}")
     assert contents(tmp_path) == before
-    assert read_settings(tmp_path) == {"seed": 0} and read_lines(tmp_path / "log.jsonl") == [{"a": 1}]
+    assert read_settings(tmp_path) == {"seed": 0} and read_lines(tmp_path / "log.jsonl", dict) == [{"a": 1}]
 
 
 def test_links_are_not_followed(tmp_path):

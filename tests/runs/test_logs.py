@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from math import nan
 
 import pytest
 import torch
@@ -40,37 +41,64 @@ def other_prompt(row):
         (
             SCORES,
             lambda row: row.pop("value"),
-            r"scores\.jsonl' has a line that was not written here \('value'\); delete",
+            r"line 1 of .*scores\.jsonl' was not written here \('value'\); delete",
         ),
         (
             SCORES,
             lambda row: row.update(value="high"),
-            r"scores\.jsonl' has a line that was not written here .*'high'",
+            r"line 1 of .*scores\.jsonl' was not written here .*'high'",
         ),
-        (SCORES, lambda row: row.update(layer=3.7), r"scores\.jsonl' has a line that was not written here .*3\.7"),
-        (SCORES, lambda row: row.update(position=True), r"scores\.jsonl' has a line that was not written here .*True"),
-        (SCORES, lambda row: row.update(layer=None), r"scores\.jsonl' has a line that was not written here"),
-        (PLACEBOS, lambda row: row.update(mood="good"), r"placebos\.jsonl' has a line that was not written here"),
+        (SCORES, lambda row: row.update(layer=3.7), r"line 1 of .*scores\.jsonl' was not written here .*3\.7"),
+        (SCORES, lambda row: row.update(position=True), r"line 1 of .*scores\.jsonl' was not written here .*True"),
+        (SCORES, lambda row: row.update(layer=None), r"line 1 of .*scores\.jsonl' was not written here"),
+        (PLACEBOS, lambda row: row.update(mood="good"), r"line 1 of .*placebos\.jsonl' was not written here"),
         (
             COMPLETIONS,
             lambda row: row.pop("rows"),
-            r"completions\.jsonl' has a line that was not written here \('rows'\)",
+            r"line 1 of .*completions\.jsonl' was not written here \('rows'\)",
         ),
-        (COMPLETIONS, lambda row: row["rows"].append(7), r"completions\.jsonl' has a line that was not written here"),
-        (COMPLETIONS, without("verdict"), "known: found a row that is no answer"),
-        (COMPLETIONS, without("prompt"), "known: found a row that is no answer"),
-        (COMPLETIONS, lambda row: row["rows"][0].update(side="harmful"), "known: found a row that is no answer"),
+        (COMPLETIONS, lambda row: row["rows"].append(7), r"line 1 of .*completions\.jsonl' was not written here"),
+        (
+            COMPLETIONS,
+            without("verdict"),
+            rf"line 1 of .*{COMPLETIONS}' was not written here \(found a row that is no answer",
+        ),
+        (
+            COMPLETIONS,
+            without("prompt"),
+            rf"line 1 of .*{COMPLETIONS}' was not written here \(found a row that is no answer",
+        ),
+        (
+            COMPLETIONS,
+            lambda row: row["rows"][0].update(side="harmful"),
+            rf"line 1 of .*{COMPLETIONS}' was not written here \(found a row that is no answer",
+        ),
         (
             COMPLETIONS,
             lambda row: row["rows"].append(row["rows"][0]),
-            "known: positive, baseline takes one row .* 2 in all; found 3 that",
+            r"line 1 of .* was not written here .positive, baseline takes one row .* 2 in all; found 3 that",
         ),
         (
             COMPLETIONS,
             lambda row: row["rows"].pop(),
-            "known: positive, baseline takes one row .* 2 in all; found 1 that",
+            r"line 1 of .* was not written here .positive, baseline takes one row .* 2 in all; found 1 that",
         ),
-        (COMPLETIONS, other_prompt, "known: positive, baseline takes one row .* 2 in all; found 2 that"),
+        (COMPLETIONS, lambda row: row["rows"][0].update(verdict="maybe"), r"line 1 of .*found a row that is no answer"),
+        (
+            COMPLETIONS,
+            lambda row: row["rows"][0].update(nats_per_token=nan),
+            r"line 1 of .*numbers that are not finite",
+        ),
+        (
+            COMPLETIONS,
+            lambda row: [one.update(condition="kindness") for one in row["rows"]],
+            "kindness is not measured here",
+        ),
+        (
+            COMPLETIONS,
+            other_prompt,
+            r"line 1 of .* was not written here .positive, baseline takes one row .* 2 in all; found 2 that",
+        ),
     ],
 )
 def test_a_damaged_log_is_named(demo, prompts, complete, tmp_path, name, change, message):
@@ -95,7 +123,7 @@ def test_conditions_that_are_there_twice_are_refused(demo, prompts, complete, tm
     (out / "summary.json").unlink()
     log = out / "resume" / COMPLETIONS
     log.write_text(log.read_text() * 2)
-    with pytest.raises(CosmicError, match=r"known: positive, baseline takes one row .* 2 in all; found 4 that"):
+    with pytest.raises(CosmicError, match=r"line 11 of .* was not written here .positive, baseline is there twice"):
         run(demo, prompts, out, SETTINGS)
     log.write_text(log.read_text()[: len(log.read_text()) // 2])
     assert len(run(demo, prompts, out, SETTINGS).effects.completions) == 2 * 10
@@ -140,6 +168,6 @@ def test_fewer_rows_are_remembered_once_memory_has_run_out(demo, prompts, tmp_pa
         _ = dict(
             engine.intervened(demo, rows, edits, engine.Reading((6,)), lambda outcome: outcome.resid_post[6][:, -1])
         )
-    first, *_, last = read_lines(tmp_path / "sizes.jsonl")
+    first, *_, last = read_lines(tmp_path / "sizes.jsonl", dict)
     assert first["tokens"] == last["tokens"] and last["rows"] < first["rows"]
     assert dict(SizeLog(tmp_path / "sizes.jsonl")) == dict(sizes) == {("cpu", last["tokens"]): last["rows"]}
