@@ -163,7 +163,7 @@ LARGEST_ALPHA = 1e4
 """Beyond this many times a direction, numbers overflow long before anything is learnt."""
 
 
-def check_alpha(name: str, found: float) -> None:
+def check_alpha(name: str, found: int | float) -> None:
     """Check that a strength is a finite number, and not absurdly large.
 
     Args:

@@ -48,9 +48,13 @@ def read_sealed(path: Path) -> tuple[dict[str, Any], Tensors]:
         Exception: Any of `DAMAGE`, if the file is damaged otherwise or is no such file.
 
     Example:
-        >>> read_sealed(Path("nowhere"))
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_sealed(path := Path(folder) / "a", {"x": torch.ones(1)}, {})
+        ...     _ = path.write_bytes(path.read_bytes()[:-1] + b"!")
+        ...     read_sealed(path)
         Traceback (most recent call last):
-        FileNotFoundError: No such file or directory: "nowhere"
+        ValueError: its checksum is another
     """
     with safe_open(path, framework="pt") as file:
         settings = dict(json.loads((file.metadata() or {})["settings"]))

@@ -17,7 +17,7 @@ from plotly.offline import get_plotlyjs
 
 from cosmic_tl._util.border import checked
 from cosmic_tl._util.files import write_atomically
-from cosmic_tl.errors import CosmicError, one_of
+from cosmic_tl.errors import CosmicError, first_line, one_of
 from cosmic_tl.figures.layout import META, SIZES, lay_out
 from cosmic_tl.figures.style import TEMPLATES, Theme
 
@@ -213,10 +213,10 @@ def _static(figures: Mapping[Path, go.Figure], scale: int | float) -> dict[Path,
     try:
         with ThreadPoolExecutor(1) as thread:  # Jupyter's own loop is running in this one
             return thread.submit(asyncio.run, draw()).result()
-    except (BrowserClosedError, BrowserFailedError, ChromeNotFoundError) as error:
+    except (BrowserClosedError, BrowserFailedError, ChromeNotFoundError, OSError) as error:  # or its pipe breaks
         raise CosmicError(
-            f"path: {next(iter(figures)).name!r} takes a Chrome or Chromium, and none that starts was found; install one, "
-            "set BROWSER_PATH to it, or write .html"
+            f"path: {next(iter(figures)).name!r} takes a Chrome or Chromium, and none that starts was found "
+            f"({first_line(error)}); install one, set BROWSER_PATH to it, or write .html"
         ) from error
 
 

@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 import cosmic_tl as ct
 from cosmic_tl._util import results
 from cosmic_tl._util.packing import FORMAT, JSON, read_packed, write_packed
+from cosmic_tl._util.sealed import write_sealed
 from cosmic_tl.check.model_check import Check, ModelCheck
 from cosmic_tl.data.behaviours import AnswerPair, BehaviourSet
 from cosmic_tl.judges import agreement
@@ -215,7 +215,7 @@ def test_what_cannot_be_saved_leaves_no_file(tmp_path):
 
 def _write(path, content):
     packed = torch.frombuffer(bytearray(json.dumps(content[1]).encode()), dtype=torch.uint8)
-    save_file({JSON: packed}, path, metadata=content[0])
+    write_sealed(path, {JSON: packed}, content[0])
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ def test_the_default_size_of_a_batch_depends_on_its_own_rows(demo, monkeypatch):
     assert [len(batch.rows) for batch in batches(demo, rows)] == [32, 32, 6]
     monkeypatch.setattr(batching, "LOGIT_BYTES", 4 * 10 * 2048 * 5)  # of five rows with ten positions
     assert [len(batch.rows) for batch in batches(demo, rows, n_logits=10)] == [5] * 14
-    monkeypatch.setattr(batching, "_default_size", lambda model, longest, n_logits: 100 // longest)
+    monkeypatch.setattr(batching, "_default_size", lambda model, longest, n_logits, most: 100 // longest)
     assert [len(batch.rows) for batch in batches(demo, [*rows[:50], [5] * 50])] == [25, 25, 1]
     assert [len(batch.rows) for batch in batches(demo, [*rows[:24], [5] * 50])] == [24, 1]
 

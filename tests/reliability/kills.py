@@ -70,6 +70,9 @@ _said: dict[int, tuple[int, Path]] = {}
 
 
 def _work(command: str, where: Path, log: int, fault: Fault | None, at: int) -> NoReturn:
+    import torch
+
+    torch.set_num_threads(1)  # replaces the parent's pool of threads, before several threads want to at once
     code = 1
     try:
         os.chdir(where)

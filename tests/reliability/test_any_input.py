@@ -78,7 +78,7 @@ READERS: dict[str, Any] = {
     "direction.safetensors": Direction.load,
     "effects.safetensors": Effects.load,
     "suffix.json": Suffix.load,
-    "log.jsonl": read_lines,
+    "log.jsonl": lambda path: read_lines(path, dict),
     "scores.jsonl": ScoreLog,
     "cache.jsonl": ResponseCache,
     "settings.json": lambda path: (read_settings(path.parent), check_directory(path.parent, {"seed": 0})),
