@@ -35,6 +35,7 @@ from cosmic_tl.figures import (
     plot_score_comparison,
     plot_scores,
     plot_similarity,
+    plot_stability,
     plot_suffix_cosines,
     plot_sweep,
     save_figures,
@@ -70,6 +71,7 @@ def figures(run: Run) -> dict[str, go.Figure]:
     compared = {"demo": selection, "demo-weak": select_cosmic(load_model("demo-weak"), prompts, weak)}
     drawn = {
         "scores": plot_scores(selection),
+        "stability": plot_stability(selection.stability),
         "scores-by-refusal-tokens": plot_scores(by_tokens),
         "score-comparison": plot_score_comparison(compared),
         "layer-similarity": plot_layer_similarity(selection),

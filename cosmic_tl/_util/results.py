@@ -22,6 +22,7 @@ FIGURES = {
     "Plan": "costs.plot_plan",
     "Projection": "projections.plot_projection",
     "Selection": "selection.plot_scores",
+    "Stability": "stability.plot_stability",
     "Suffix": "suffixes.plot_suffix_losses",
     "SuffixAnalysis": "suffixes.plot_suffix_cosines",
     "Sweep": "sweeps.plot_sweep",

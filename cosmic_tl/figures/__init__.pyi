@@ -29,6 +29,9 @@ from .selection import (
     plot_similarity as plot_similarity,
     plot_variants as plot_variants,
 )
+from .stability import (
+    plot_stability as plot_stability,
+)
 from .suffixes import (
     plot_head_attention as plot_head_attention,
     plot_head_contributions as plot_head_contributions,

@@ -10,6 +10,7 @@ from cosmic_tl.experiments.effects import Effects
 from cosmic_tl.experiments.layer_similarity import LayerSimilarity
 from cosmic_tl.figures.effects import plot_refusal_rates
 from cosmic_tl.figures.selection import plot_direction_cosines, plot_layer_similarity, plot_scores, plot_similarity
+from cosmic_tl.figures.stability import plot_stability
 from cosmic_tl.generation.sampling import generation_sentence
 from cosmic_tl.metrics.rates import Rate
 from cosmic_tl.report.completions import CONDITIONS, browser
@@ -131,6 +132,7 @@ def write_report(
     figures = {
         "rates": plot_refusal_rates(effects),
         "scores": plot_scores(selection, remarks=False),
+        **({} if selection.stability is None else {"stability": plot_stability(selection.stability)}),
         "similarity": plot_similarity(similarity),
         "classes": plot_layer_similarity(selection),
         "directions": plot_direction_cosines(selection.candidates, selection.direction.position),

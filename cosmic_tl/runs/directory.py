@@ -30,7 +30,14 @@ COMING = "settings.json.new"
 """Settings of a run that is about to replace another."""
 RESULTS = ("summary.json", "direction.safetensors", CHOICE, "scores.csv", "completions.jsonl", "report.html")
 """What `run` writes at its end, beside `settings.json`; `summary.json` is written last and removed first."""
-RESUME_FILES = ("activations.safetensors", "scores.jsonl", "completions.jsonl", "placebos.jsonl", "sizes.jsonl")
+RESUME_FILES = (
+    "activations.safetensors",
+    "scores.jsonl",
+    "products.jsonl",
+    "completions.jsonl",
+    "placebos.jsonl",
+    "sizes.jsonl",
+)
 """Those of `run`; the other commands' begin with their name."""
 _CHOICE_ONLY = frozenset(
     [
@@ -42,6 +49,7 @@ _CHOICE_ONLY = frozenset(
         "successive_halving",
         "cell",
         "induction_tokens",
+        "n_resamples",
     ]
 )
 """Settings of a selection that change which candidate is chosen, but no activation and no score."""
@@ -62,7 +70,7 @@ def _outdated(out: Path, identity: dict[str, Any]) -> tuple[str, ...]:
         usable = found != identity and _scores_rest_on(found) == _scores_rest_on(identity)
     except (CosmicError, KeyError, TypeError, AttributeError):  # damaged
         return RESUME_FILES
-    return RESUME_FILES[2:] if usable else RESUME_FILES
+    return RESUME_FILES[3:] if usable else RESUME_FILES
 
 
 def prepare_directory(out: Path, identity: dict[str, Any], overwrite: bool = False) -> None:

@@ -40,7 +40,7 @@ from cosmic_tl.runs.checks import check_run
 from cosmic_tl.runs.derived import RESUME
 from cosmic_tl.runs.directory import RESULTS, RESUME_FILES, check_directory, prepare_directory, write_choice
 from cosmic_tl.runs.lock import locked
-from cosmic_tl.runs.logs import ScoreLog, SizeLog
+from cosmic_tl.runs.logs import ProductLog, ScoreLog, SizeLog
 from cosmic_tl.runs.result import Run
 from cosmic_tl.runs.settings import STAGES, RunSettings
 from cosmic_tl.runs.summary import summarize
@@ -199,7 +199,7 @@ def run(
         # Another process may have finished it since.
         if (done := _finished(out)) is not None:
             return done
-        with sizes_kept(SizeLog(out / RESUME / RESUME_FILES[4])):
+        with sizes_kept(SizeLog(out / RESUME / RESUME_FILES[5])):
             return _run(model, prompts, out, settings, judge, command, identity, notes)
 
 
@@ -241,11 +241,12 @@ def _run(
             chat=chat,
             batch_size=settings.batch_size,
             scores=log,
+            products=ProductLog(resume / RESUME_FILES[2]),
             means=means,
             seeds=settings.seeds,
         )
     stage(STAGES[2])
-    calibrations = _calibrations(model, prompts, settings, selection, resume / RESUME_FILES[3])
+    calibrations = _calibrations(model, prompts, settings, selection, resume / RESUME_FILES[4])
     notes += calibration_notes(calibrations)
     conditions = [
         *standard_conditions(selection, seed=settings.seed, n_placebos=settings.n_placebos),
@@ -254,7 +255,7 @@ def _run(
     stage(STAGES[3])
     own = {(one.side, one.name, one.seed) for one in conditions}
     known = read_conditions(
-        resume / RESUME_FILES[2],
+        resume / RESUME_FILES[3],
         dict(zip(SIDES, prompts.sides("test", settings.n_test), strict=True)),
         ("condition", "seed"),
         belongs=lambda *condition: condition in own,
@@ -270,7 +271,7 @@ def _run(
         seed=settings.seed,
         batch_size=settings.batch_size,
         known=known,
-        on_rows=lambda rows: append_lines(resume / RESUME_FILES[2], [{"rows": rows}]),
+        on_rows=lambda rows: append_lines(resume / RESUME_FILES[3], [{"rows": rows}]),
         judge=judge or settings.judge,
         sampling=settings.sampling,
     )

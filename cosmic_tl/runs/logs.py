@@ -1,9 +1,14 @@
-"""Numbers of a run that are on disk as soon as they are known: scores, and rows per pass."""
+"""Numbers of a run that are on disk as soon as they are known: scores and what they follow from, and rows per pass."""
 
 from abc import abstractmethod
+from base64 import b64decode, b64encode
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+from zlib import crc32
+
+import torch
+from torch import Tensor
 
 from cosmic_tl._util.files import append_lines, read_lines
 from cosmic_tl.selection.scores import ScoreKey
@@ -77,6 +82,37 @@ class ScoreLog(_Log[ScoreKey, float]):
 
     def _row(self, key: ScoreKey, value: float) -> dict[str, Any]:
         return {"layer": key[0], "position": key[1], "measure": key[2], "value": value}
+
+
+class ProductLog(_Log[ScoreKey, Tensor]):
+    """What scores follow from for other prompts, by layer, position and measure: float32 numbers in base64.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     ProductLog(Path(folder) / "a.jsonl")[3, -1, "kl"] = torch.tensor([0.5, 0.25])
+        ...     dict(ProductLog(Path(folder) / "a.jsonl"))
+        {(3, -1, 'kl'): tensor([0.5000, 0.2500])}
+    """
+
+    _may_change = True  # one whose score was not written any more is computed again
+
+    def _read(self, row: dict[str, Any]) -> tuple[ScoreKey, Tensor]:
+        key, data = (row["layer"], row["position"], row["measure"]), b64decode(row["float32"], validate=True)
+        if tuple(map(type, key)) != (int, int, str) or row["crc32"] != crc32(data):
+            raise TypeError(f"{key}: its numbers have changed")
+        return key, torch.frombuffer(bytearray(data), dtype=torch.float32).reshape(row["shape"])
+
+    def _row(self, key: ScoreKey, value: Tensor) -> dict[str, Any]:
+        data = value.contiguous().numpy().tobytes()
+        return {
+            "layer": key[0],
+            "position": key[1],
+            "measure": key[2],
+            "shape": list(value.shape),
+            "crc32": crc32(data),
+            "float32": b64encode(data).decode(),
+        }
 
 
 class SizeLog(_Log[tuple[str, int], int]):

@@ -56,6 +56,7 @@ def summarize(
         "method": selection.method,
         "scores": {name: float(winner[name]) for name in scores}
         | {f"clean_{name}": value for name, value in selection.clean.items()},
+        "stability": None if selection.stability is None else selection.stability.summary(),
         "evaluation_layers": list(selection.evaluation_layers),
         "filters": [
             {name: None if value != value else value for name, value in row.items()}

@@ -18,3 +18,6 @@ from .refusal_tokens import (
 from .result import (
     Selection as Selection,
 )
+from .stability import (
+    Stability as Stability,
+)

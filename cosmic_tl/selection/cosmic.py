@@ -18,6 +18,7 @@ from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.model.positions import post_instruction_positions
 from cosmic_tl.selection.cosmic_scores import CosmicScorer
+from cosmic_tl.selection.cosmic_stability import cosmic_stability
 from cosmic_tl.selection.filters import (
     Filter,
     apply_filters,
@@ -28,11 +29,11 @@ from cosmic_tl.selection.filters import (
     score_table,
     settle,
 )
-from cosmic_tl.selection.notes import before_any_edit, notes_about, warnings_about
+from cosmic_tl.selection.notes import before_any_edit, notes_about, stability_notes, warnings_about
 from cosmic_tl.selection.options import PLACEBOS, Cell, CosmicOptions
 from cosmic_tl.selection.plan import COSMIC_MEASURES, Plan, plan_cosmic
 from cosmic_tl.selection.result import Selection
-from cosmic_tl.selection.scores import ScoreKey, Scores, undefined
+from cosmic_tl.selection.scores import Products, ScoreKey, Scores, undefined
 
 HALVING_SHARES = (1 / 8, 1 / 4, 1 / 2)
 """Shares of the validation prompts on which successive halving looks at what is left."""
@@ -212,6 +213,7 @@ def select_cosmic(
     chat: ChatFormat | None = None,
     batch_size: int | None = None,
     scores: Scores | None = None,
+    products: Products | None = None,
     means: tuple[MeanActivations, MeanActivations] | None = None,
     seeds: Sequence[int] = range(PLACEBOS),
 ) -> Selection:
@@ -228,6 +230,8 @@ def select_cosmic(
         scores: What is already known, by layer, position and measure ("s_comply", "s_refuse", "kl" with its
             details "kl_median", "kl_max" and "kl_max_prompt"); new scores are put
             in as they come, so that a mapping that writes them down makes the selection resumable.
+        products: The same of what scores follow from for other validation prompts (`Selection.stability`); where it is
+            given, a score counts as known only with it.
         means: Training means of the positive and the negative side, if already taken; the training prompts are then not
             filtered, and `seeds` play no part.
         seeds: Of the random labels that make placebo directions of the training prompts, in the same passes. Default 0 to 4.
@@ -265,15 +269,19 @@ def select_cosmic(
         similarity, options.evaluation_share, options.exclude_first_half
     )
     rows = [tokenize(model, side, chat) for side in val]
+    # Known scores tell nothing of other validation prompts without what they were made of.
+    resamples = options.n_resamples and options.cell is None and not options.successive_halving
+    if products is None and not scores:
+        products = {}
     scores = {} if scores is None else scores
     cells = [(layer, position) for layer in range(n_layers) for position in positions.indices]
     plan = plan_cosmic(
         model, rows[0], rows[1], len(positions), layers, options, [c for c in cells if undefined(candidates, c)]
     )
 
-    def scorer_on(share: float, known: Scores) -> CosmicScorer:
+    def scorer_on(share: float, known: Scores, products: Products | None = None) -> CosmicScorer:
         some = [side[: max(1, round(share * len(side)))] for side in rows]
-        return CosmicScorer(model, some[0], some[1], candidates, layers, options, batch_size, known)
+        return CosmicScorer(model, some[0], some[1], candidates, layers, options, batch_size, known, products)
 
     wanted = {measure: plan.of(measure, "pass", "known") for measure in COSMIC_MEASURES}
     finalists: list[Cell] | None = None
@@ -282,7 +290,7 @@ def select_cosmic(
         finalists = _halve(wanted["s_comply"], scorer_on, rough)
         # What is known without a pass is not left out: the position -1 rule may look at it.
         wanted = {m: [c for c in found if c in finalists or c in plan.of(m, "known")] for m, found in wanted.items()}
-    scorer = scorer_on(1.0, scores)
+    scorer = scorer_on(1.0, scores, products if resamples else None)
     for measure, found in wanted.items():
         scorer.compute(measure, found)
     clean = scorer.clean_similarity
@@ -297,6 +305,12 @@ def select_cosmic(
     if not options.filter_prompts:
         firsts = [side.argmax(-1).tolist() for side in scorer.clean_logits]
         notes += before_any_edit(scorer.clean_logits, tokens or telling_tokens(model, firsts[0], firsts[1]))
+    stability = None
+    if scorer.products is not None:
+        stability = cosmic_stability(
+            scorer, plan, table, (int(winner.layer), int(winner.position)), options, (val[0], val[1])
+        )
+        notes += stability_notes(stability)
     zero = f"no intervention {clean:.3f}"
     return Selection(
         candidates.direction(int(winner.layer), int(winner.position), model),
@@ -316,4 +330,5 @@ def select_cosmic(
         edits=options.edits,
         clean={"similarity": clean},
         plan=plan,
+        stability=stability,
     )

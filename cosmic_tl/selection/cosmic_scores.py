@@ -1,7 +1,9 @@
 """COSMIC's scores: how close removal and induction bring one class's activations to the other's."""
 
 from collections.abc import Sequence
+from math import nan
 
+import numpy as np
 import torch
 from jaxtyping import Float64
 from torch import Tensor
@@ -12,7 +14,8 @@ from cosmic_tl.engine import Outcome, Reading
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.selection.options import CosmicOptions, Target
 from cosmic_tl.selection.plan import COSMIC_MEASURES
-from cosmic_tl.selection.scores import Scorer, Scores
+from cosmic_tl.selection.scores import Products, Scorer, Scores
+from cosmic_tl.selection.stability import Resampled, Weights, weighted_scores
 
 
 class CosmicScorer(Scorer):
@@ -27,6 +30,7 @@ class CosmicScorer(Scorer):
         options: Mode, strength and target.
         batch_size: Rows per forward pass; None is by available memory.
         scores: What is already known; new ones are put in as they come.
+        products: The same of what scores follow from for other weights of the prompts. Default: it is not kept.
     """
 
     measures = COSMIC_MEASURES
@@ -41,9 +45,10 @@ class CosmicScorer(Scorer):
         options: CosmicOptions,
         batch_size: int | None,
         scores: Scores,
+        products: Products | None = None,
     ) -> None:
         reading = Reading(tuple(layers))
-        super().__init__(model, positive, negative, candidates, options.edits, reading, batch_size, scores)
+        super().__init__(model, positive, negative, candidates, options.edits, reading, batch_size, scores, products)
         self.target = options.target
 
     @property
@@ -60,6 +65,39 @@ class CosmicScorer(Scorer):
         """`y[l, -1]`, averaged or put side by side over the evaluation layers."""
         layers = [outcome.resid_post[layer][:, -1].cpu().double() for layer in sorted(outcome.resid_post)]
         return torch.cat(layers, dim=1) if self.target == "concatenated" else torch.stack(layers).mean(0)
+
+    def product(self, measure: str, reached: Tensor) -> Tensor:
+        """Inner products with the clean activations of the other side, and of the steered ones with each other."""
+        if measure not in self.measures[:2]:
+            return super().product(measure, reached)
+        other = self.clean_negative if measure == self.measures[0] else self.clean_positive
+        return reached @ torch.cat([other, reached]).T
+
+    def resampled(self, weights: Weights, positions: Sequence[int], n_layers: int) -> Resampled:
+        """All scores that are known, and were asked for, under other weights of the prompts.
+
+        Args:
+            weights: Of the prompts.
+            positions: Of the candidates.
+            n_layers: Layers of the candidates.
+        """
+        removed, induced, divergence = self.measures
+        sides = {
+            removed: (weights.positive, weights.negative, self.clean_negative @ self.clean_negative.T),
+            induced: (weights.negative, weights.positive, self.clean_positive @ self.clean_positive.T),
+        }
+        grids = {m: np.full((len(weights.positive), len(positions), n_layers), nan) for m in self.measures}
+        for layer, position, measure in self.scores:
+            product = (self.products or {}).get((layer, position, measure))
+            if product is None:
+                continue
+            if measure == divergence:
+                values = weights.negative @ product.double()
+            else:
+                own, other, clean = sides[measure]
+                values = weighted_scores(product.double(), clean, own, other, self.target)
+            grids[measure][:, positions.index(position), layer] = values.numpy()
+        return Resampled(grids[removed], grids[induced], grids[divergence], tuple(positions))
 
     def value(self, measure: str, reached: Tensor) -> float:
         """Cosine to the other class with no intervention."""

@@ -10,13 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cosmic_tl.metrics.refusal_score import RefusalTokens, log_odds
+from cosmic_tl.selection.stability import Stability
 
 WELL_ABOVE = 0.1
 """A filtered candidate whose score exceeds the winner's by more than this is noted."""
 HARDLY = 0.3
 """A winner that covers less than this share of the way to a target is warned about."""
 MOST = 0.5
-"""A prompt that carries more than this share of a divergence is noted."""
+"""A prompt that carries more than this share of a divergence is noted, and a choice that wins less of the resamples."""
 
 
 def warnings_about(winner: "pd.Series[float]", clean: Mapping[str, float] | None = None) -> tuple[str, ...]:
@@ -142,6 +143,23 @@ def _close(
             "choose another."
         )
     return found
+
+
+def stability_notes(stability: Stability) -> tuple[str, ...]:
+    """That a choice hangs on which prompts it was made on.
+
+    Args:
+        stability: The choice's.
+
+    Example:
+        >>> row = {"layer": [3, 4], "position": [-1, -1], "wins": [0.3, 0.7], "tied": [False, True]}
+        >>> stability_notes(Stability(pd.DataFrame(row), pd.DataFrame({"side": []}), (3, -1), 1000, 0, 0.1))
+        ('Another draw of prompts might choose another candidate: layer 3, position -1 wins 30% of 1000 resamples of ...',)
+    """
+    if stability.wins >= MOST:
+        return ()
+    said = stability.said()
+    return (f"Another draw of prompts might choose another candidate: {said[0].lower()}{said[1:]}.",)
 
 
 def _candidates(n: int) -> str:

@@ -104,12 +104,17 @@ class CosmicOptions(CommonOptions):
     successive_halving: bool = False
     """Approximate and faster: drop the worse half of the candidates after an eighth, a quarter and a half of the
     validation prompts. The scores of those that remain are exact."""
+    n_resamples: int = 1000
+    """How often the validation prompts are drawn again, to say how sure the choice is (`Selection.stability`); 0 for not at
+    all. Needs no further score passes, but KL divergences of other candidates that win then."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.evaluation_layers is not None:  # a set of layers: order and repetition mean nothing
             object.__setattr__(self, "evaluation_layers", tuple(sorted(set(self.evaluation_layers))))
         one_of("target", self.target, get_args(Target))
+        if self.n_resamples:
+            check_count("n_resamples", self.n_resamples)
 
 
 @checked

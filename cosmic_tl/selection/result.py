@@ -18,6 +18,7 @@ from cosmic_tl.interventions.modes import Edits
 from cosmic_tl.interventions.options import Mode, as_mode
 from cosmic_tl.model.positions import Positions
 from cosmic_tl.selection.plan import Plan
+from cosmic_tl.selection.stability import Stability
 
 if TYPE_CHECKING:
     from cosmic_tl.metrics.refusal_score import RefusalTokens
@@ -64,6 +65,9 @@ class Selection(Result):
     """The refusal tokens, where the choice rests on them."""
     plan: Plan | None = None
     """The passes that were made and skipped, where the procedure plans them."""
+    stability: Stability | None = None
+    """How sure the choice is; None where that is not known: by refusal tokens, for a candidate that was asked for, after
+    successive halving, or without resamples."""
 
     @property
     def mode(self) -> Mode:

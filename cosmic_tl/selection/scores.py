@@ -22,6 +22,10 @@ from cosmic_tl.selection.options import Cell
 ScoreKey = tuple[int, int, str]
 """Layer, position and measure."""
 Scores = MutableMapping[ScoreKey, float]
+Products = MutableMapping[ScoreKey, Tensor]
+"""What a measure follows from for any weights of the prompts (`cosmic_tl.selection.stability`), in float32. Of a cosine
+`[prompt, other + prompt]`: the inner products of each steered prompt's activations with the clean ones of the other side, and
+with the steered ones of its own. Of anything else `[prompt]`: its values."""
 KL = "kl"
 KL_DETAILS = ("kl_median", "kl_max", "kl_max_prompt")
 """What is known of the divergence beside its mean over prompts: a single prompt can make up most of that."""
@@ -64,6 +68,8 @@ class Scorer(ABC):
         batch_size: Rows per forward pass; None is by available memory.
         scores: What is already known; new ones are put in as they come. `Scorer.scores` has those alone that were asked for
             since: a stopped selection then chooses among what an undisturbed one would have computed.
+        products: The same of what scores follow from for other weights of the prompts; a score is then known only with it.
+            Default: it is not kept.
     """
 
     measures: tuple[str, str, str]
@@ -79,7 +85,9 @@ class Scorer(ABC):
         reading: Reading,
         batch_size: int | None,
         scores: Scores,
+        products: Products | None = None,
     ) -> None:
+        self.products = products
         self.model, self.candidates, self.edits = model, candidates, replace(edits, tokens="all")  # one token is read
         self.positive, self.negative = positive, negative
         self.reading, self.batch_size, self.log = reading, batch_size, scores
@@ -92,6 +100,10 @@ class Scorer(ABC):
     @abstractmethod
     def value(self, measure: str, reached: Tensor) -> float:
         """The measure, of what `reduce` kept of all prompts."""
+
+    def product(self, measure: str, reached: Tensor) -> Tensor:
+        """What the measure follows from for any weights of the prompts; here its values prompt by prompt."""
+        return reached
 
     @property
     def clean_positive(self) -> Tensor:
@@ -137,7 +149,11 @@ class Scorer(ABC):
                 self.scores[(*cell, name)] = self.log.setdefault((*cell, name), nan)
             wanted.remove(cell)
         # What the log knows is batched with the rest, so that a stopped selection goes on with the very same numbers.
-        known = {i for i, cell in enumerate(wanted) if is_known(self.log, cell, measure)}
+        known = {
+            i
+            for i, cell in enumerate(wanted)
+            if is_known(self.log, cell, measure) and (self.products is None or (*cell, measure) in self.products)
+        }
         directions = [self.candidates.direction(*cell) for cell in wanted]
         edits: list[Interventions] = [
             self.edits.induction(d) if measure == induced else self.edits.removal(d) for d in directions
@@ -157,6 +173,8 @@ class Scorer(ABC):
                         found = (
                             summarized(reached) if measure == divergence else {measure: self.value(measure, reached)}
                         )
+                        if self.products is not None:  # before the score, which counts as known
+                            self.products[(*wanted[i], measure)] = self.product(measure, reached).float().cpu()
                         self.log.update({(*wanted[i], name): value for name, value in found.items()})
                         advance(1)
         for cell in wanted:

@@ -1,0 +1,61 @@
+"""What COSMIC would have chosen on other validation prompts, from the passes that its choice was made of."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from cosmic_tl.selection.cosmic_scores import CosmicScorer
+from cosmic_tl.selection.options import Cell, CosmicOptions
+from cosmic_tl.selection.plan import COSMIC_MEASURES, Plan
+from cosmic_tl.selection.scores import KL, parts, undefined
+from cosmic_tl.selection.stability import Rules, Stability, draw_weights, stability_of, winners
+
+SEED = 0
+"""Of the draws."""
+
+
+def cosmic_stability(
+    scorer: CosmicScorer,
+    plan: Plan,
+    table: pd.DataFrame,
+    chosen: Cell,
+    options: CosmicOptions,
+    prompts: tuple[Sequence[str], Sequence[str]],
+) -> Stability:
+    """Choose again on validation prompts that are drawn again, with all filters.
+
+    Computes what only these choices depend on: divergences of other candidates that win, and the late layers' scores where the
+    position −1 rule hangs on them.
+
+    Args:
+        scorer: With what the choice was made of, products included.
+        plan: The selection's.
+        table: With `kept`.
+        chosen: Layer and position of the choice.
+        options: The selection's.
+        prompts: The positive and the negative validation prompts.
+    """
+    n_layers = int(table.layer.max()) + 1
+    positions = tuple(sorted(table.position.unique().tolist()))
+    weights = draw_weights(len(prompts[0]), len(prompts[1]), options.n_resamples, SEED)
+    rules = Rules(options.max_layer_share, options.max_kl, options.last_position_rule)
+    nowhere = np.array([[undefined(scorer.candidates, (layer, k)) for layer in range(n_layers)] for k in positions])
+    kept = table.kept.to_numpy(dtype=bool).reshape(nowhere.shape)  # sorted by position and layer
+    before = set(scorer.scores)
+    while True:
+        found = scorer.resampled(weights, positions, n_layers)
+        choices, free = winners(found, rules, nowhere)
+        # Induction first, which is cheap: one median at a candidate's layer or above is enough to keep it.
+        late = [m for m in ("s_refuse", "s_comply") if any((*c, m) not in scorer.scores for c in plan.of(m, "lazy"))]
+        indices = set(choices.tolist()) | (set(free.tolist()) if late else set())
+        likely = [(i % n_layers, positions[i // n_layers]) for i in sorted(indices - {-1})]
+        if unknown := [cell for cell in likely if (*cell, KL) not in scorer.scores]:
+            scorer.compute(KL, unknown)
+        elif late and (choices != free).any():
+            scorer.compute(late[0], plan.of(late[0], "lazy"))
+        else:
+            break
+    more = [key[2] for key in set(scorer.scores) - before]
+    passes = {measure: more.count(parts(measure)[0]) for measure in COSMIC_MEASURES}
+    return stability_of(found, weights, chosen, choices, prompts, kept, SEED, options.max_kl, passes)

@@ -1,0 +1,176 @@
+"""How sure a choice is: against scores of prompts that are really drawn again, plain filters, and planted truth."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from cosmic_tl import CosmicOptions, Run, RunSettings, Selection, run, select_cosmic
+from cosmic_tl.activations import class_means
+from cosmic_tl.directions.difference_in_means import difference_in_means
+from cosmic_tl.errors import NoCandidateError
+from cosmic_tl.model.chat import tokenize
+from cosmic_tl.model.positions import post_instruction_positions
+from cosmic_tl.selection.cosmic import _table
+from cosmic_tl.selection.cosmic_scores import CosmicScorer
+from cosmic_tl.selection.filters import choose
+from cosmic_tl.selection.scores import KL, parts
+from cosmic_tl.selection.stability import Resampled, Rules, _interval, draw_weights, weighted_scores, winners
+
+OPTIONS = CosmicOptions(n_train=24, n_val=12, max_kl=0.5, n_resamples=200)
+
+
+@pytest.fixture(scope="module")
+def selection(demo, prompts):
+    return select_cosmic(demo, prompts, OPTIONS)
+
+
+@pytest.mark.parametrize("target", ["mean", "concatenated", "per-prompt"])
+@pytest.mark.parametrize("mode", ["affine", "linear"])
+def test_scores_equal_those_of_prompts_that_are_really_drawn_again(demo, prompts, mode, target):
+    options = replace(OPTIONS, mode=mode, target=target)
+    positions = post_instruction_positions(demo, None, None)
+    candidates = difference_in_means(*class_means(demo, prompts.sides("train", 24), positions=positions))
+    positive, negative = (tokenize(demo, side, None) for side in prompts.sides("val", 7))
+    cells, layers = [(2, -1), (4, -3)], (5, 6)
+
+    def scorer(rows, products=None):
+        made = CosmicScorer(demo, rows[0], rows[1], candidates, layers, options, None, {}, products)
+        for measure in made.measures:
+            made.compute(measure, cells)
+        return made
+
+    kept = scorer((positive, negative[:6]), {})
+    weights = draw_weights(7, 6, n_resamples=3)
+    found = kept.resampled(weights, positions.indices, 8)
+    for r in range(4):
+        drawn = [
+            [row for row, w in zip(rows, side[r].tolist(), strict=True) for _ in range(round(w * len(rows)))]
+            for rows, side in ((positive, weights.positive), (negative[:6], weights.negative))
+        ]
+        again = scorer(drawn).scores
+        for layer, position in cells:
+            at = (r, positions.indices.index(position), layer)
+            for measure, grid in (("s_comply", found.comply), ("s_refuse", found.refuse), ("kl", found.kl)):
+                assert grid[at] == pytest.approx(again[layer, position, measure], abs=1e-6)
+
+
+@pytest.mark.parametrize("rule", [True, False])
+def test_winners_are_those_of_the_filters(rule):
+    """Also among ties, and where nothing is left."""
+    rng = np.random.default_rng(0)
+    n_layers, positions = 7, (-3, -2, -1)
+    shape = (300, len(positions), n_layers)
+    comply, refuse = (rng.integers(0, 12, shape) / 12 for _ in range(2))
+    kl = rng.exponential(0.2, shape)
+    undefined = rng.random(shape[1:]) < 0.1
+    comply[:, undefined] = refuse[:, undefined] = kl[:, undefined] = np.nan
+    options = CosmicOptions(max_kl=0.1, max_layer_share=0.8, last_position_rule=rule)
+    found, free = winners(Resampled(comply, refuse, kl, positions), Rules(0.8, 0.1, rule), undefined)
+    assert (
+        rule == bool((found != free).any())
+        and -1 in winners(Resampled(comply, refuse, kl + 0.5, positions), Rules(0.8, 0.1, rule), undefined)[0]
+    )
+    cells = [(layer, position) for layer in range(n_layers) for position in positions]
+    for r in range(shape[0]):
+        scores = {}
+        for layer, position in cells:
+            at = (r, positions.index(position), layer)
+            scores |= {(layer, position, "s_comply"): comply[at], (layer, position, "s_refuse"): refuse[at]}
+            scores |= {(layer, position, name): kl[at] for name in parts(KL)[:3]} | {(layer, position, parts(KL)[3]): 0}
+        table, filters = _table(scores, cells, 0.5, n_layers, options)
+        try:
+            row = choose(table, filters)
+            expected = positions.index(row.position) * n_layers + row.layer
+        except NoCandidateError:
+            expected = -1
+        assert found[r] == expected
+
+
+def test_the_choice_and_its_scores_are_those_of_the_selection(selection):
+    stability = selection.stability
+    d, row = selection.direction, stability._row
+    assert stability.chosen == (d.layer, d.position) and row.kept and not row.tied and row.behind == 0
+    winner = selection.winner
+    assert (row.score, row.s_comply, row.s_refuse, row.kl) == pytest.approx(
+        (winner.score, winner.s_comply, winner.s_refuse, winner.kl), abs=1e-6
+    )
+    assert stability.table.wins.sum() == pytest.approx(1) and stability.wins > 0
+    assert (stability.table.score_low <= stability.table.score_high).all()
+
+
+def test_no_score_is_computed_for_it_where_the_rule_does_not_hang_on_one(demo, prompts, selection):
+    plain, resampled = {}, {}
+    options = replace(OPTIONS, last_position_rule=False)
+    without = select_cosmic(demo, prompts, replace(options, n_resamples=0), scores=plain)
+    found = select_cosmic(demo, prompts, options, scores=resampled)
+    assert without.stability is None and without.table.equals(found.table)
+    more = set(resampled) - set(plain)
+    assert {key[2] for key in more} <= set(parts(KL))
+    assert found.stability.passes == {"s_comply": 0, "s_refuse": 0, "kl": len({key[:2] for key in more})}
+
+
+def test_a_prompt_that_decides_alone_is_named(demo, prompts):
+    """The demo's 32 validation prompts: without one of them another candidate is chosen."""
+    options = CosmicOptions(n_val=32)
+    found = select_cosmic(demo, prompts, options)
+    stability = found.stability
+    assert stability.wins < 0.5 and any(note.startswith("Another draw of prompts might") for note in found.notes)
+    (row,) = stability.without.to_dict("records")
+    positive, negative = prompts.sides("val", 32)
+    assert row["side"] == "negative" and negative[row["number"]] == row["prompt"]
+    rest = [text for text in negative if text != row["prompt"]]
+    changed = replace(
+        prompts,
+        negative={**prompts.negative, "val": tuple(rest)},
+        positive={**prompts.positive, "val": tuple(positive)},
+    )
+    other = select_cosmic(demo, changed, options).direction
+    assert (other.layer, other.position) == (row["layer"], row["position"]) != stability.chosen
+
+
+def test_intervals_cover_planted_truth():
+    """Cosines between means of 100 prompts per side; from quantile to quantile would miss them, since they are biased."""
+    generator = torch.Generator().manual_seed(0)
+    n, width, trials = 100, 64, 200
+    covered = percentile = 0
+    for seed in range(trials):
+        truth = torch.randn(2, width, generator=generator, dtype=torch.float64)
+        truth[1] += truth[0]
+        steered, clean = (mean + 2 * torch.randn(n, width, generator=generator, dtype=torch.float64) for mean in truth)
+        weights = draw_weights(n, n, n_resamples=400, seed=seed)
+        products = steered @ torch.cat([clean, steered]).T
+        scores = weighted_scores(products, clean @ clean.T, weights.positive, weights.negative, "mean").numpy()
+        low, high = _interval(scores[weights.drawn, None, None], scores[:1, None])
+        exact = float(torch.cosine_similarity(truth[0], truth[1], dim=0))
+        covered += bool(low <= exact <= high)
+        low, high = np.quantile(scores[weights.drawn], [0.025, 0.975])
+        percentile += bool(low <= exact <= high)
+    assert 0.90 <= covered / trials <= 0.98
+    assert percentile / trials < 0.8
+
+
+def test_unknown_where_it_cannot_be(demo, prompts, selection):
+    scores = {}
+    select_cosmic(demo, prompts, replace(OPTIONS, n_resamples=0), scores=scores)
+    assert select_cosmic(demo, prompts, OPTIONS, scores=scores).stability is None  # made of what, is not known
+    products = {}
+    assert select_cosmic(demo, prompts, OPTIONS, scores=scores, products=products).stability.table.equals(
+        selection.stability.table
+    )
+    assert products
+    cell = (selection.direction.layer, selection.direction.position)
+    assert select_cosmic(demo, prompts, replace(OPTIONS, cell=cell)).stability is None
+    assert select_cosmic(demo, prompts, replace(OPTIONS, successive_halving=True)).stability is None
+
+
+def test_it_is_saved_with_selections_and_runs(demo, prompts, selection, tmp_path):
+    selection.save(tmp_path / "selection.safetensors")
+    again = Selection.load(tmp_path / "selection.safetensors").stability
+    assert again.table.equals(selection.stability.table) and again.chosen == selection.stability.chosen
+    done = run(demo, prompts, tmp_path / "run", RunSettings(OPTIONS, n_test=2, max_new_tokens=4, n_placebos=1))
+    loaded = Run.load(tmp_path / "run")
+    assert loaded.selection.stability.table.equals(done.selection.stability.table)
+    said = loaded.summary["stability"]
+    assert said["wins"] == done.selection.stability.wins and said["n_resamples"] == 200
