@@ -8,6 +8,7 @@ from plotly.subplots import make_subplots
 from cosmic_tl._util.border import checked
 from cosmic_tl.errors import check_count
 from cosmic_tl.figures.style import BLUE, LINE, ORANGE, PALE, VERMILION, finish
+from cosmic_tl.figures.text import as_text
 from cosmic_tl.selection.stability import Stability
 
 
@@ -31,7 +32,7 @@ def plot_stability(stability: Stability, n: int = 10) -> go.Figure:
     """
     check_count("n", n)
     table = stability.table.nlargest(n, ["wins", "score"])
-    names = [f"layer {row.layer}, {row.position}".replace("-", "−") for row in table.itertuples()]
+    names = [as_text(stability.place(row.layer, row.position)) for row in table.itertuples()]
     chosen = (table.layer == stability.chosen[0]) & (table.position == stability.chosen[1])
     colours = [
         VERMILION if here else ORANGE if tied else BLUE if kept else PALE

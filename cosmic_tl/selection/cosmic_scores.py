@@ -14,8 +14,8 @@ from cosmic_tl.engine import Outcome, Reading
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.selection.options import CosmicOptions, Target
 from cosmic_tl.selection.plan import COSMIC_MEASURES
+from cosmic_tl.selection.resampling import Resampled, Weights, weighted_scores
 from cosmic_tl.selection.scores import Products, Scorer, Scores
-from cosmic_tl.selection.stability import Resampled, Weights, weighted_scores
 
 
 class CosmicScorer(Scorer):

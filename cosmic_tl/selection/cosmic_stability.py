@@ -8,8 +8,9 @@ import pandas as pd
 from cosmic_tl.selection.cosmic_scores import CosmicScorer
 from cosmic_tl.selection.options import Cell, CosmicOptions
 from cosmic_tl.selection.plan import COSMIC_MEASURES, Plan
+from cosmic_tl.selection.resampling import Rules, draw_weights, winners
 from cosmic_tl.selection.scores import KL, parts, undefined
-from cosmic_tl.selection.stability import Rules, Stability, draw_weights, stability_of, winners
+from cosmic_tl.selection.stability import Stability, stability_of
 
 SEED = 0
 """Of the draws."""
@@ -58,4 +59,6 @@ def cosmic_stability(
             break
     more = [key[2] for key in set(scorer.scores) - before]
     passes = {measure: more.count(parts(measure)[0]) for measure in COSMIC_MEASURES}
-    return stability_of(found, weights, chosen, choices, prompts, kept, SEED, options.max_kl, passes)
+    return stability_of(
+        found, weights, chosen, choices, prompts, kept, SEED, options.max_kl, scorer.candidates.names, passes
+    )

@@ -23,7 +23,7 @@ ScoreKey = tuple[int, int, str]
 """Layer, position and measure."""
 Scores = MutableMapping[ScoreKey, float]
 Products = MutableMapping[ScoreKey, Tensor]
-"""What a measure follows from for any weights of the prompts (`cosmic_tl.selection.stability`), in float32. Of a cosine
+"""What a measure follows from for any weights of the prompts (`cosmic_tl.selection.resampling`), in float32. Of a cosine
 `[prompt, other + prompt]`: the inner products of each steered prompt's activations with the clean ones of the other side, and
 with the steered ones of its own. Of anything else `[prompt]`: its values."""
 KL = "kl"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cosmic_tl import CosmicOptions, Run, RunSettings, Selection, run, select_cosmic
+from cosmic_tl import CosmicOptions, Run, RunSettings, Selection, run, score_directions, select_cosmic
 from cosmic_tl.activations import class_means
 from cosmic_tl.directions.difference_in_means import difference_in_means
 from cosmic_tl.errors import NoCandidateError
@@ -15,8 +15,9 @@ from cosmic_tl.model.positions import post_instruction_positions
 from cosmic_tl.selection.cosmic import _table
 from cosmic_tl.selection.cosmic_scores import CosmicScorer
 from cosmic_tl.selection.filters import choose
+from cosmic_tl.selection.resampling import Resampled, Rules, draw_weights, weighted_scores, winners
 from cosmic_tl.selection.scores import KL, parts
-from cosmic_tl.selection.stability import Resampled, Rules, _interval, draw_weights, weighted_scores, winners
+from cosmic_tl.selection.stability import interval
 
 OPTIONS = CosmicOptions(n_train=24, n_val=12, max_kl=0.5, n_resamples=200)
 
@@ -142,7 +143,7 @@ def test_intervals_cover_planted_truth():
         weights = draw_weights(n, n, n_resamples=400, seed=seed)
         products = steered @ torch.cat([clean, steered]).T
         scores = weighted_scores(products, clean @ clean.T, weights.positive, weights.negative, "mean").numpy()
-        low, high = _interval(scores[weights.drawn, None, None], scores[:1, None])
+        low, high = interval(scores[weights.drawn, None, None], scores[:1, None])
         exact = float(torch.cosine_similarity(truth[0], truth[1], dim=0))
         covered += bool(low <= exact <= high)
         low, high = np.quantile(scores[weights.drawn], [0.025, 0.975])
@@ -163,6 +164,13 @@ def test_unknown_where_it_cannot_be(demo, prompts, selection):
     cell = (selection.direction.layer, selection.direction.position)
     assert select_cosmic(demo, prompts, replace(OPTIONS, cell=cell)).stability is None
     assert select_cosmic(demo, prompts, replace(OPTIONS, successive_halving=True)).stability is None
+
+
+def test_directions_that_were_given_are_called_by_their_names(demo, prompts, selection):
+    given = {"mine": selection.direction, "other": torch.randn(128, generator=torch.Generator().manual_seed(0))}
+    found = score_directions(demo, prompts, given, replace(OPTIONS, max_kl=10.0))
+    assert found.stability.said().startswith(f"Layer {found.direction.layer}, {found.column} wins ")
+    assert found.stability.plot().data[0].y[0].startswith("layer ")
 
 
 def test_it_is_saved_with_selections_and_runs(demo, prompts, selection, tmp_path):
