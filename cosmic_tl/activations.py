@@ -41,6 +41,22 @@ class MeanActivations:
     """Its name, for people."""
     splits: Mapping[int, Float64[Tensor, "layer position d_model"]] = field(default_factory=dict)
     """Seed to the difference between the means of `x[l, i]` over two random halves of the prompts."""
+    squares: Float64[Tensor, "layer position"] | None = None
+    """Mean of `‖x[l, i]‖²` over the prompts; None for unknown."""
+
+    @property
+    def variance(self) -> Float64[Tensor, "layer position"] | None:
+        """Trace of the covariance of `x[l, i]` (with n − 1): how widely prompts are spread. None for unknown, or one prompt.
+
+        Example:
+            >>> from cosmic_tl import load_model
+            >>> found = mean_activations(load_model("demo", device="cpu"), ["hi", "hello there"]).variance
+            >>> found.shape, bool((found >= 0).all())
+            (torch.Size([8, 5]), True)
+        """
+        if self.squares is None or self.n < 2:
+            return None
+        return (self.squares - self.resid_pre.square().sum(-1)).clamp(min=0) * (self.n / (self.n - 1))
 
     def __repr__(self) -> str:
         n_layers, n_positions, d_model = self.resid_pre.shape
@@ -127,6 +143,7 @@ def mean_of_rows(
         raise CosmicError(
             f"positions: {n_positions} asked for, and a prompt has only {shortest} tokens; ask for fewer positions"
         )
+    squares = torch.zeros(n_layers, n_positions, dtype=torch.float64)
     n_prefix = shared_prefix(model, rows, n_positions)
     start = Resume(past=prefix_keys_values(model, rows[0][:n_prefix]))
     halves = {seed: torch.zeros_like(sums["hook_resid_pre"]) for seed in splits or {}}
@@ -137,6 +154,7 @@ def mean_of_rows(
                 layers = torch.stack([found[layer, site].cpu() for layer in range(n_layers)]).double()
                 sums[site] += layers.sum(1)
                 if site == "hook_resid_pre":
+                    squares += layers.square().sum((1, 3))
                     for seed, weights in (splits or {}).items():
                         halves[seed] += torch.einsum("b,lbpd->lpd", weights[list(batch.rows)], layers)
             advance(len(batch.rows))
@@ -148,7 +166,9 @@ def mean_of_rows(
                 "narrow for it: try another dtype"
             )
     origin = model_fingerprint(model), short_label(model)
-    return MeanActivations(means["hook_resid_pre"], means["hook_resid_post"], len(rows), *origin, halves)
+    return MeanActivations(
+        means["hook_resid_pre"], means["hook_resid_post"], len(rows), *origin, halves, squares / len(rows)
+    )
 
 
 def random_splits(sizes: Sequence[int], seeds: Sequence[int]) -> tuple[Splits, ...]:

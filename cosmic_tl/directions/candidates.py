@@ -40,6 +40,55 @@ class Candidates:
     """Seed to the difference in means of the same prompts with random labels."""
     names: tuple[str, ...] = ()
     """Names of the columns if they are not token positions; empty for positions."""
+    noise: Float64[Tensor, "layer position"] | None = None
+    """`T`, the expected squared length of a vector's sampling error: the classes' variances, each over its number of prompts.
+    None for unknown."""
+    spread: Float64[Tensor, "layer position"] | None = None
+    """The classes' variances (traces of their covariances), added. None for unknown."""
+
+    @property
+    def repeatability(self) -> Float64[Tensor, "layer position"] | None:
+        """Expected cosine between the directions of two fresh samples of as many prompts, `max(0, (‖r‖² − T) / ‖r‖²)`, or None
+        if the noise is not known.
+
+        `‖r‖² − T` estimates the squared length of the classes' true difference, and each sample adds noise of squared length
+        `T` to it. Exact where noise is nearly orthogonal to the difference, that is, in many dimensions.
+
+        Example:
+            >>> import torch
+            >>> r = torch.tensor([[[3.0, 1.0]]]).double()
+            >>> Candidates(r, 0 * r, "example", noise=torch.tensor([[1.0]]).double()).repeatability
+            tensor([[0.9000]], dtype=torch.float64)
+        """
+        if self.noise is None:
+            return None
+        lengths = self.vectors.square().sum(-1)
+        return ((lengths - self.noise) / lengths).clamp(min=0)
+
+    def prompts_needed(self, cosine: float = 0.95) -> Float64[Tensor, "layer position"] | None:
+        """Prompts per side with which two fresh samples' directions have this expected cosine; infinite where no number is known
+        to do, None if the noise is not known.
+
+        Args:
+            cosine: Between 0 and 1. Default 0.95.
+
+        Raises:
+            CosmicError: If the cosine is not between 0 and 1.
+
+        Example:
+            >>> import torch
+            >>> r = torch.tensor([[[3.0, 1.0]]]).double()
+            >>> one = torch.ones(1, 1).double()
+            >>> Candidates(r, 0 * r, "example", noise=one, spread=90 * one).prompts_needed()
+            tensor([[190.]], dtype=torch.float64)
+        """
+        if not 0 < cosine < 1:
+            raise CosmicError(f"cosine: expected a number between 0 and 1, found {cosine}")
+        if self.noise is None or self.spread is None:
+            return None
+        signal = self.vectors.square().sum(-1) - self.noise
+        needed = cosine / (1 - cosine) * self.spread / signal
+        return torch.where(signal > 0, needed.round(decimals=9).ceil(), torch.inf)
 
     @classmethod
     def from_vectors(

@@ -1,5 +1,6 @@
 """Difference in means (Arditi et al. 2024, section 2.3)."""
 
+from dataclasses import replace
 from typing import get_args
 
 from cosmic_tl._util.border import checked
@@ -47,4 +48,7 @@ def difference_in_means(positive: MeanActivations, negative: MeanActivations, *,
         return Candidates(added[0] - added[1], added[1], "difference-in-means of block outputs", *origin)
     shuffled = {seed: (positive.splits[seed] + negative.splits[seed]) / 2 for seed in positive.splits}
     vectors, references = positive.resid_pre - negative.resid_pre, negative.resid_pre
-    return Candidates(vectors, references, "difference-in-means", *origin, shuffled)
+    found = Candidates(vectors, references, "difference-in-means", *origin, shuffled)
+    if (first := positive.variance) is None or (second := negative.variance) is None:
+        return found
+    return replace(found, noise=first / positive.n + second / negative.n, spread=first + second)

@@ -24,6 +24,7 @@ from .projections import (
 from .selection import (
     plot_direction_cosines as plot_direction_cosines,
     plot_layer_similarity as plot_layer_similarity,
+    plot_repeatability as plot_repeatability,
     plot_score_comparison as plot_score_comparison,
     plot_scores as plot_scores,
     plot_similarity as plot_similarity,

@@ -213,6 +213,46 @@ def plot_layer_similarity(selection: Selection) -> go.Figure:
 
 
 @checked
+def plot_repeatability(candidates: Candidates) -> go.Figure:
+    """Expected cosine between the directions that two fresh samples of as many training prompts would give, by layer and
+    position, and how many prompts per side would make it 0.95.
+
+    Args:
+        candidates: From `difference_in_means`, or `Selection.candidates`.
+
+    Raises:
+        CosmicError: If the candidates do not know how widely prompts are spread, as given directions do not.
+
+    Example:
+        >>> import torch
+        >>> ones = torch.ones(3, 2, 4, dtype=torch.float64)
+        >>> some = Candidates(ones, ones, "example", noise=ones[..., 0], spread=9 * ones[..., 0])
+        >>> plot_repeatability(some).data[0].z.shape
+        (2, 3)
+    """
+    cosines, needed = candidates.repeatability, candidates.prompts_needed()
+    if cosines is None or needed is None:
+        raise CosmicError(
+            "candidates: it is not known how widely prompts are spread; use difference_in_means(*class_means(…))"
+        )
+    said = np.array(
+        [[f"{n:,.0f} prompts per side for 0.95" if n < np.inf else "no number is known" for n in row] for row in needed]
+    )
+    labels = [str(position) for position in range(-cosines.shape[1], 0)]
+    figure = heatmaps([Panel("", cosines.numpy(), labels, notes=said)])
+    figure.update_traces(zmin=0, zmax=1, colorbar_title_text="cosine")
+    figure.update_yaxes(title_text="position")
+    undefined = bool(cosines.isnan().any())
+    return finish(
+        figure,
+        "How alike two fresh samples' directions would be",
+        "expected cosine, for as many training prompts" + ("; grey: no direction" if undefined else ""),
+        span=len(cosines),
+        height=max(6, ROW * len(labels)),
+    )
+
+
+@checked
 def plot_direction_cosines(candidates: Candidates, position: int = -1) -> go.Figure:
     """Cosine between the candidate directions of all pairs of layers, at one position.
 

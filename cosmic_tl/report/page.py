@@ -9,7 +9,13 @@ import pandas as pd
 from cosmic_tl.experiments.effects import Effects
 from cosmic_tl.experiments.layer_similarity import LayerSimilarity
 from cosmic_tl.figures.effects import plot_refusal_rates
-from cosmic_tl.figures.selection import plot_direction_cosines, plot_layer_similarity, plot_scores, plot_similarity
+from cosmic_tl.figures.selection import (
+    plot_direction_cosines,
+    plot_layer_similarity,
+    plot_repeatability,
+    plot_scores,
+    plot_similarity,
+)
 from cosmic_tl.figures.stability import plot_stability
 from cosmic_tl.generation.sampling import generation_sentence
 from cosmic_tl.metrics.rates import Rate
@@ -137,6 +143,9 @@ def write_report(
         "classes": plot_layer_similarity(selection),
         "directions": plot_direction_cosines(selection.candidates, selection.direction.position),
     }
+    repeatability = selection.candidates.repeatability
+    if repeatability is not None:
+        figures["repeatability"] = plot_repeatability(selection.candidates)
     return render(
         "report",
         title=f"cosmic_tl: {summary['model']}",
@@ -154,6 +163,9 @@ def write_report(
         rates=effects.table.to_dict("records"),
         last={name: float(getattr(similarity, name)[-1, -1]) for name in ("before", "removal", "induction")},
         lowest={"layer": int(cosines.argmin()), "value": float(cosines.min())},
+        repeatable=None
+        if repeatability is None
+        else float(repeatability[selection.direction.layer, selection.direction.position]),
         basis=selection.basis[:1].upper() + selection.basis[1:],
         filters=table(selection.filters, "Filters"),
         candidates=table(_candidates(selection), "The ten best candidates"),

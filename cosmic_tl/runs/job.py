@@ -98,6 +98,7 @@ def _means(
                 int(tensors[f"{side}.n"]),
                 *origin,
                 {seed: tensors[f"{side}.split.{seed}"] for seed in settings.seeds},
+                tensors.get(f"{side}.squares"),
             )
             for side in SIDES
         )
@@ -116,6 +117,7 @@ def _means(
             f"{side}.pre": means.resid_pre,
             f"{side}.post": means.resid_post,
             f"{side}.n": torch.tensor(means.n),
+            **({} if means.squares is None else {f"{side}.squares": means.squares}),
             **{f"{side}.split.{seed}": split for seed, split in means.splits.items()},
         }
     write_sealed(path, tensors, {})

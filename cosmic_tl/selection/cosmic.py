@@ -29,7 +29,7 @@ from cosmic_tl.selection.filters import (
     score_table,
     settle,
 )
-from cosmic_tl.selection.notes import before_any_edit, notes_about, stability_notes, warnings_about
+from cosmic_tl.selection.notes import before_any_edit, notes_about, repeatability_notes, stability_notes, warnings_about
 from cosmic_tl.selection.options import PLACEBOS, Cell, CosmicOptions
 from cosmic_tl.selection.plan import COSMIC_MEASURES, Plan, plan_cosmic
 from cosmic_tl.selection.result import Selection
@@ -301,19 +301,19 @@ def select_cosmic(
     # A candidate that is asked for leaves nothing to settle.
     table, filters = table_of() if options.cell else _settle(scorer.compute, plan, scorer.scores, table_of)
     winner = choose(table, filters, options.cell)
+    chosen = (int(winner.layer), int(winner.position))
     notes = [*left_out, *notes_about(table, filters, winner, val[1], model.cfg.dtype, CLOSE, ROUNDING)]
+    notes += repeatability_notes(candidates, chosen)
     if not options.filter_prompts:
         firsts = [side.argmax(-1).tolist() for side in scorer.clean_logits]
         notes += before_any_edit(scorer.clean_logits, tokens or telling_tokens(model, firsts[0], firsts[1]))
     stability = None
     if scorer.products is not None:
-        stability = cosmic_stability(
-            scorer, plan, table, (int(winner.layer), int(winner.position)), options, (val[0], val[1])
-        )
+        stability = cosmic_stability(scorer, plan, table, chosen, options, (val[0], val[1]))
         notes += stability_notes(stability)
     zero = f"no intervention {clean:.3f}"
     return Selection(
-        candidates.direction(int(winner.layer), int(winner.position), model),
+        candidates.direction(*chosen, model),
         table,
         filters,
         tuple(notes),

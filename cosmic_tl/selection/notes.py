@@ -3,19 +3,24 @@ warning says that the result must not be used.
 """
 
 from collections.abc import Mapping, Sequence
+from math import inf
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cosmic_tl.directions.candidates import Candidates
 from cosmic_tl.metrics.refusal_score import RefusalTokens, log_odds
+from cosmic_tl.selection.options import Cell
 from cosmic_tl.selection.stability import Stability
 
 WELL_ABOVE = 0.1
 """A filtered candidate whose score exceeds the winner's by more than this is noted."""
 HARDLY = 0.3
 """A winner that covers less than this share of the way to a target is warned about."""
+REPEATABLE = 0.9
+"""A direction whose expected cosine with that of a fresh sample is lower is noted."""
 MOST = 0.5
 """A prompt that carries more than this share of a divergence is noted, and a choice that wins less of the resamples."""
 
@@ -143,6 +148,29 @@ def _close(
             "choose another."
         )
     return found
+
+
+def repeatability_notes(candidates: Candidates, cell: Cell) -> tuple[str, ...]:
+    """That the chosen direction itself would be another on other training prompts.
+
+    Args:
+        candidates: With what is known of their noise.
+        cell: The chosen one.
+
+    Example:
+        >>> r, one = torch.tensor([[[2.0, 0.0]]]).double(), torch.ones(1, 1).double()
+        >>> repeatability_notes(Candidates(r, r, "example", noise=one, spread=30 * one), (0, -1))
+        ('The expected cosine between the chosen direction and that of as many other training prompts is 0.75; 190 per side ...',)
+    """
+    cosines, needed = candidates.repeatability, candidates.prompts_needed()
+    if cosines is None or needed is None or cosines[cell] >= REPEATABLE:
+        return ()
+    n = float(needed[cell])
+    return (
+        "The expected cosine between the chosen direction and that of as many other training prompts is "
+        f"{float(cosines[cell]):.2f}; "
+        + (f"{n:,.0f} per side would make it 0.95." if n < inf else "no number is known to do."),
+    )
 
 
 def stability_notes(stability: Stability) -> tuple[str, ...]:

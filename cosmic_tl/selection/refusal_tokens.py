@@ -28,7 +28,7 @@ from cosmic_tl.selection.filters import (
     score_table,
     settle,
 )
-from cosmic_tl.selection.notes import before_any_edit, notes_about, warnings_about
+from cosmic_tl.selection.notes import before_any_edit, notes_about, repeatability_notes, warnings_about
 from cosmic_tl.selection.options import PLACEBOS, Cell, RefusalTokenOptions
 from cosmic_tl.selection.result import Selection
 from cosmic_tl.selection.scores import ScoreKey, Scorer, Scores
@@ -200,6 +200,7 @@ def select_by_refusal_tokens(
     winner = choose(table, filters, options.cell)
     clean = {"bypass": float(scorer.clean_positive.mean()), "induce": float(scorer.clean_negative.mean())}
     notes = [*left_out, *notes_about(table, filters, winner, val[1], model.cfg.dtype, CLOSE, ROUNDING)]
+    notes += repeatability_notes(candidates, (int(winner.layer), int(winner.position)))
     if not options.filter_prompts:
         notes += before_any_edit(scorer.clean_logits, tokens)
     removed, induced = f"{clean['bypass']:+.2f}", f"{clean['induce']:+.2f}"
