@@ -238,10 +238,9 @@ def plot_repeatability(candidates: Candidates) -> go.Figure:
     said = np.array(
         [[f"{n:,.0f} prompts per side for 0.95" if n < np.inf else "no number is known" for n in row] for row in needed]
     )
-    labels = [str(position) for position in range(-cosines.shape[1], 0)]
+    labels = list(candidates.names) or [f"position −{k}" for k in range(cosines.shape[1], 0, -1)]
     figure = heatmaps([Panel("", cosines.numpy(), labels, notes=said)])
     figure.update_traces(zmin=0, zmax=1, colorbar_title_text="cosine")
-    figure.update_yaxes(title_text="position")
     undefined = bool(cosines.isnan().any())
     return finish(
         figure,
