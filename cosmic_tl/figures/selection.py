@@ -241,6 +241,7 @@ def plot_repeatability(candidates: Candidates) -> go.Figure:
     labels = list(candidates.names) or [f"position −{k}" for k in range(cosines.shape[1], 0, -1)]
     figure = heatmaps([Panel("", cosines.numpy(), labels, notes=said)])
     figure.update_traces(zmin=0, zmax=1, colorbar_title_text="cosine")
+    figure.update_yaxes(title_text="")
     undefined = bool(cosines.isnan().any())
     return finish(
         figure,
