@@ -29,7 +29,7 @@ def so_far(out: Path) -> ct.Effects:
     """The conditions that a run which is not finished has completed; which answers are garbled takes the model."""
     identity = read_settings(out)
     settings = RunSettings.from_json(identity["settings"])
-    rows = [row for line in read_lines(out / "resume" / "completions.jsonl") for row in line["rows"]]
+    rows = [row for line in read_lines(out / "resume" / "completions.jsonl", dict) for row in line["rows"]]
     frame = pd.DataFrame(rows).assign(seed=pd.Series([row.get("seed") for row in rows], dtype=object))
     baseline = frame.condition == "baseline"
     marked = mark_garbled(ct.load_model(identity["model"]), frame, baseline, chat=settings.chat, batch_size=32)
@@ -72,7 +72,7 @@ def draw(first: Run, last: Run) -> None:
     save_small({"real-rates": ct.figures.plot_refusal_rates(first.effects)})
     for run in (first, last):
         for log in sorted((run.out / "resume").glob("sweep-*.jsonl")):
-            rows = [row for line in read_lines(log) for row in line["rows"]]
+            rows = [row for line in read_lines(log, dict) for row in line["rows"]]
             save_small({"real-sweep": ct.figures.plot_sweep(Sweep(pd.DataFrame(rows)))})
         if (run.out / "suffix-cosines.csv").exists():
             tables = [pd.read_csv(run.out / f"suffix-{one.name}.csv") for one in fields(SuffixAnalysis)]
