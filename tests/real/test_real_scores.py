@@ -7,6 +7,7 @@ from torch.nn.functional import cosine_similarity
 from cosmic_tl import CosmicOptions, difference_in_means, load_model, mean_activations, select_cosmic
 from cosmic_tl.model.chat import tokenize
 from cosmic_tl.selection.cosmic_scores import CosmicScorer
+from cosmic_tl.selection.resampling import draw_weights
 from real.plain import ablate, ace, add, kl
 
 FEW = 4
@@ -68,6 +69,28 @@ def test_a_grid_of_candidates_equals_plain_torch_hooks(real_model, plain, real_p
         assert ours == pytest.approx(expected, abs=1e-4), (layer, position)
 
 
+def test_scores_without_a_prompt_are_those_of_the_rest(real_model, plain, real_prompts):
+    """What stability rests on: scores for other weights of the prompts, from the passes that there were."""
+    train, val = (
+        [real_prompts.side(side, split)[:FEW] for side in ("positive", "negative")] for split in ("train", "val")
+    )
+    candidates = difference_in_means(*(mean_activations(real_model, texts) for texts in train))
+    n_layers, n_positions, _ = candidates.vectors.shape
+    cell, low = (n_layers // 2, -1), [n_layers - 3, n_layers - 2]
+    rows = [tokenize(real_model, texts) for texts in val]
+    scorer = CosmicScorer(real_model, *rows, candidates, low, CosmicOptions(), None, {}, {})
+    for measure in ("s_comply", "s_refuse", "kl"):
+        scorer.compute(measure, [cell])
+    weights = draw_weights(FEW, FEW, n_resamples=2)
+    found = scorer.resampled(weights, range(-n_positions, 0), n_layers)
+    # The first row after those that were drawn is without the first positive prompt.
+    ours = [grid[weights.drawn.stop, -1, cell[0]] for grid in (found.comply, found.refuse, found.kl)]
+    d = candidates.direction(*cell)
+    r, nu = (x.to(plain.model.device) for x in (d.vector, d.reference))
+    expected = Formulas(plain, val[0][1:], val[1], low).scores(*edits("affine", cell[0], r, nu))
+    assert ours == pytest.approx(expected, abs=1e-4)
+
+
 @pytest.mark.parametrize("mode", ["affine", pytest.param("linear", marks=pytest.mark.slow)])
 def test_the_chosen_candidate_scores_what_the_formulas_give(request, plain, real_prompts, mode):
     selection = request.getfixturevalue(f"{mode}_selection")
@@ -79,6 +102,7 @@ def test_the_chosen_candidate_scores_what_the_formulas_give(request, plain, real
     kept = selection.table[selection.table.kept]
     assert row.score == kept.score.max()
     assert row.kl <= 0.1 and d.layer < 0.8 * len(plain.blocks)
+    assert selection.stability.chosen == (d.layer, d.position) and selection.stability.wins > 0
 
 
 @pytest.mark.slow
