@@ -123,7 +123,7 @@ def measure(
         rate = matmul_rate(config, device, dtype)
         plain_took = plainly(left[: sample // 2])
         memory, kept = PeakMemory(device), []
-        options = CosmicOptions(mode=mode, n_train=n_train, n_val=n_val)
+        options = CosmicOptions(mode=mode, n_train=n_train, n_val=n_val, n_resamples=0)
         took = means_took + seconds(
             lambda options=options, kept=kept: kept.append(select_cosmic(bridge, contrast, options, means=means)),
             device,

@@ -8,8 +8,11 @@ from pathlib import Path
 import torch
 
 RESULTS, KEPT = (Path(__file__).with_name(name) for name in ("RESULTS.md", "results.json"))
-ORDER = ("real", "selection", "extraction", "generation", "scaling", "startup")
-COMMANDS = {"real": "python -m benchmarks.real MODEL --prompts PROMPTS"}
+ORDER = ("real", "selection", "stability", "extraction", "generation", "scaling", "startup")
+COMMANDS = {
+    "real": "python -m benchmarks.real MODEL --prompts PROMPTS",
+    "stability,": "python -m benchmarks.stability MODEL --prompts PROMPTS",
+}
 MODES = ("affine", "linear")
 BARS = {
     "real": {
@@ -26,6 +29,11 @@ BARS = {
         "last linear ratio": "≥ 4.5",
         **{f"{where} {mode} over_floor": "≤ 1.6" for where in ("mid", "last") for mode in MODES},
         **{f"{where} {mode} max_score_difference": "≤ 1e-4" for where in ("mid", "last") for mode in MODES},
+    },
+    "stability, real": {
+        **{f"{mode} time of the resampling alone": "≤ 0.05" for mode in MODES},
+        **{f"{mode} time with its passes": "≤ 0.25" for mode in MODES},
+        **{f"{mode} memory for the products, MB": "≤ 80" for mode in MODES},
     },
     "extraction": {"time over a bare pass": "≤ 1.15", "peak memory, 10 000 over 100": "≤ 1.10"},
     "generation": {"time over plain generate": "≤ 1.15"},

@@ -235,7 +235,7 @@ def measure(
     for where, (name, layers) in enumerate(at.items()):
         results[name] = {}
         for mode in MODES:
-            options = CosmicOptions(mode=mode, evaluation_layers=tuple(layers), n_train=N, n_val=N)
+            options = CosmicOptions(mode=mode, evaluation_layers=tuple(layers), n_train=N, n_val=N, n_resamples=0)
             ours = partial(select_cosmic, bridge, contrast, options, CHAT, means=(means[0], means[1]))
             selection = ours()
             must = done_macs(selection)
