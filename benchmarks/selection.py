@@ -236,7 +236,7 @@ def measure(
         results[name] = {}
         for mode in MODES:
             options = CosmicOptions(mode=mode, evaluation_layers=tuple(layers), n_train=N, n_val=N, n_resamples=0)
-            ours = partial(select_cosmic, bridge, contrast, options, CHAT, means=(means[0], means[1]))
+            ours = partial(select_cosmic, bridge, contrast, options, chat=CHAT, means=(means[0], means[1]))
             selection = ours()
             must = done_macs(selection)
             ratios, floors, differences = [], [], []

@@ -1,9 +1,7 @@
 """COSMIC's scores: how close removal and induction bring one class's activations to the other's."""
 
 from collections.abc import Sequence
-from math import nan
 
-import numpy as np
 import torch
 from jaxtyping import Float64
 from torch import Tensor
@@ -14,7 +12,6 @@ from cosmic_tl.engine import Outcome, Reading
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.selection.options import CosmicOptions, Target
 from cosmic_tl.selection.plan import COSMIC_MEASURES
-from cosmic_tl.selection.resampling import Resampled, Weights, weighted_scores
 from cosmic_tl.selection.scores import Products, Scorer, Scores
 
 
@@ -72,32 +69,6 @@ class CosmicScorer(Scorer):
             return super().product(measure, reached)
         other = self.clean_negative if measure == self.measures[0] else self.clean_positive
         return reached @ torch.cat([other, reached]).T
-
-    def resampled(self, weights: Weights, positions: Sequence[int], n_layers: int) -> Resampled:
-        """All scores that are known, and were asked for, under other weights of the prompts.
-
-        Args:
-            weights: Of the prompts.
-            positions: Of the candidates.
-            n_layers: Layers of the candidates.
-        """
-        removed, induced, divergence = self.measures
-        sides = {
-            removed: (weights.positive, weights.negative, self.clean_negative @ self.clean_negative.T),
-            induced: (weights.negative, weights.positive, self.clean_positive @ self.clean_positive.T),
-        }
-        grids = {m: np.full((len(weights.positive), len(positions), n_layers), nan) for m in self.measures}
-        for layer, position, measure in self.scores:
-            product = (self.products or {}).get((layer, position, measure))
-            if product is None:
-                continue
-            if measure == divergence:
-                values = weights.negative @ product.double()
-            else:
-                own, other, clean = sides[measure]
-                values = weighted_scores(product.double(), clean, own, other, self.target)
-            grids[measure][:, positions.index(position), layer] = values.numpy()
-        return Resampled(grids[removed], grids[induced], grids[divergence], tuple(positions))
 
     def value(self, measure: str, reached: Tensor) -> float:
         """Cosine to the other class with no intervention."""

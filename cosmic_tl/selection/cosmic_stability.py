@@ -1,6 +1,7 @@
 """What COSMIC would have chosen on other validation prompts, from the passes that its choice was made of."""
 
 from collections.abc import Sequence
+from math import nan
 
 import numpy as np
 import pandas as pd
@@ -8,12 +9,58 @@ import pandas as pd
 from cosmic_tl.selection.cosmic_scores import CosmicScorer
 from cosmic_tl.selection.options import Cell, CosmicOptions
 from cosmic_tl.selection.plan import COSMIC_MEASURES, Plan
-from cosmic_tl.selection.resampling import Rules, draw_weights, winners
-from cosmic_tl.selection.scores import KL, parts, undefined
+from cosmic_tl.selection.resampling import (
+    Resampled,
+    Rules,
+    Weights,
+    draw_weights,
+    weighted_lengths,
+    weighted_scores,
+    winners,
+)
+from cosmic_tl.selection.scores import KL, ScoreKey, parts, undefined
 from cosmic_tl.selection.stability import Stability, stability_of
 
 SEED = 0
 """Of the draws."""
+
+
+class Resamples:
+    """Scores of a scorer under other weights of the prompts; each is worked out once.
+
+    Args:
+        scorer: With its products.
+        weights: Of the prompts.
+        positions: Of the candidates, counted from the end.
+        n_layers: Layers of the candidates.
+    """
+
+    def __init__(self, scorer: CosmicScorer, weights: Weights, positions: Sequence[int], n_layers: int) -> None:
+        self.scorer, self.weights, self.positions = scorer, weights, tuple(positions)
+        removed, induced, _ = scorer.measures
+        positive, negative = scorer.clean_positive, scorer.clean_negative
+        self._sides = {
+            removed: (weights.positive, weights.negative, weighted_lengths(negative @ negative.T, weights.negative)),
+            induced: (weights.negative, weights.positive, weighted_lengths(positive @ positive.T, weights.positive)),
+        }
+        shape = len(weights.positive), len(positions), n_layers
+        self._grids = {measure: np.full(shape, nan) for measure in scorer.measures}
+        self._done: set[ScoreKey] = set()
+
+    def found(self) -> Resampled:
+        """All that the scorer knows by now and was asked for."""
+        products = self.scorer.products or {}
+        for key in [key for key in self.scorer.scores if key not in self._done and key in products]:
+            layer, position, measure = key
+            product = products[key].double()
+            if measure in self._sides:
+                values = weighted_scores(product, *self._sides[measure], self.scorer.target)
+            else:
+                values = self.weights.negative @ product
+            self._grids[measure][:, self.positions.index(position), layer] = values.numpy()
+            self._done.add(key)
+        comply, refuse, kl = (self._grids[measure] for measure in self.scorer.measures)
+        return Resampled(comply, refuse, kl, self.positions)
 
 
 def cosmic_stability(
@@ -44,8 +91,9 @@ def cosmic_stability(
     nowhere = np.array([[undefined(scorer.candidates, (layer, k)) for layer in range(n_layers)] for k in positions])
     kept = table.kept.to_numpy(dtype=bool).reshape(nowhere.shape)  # sorted by position and layer
     before = set(scorer.scores)
+    resamples = Resamples(scorer, weights, positions, n_layers)
     while True:
-        found = scorer.resampled(weights, positions, n_layers)
+        found = resamples.found()
         choices, free = winners(found, rules, nowhere)
         # Induction first, which is cheap: one median at a candidate's layer or above is enough to keep it.
         late = [m for m in ("s_refuse", "s_comply") if any((*c, m) not in scorer.scores for c in plan.of(m, "lazy"))]

@@ -66,35 +66,47 @@ def draw_weights(n_positive: int, n_negative: int, n_resamples: int, seed: int =
     return Weights(sides[0], sides[1], n_resamples)
 
 
+def weighted_lengths(
+    products: Float64[Tensor, "prompt prompt"], weights: Float64[Tensor, "resample prompt"]
+) -> Float64[Tensor, " resample"]:
+    """Lengths of means over prompts, from the prompts' inner products with each other.
+
+    Example:
+        >>> x = torch.tensor([[3.0, 4.0], [3.0, -4.0]]).double()
+        >>> weighted_lengths(x @ x.T, torch.tensor([[1.0, 0.0], [0.5, 0.5]]).double())
+        tensor([5., 3.], dtype=torch.float64)
+    """
+    return ((weights @ products) * weights).sum(1).clamp(min=0).sqrt()
+
+
 def weighted_scores(
     products: Float64[Tensor, "prompt columns"],
-    clean: Float64[Tensor, "other other"],
     own: Float64[Tensor, "resample prompt"],
     other: Float64[Tensor, "resample other"],
+    lengths: Float64[Tensor, " resample"],
     target: Target,
 ) -> Float64[Tensor, " resample"]:
     """One score for all weights of the prompts.
 
     Args:
         products: From `Products`.
-        clean: Inner products of the other side's clean activations with each other.
         own: Weights of the prompts that were steered.
         other: Weights of the other side.
+        lengths: Of the other side's clean means, from `weighted_lengths`.
         target: How activations become one cosine; "mean" and "concatenated" differ in what the products are of.
 
     Example:
         >>> steered, clean = torch.randn(5, 8).double(), torch.randn(4, 8).double()
         >>> products = torch.cat([steered @ clean.T, steered @ steered.T], dim=1)
         >>> w, v = torch.full((1, 5), 0.2).double(), torch.full((1, 4), 0.25).double()
-        >>> found = weighted_scores(products, clean @ clean.T, w, v, "mean")
+        >>> found = weighted_scores(products, w, v, weighted_lengths(clean @ clean.T, v), "mean")
         >>> torch.allclose(found, torch.cosine_similarity(steered.mean(0), clean.mean(0), dim=0))
         True
     """
-    cross, within = products[:, : clean.shape[0]], products[:, clean.shape[0] :]
-    length = ((other @ clean) * other).sum(1).clamp(min=0).sqrt()
+    cross, within = products[:, : other.shape[1]], products[:, other.shape[1] :]
     if target == "per-prompt":
-        return ((own / within.diagonal().sqrt()) @ cross * other).sum(1) / length
-    return (own @ cross * other).sum(1) / (((own @ within) * own).sum(1).clamp(min=0).sqrt() * length)
+        return ((own / within.diagonal().sqrt()) @ cross * other).sum(1) / lengths
+    return (own @ cross * other).sum(1) / (weighted_lengths(within, own) * lengths)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ from torch.nn.functional import cosine_similarity
 from cosmic_tl import CosmicOptions, difference_in_means, load_model, mean_activations, select_cosmic
 from cosmic_tl.model.chat import tokenize
 from cosmic_tl.selection.cosmic_scores import CosmicScorer
+from cosmic_tl.selection.cosmic_stability import Resamples
 from cosmic_tl.selection.resampling import draw_weights
 from real.plain import ablate, ace, add, kl
 
@@ -82,7 +83,7 @@ def test_scores_without_a_prompt_are_those_of_the_rest(real_model, plain, real_p
     for measure in ("s_comply", "s_refuse", "kl"):
         scorer.compute(measure, [cell])
     weights = draw_weights(FEW, FEW, n_resamples=2)
-    found = scorer.resampled(weights, range(-n_positions, 0), n_layers)
+    found = Resamples(scorer, weights, range(-n_positions, 0), n_layers).found()
     # The first row after those that were drawn is without the first positive prompt.
     ours = [grid[weights.drawn.stop, -1, cell[0]] for grid in (found.comply, found.refuse, found.kl)]
     d = candidates.direction(*cell)

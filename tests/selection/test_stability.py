@@ -14,8 +14,9 @@ from cosmic_tl.model.chat import tokenize
 from cosmic_tl.model.positions import post_instruction_positions
 from cosmic_tl.selection.cosmic import _table
 from cosmic_tl.selection.cosmic_scores import CosmicScorer
+from cosmic_tl.selection.cosmic_stability import Resamples
 from cosmic_tl.selection.filters import choose
-from cosmic_tl.selection.resampling import Resampled, Rules, draw_weights, weighted_scores, winners
+from cosmic_tl.selection.resampling import Resampled, Rules, draw_weights, weighted_lengths, weighted_scores, winners
 from cosmic_tl.selection.scores import KL, parts
 from cosmic_tl.selection.stability import interval
 
@@ -44,7 +45,7 @@ def test_scores_equal_those_of_prompts_that_are_really_drawn_again(demo, prompts
 
     kept = scorer((positive, negative[:6]), {})
     weights = draw_weights(7, 6, n_resamples=3)
-    found = kept.resampled(weights, positions.indices, 8)
+    found = Resamples(kept, weights, positions.indices, 8).found()
     for r in range(4):
         drawn = [
             [row for row, w in zip(rows, side[r].tolist(), strict=True) for _ in range(round(w * len(rows)))]
@@ -142,7 +143,8 @@ def test_intervals_cover_planted_truth():
         steered, clean = (mean + 2 * torch.randn(n, width, generator=generator, dtype=torch.float64) for mean in truth)
         weights = draw_weights(n, n, n_resamples=400, seed=seed)
         products = steered @ torch.cat([clean, steered]).T
-        scores = weighted_scores(products, clean @ clean.T, weights.positive, weights.negative, "mean").numpy()
+        lengths = weighted_lengths(clean @ clean.T, weights.negative)
+        scores = weighted_scores(products, weights.positive, weights.negative, lengths, "mean").numpy()
         low, high = interval(scores[weights.drawn, None, None], scores[:1, None])
         exact = float(torch.cosine_similarity(truth[0], truth[1], dim=0))
         covered += bool(low <= exact <= high)
