@@ -89,7 +89,6 @@ def cosmic_stability(
     weights = draw_weights(len(prompts[0]), len(prompts[1]), options.n_resamples, SEED)
     rules = Rules(options.max_layer_share, options.max_kl, options.last_position_rule)
     nowhere = np.array([[undefined(scorer.candidates, (layer, k)) for layer in range(n_layers)] for k in positions])
-    kept = table.kept.to_numpy(dtype=bool).reshape(nowhere.shape)  # sorted by position and layer
     before = set(scorer.scores)
     resamples = Resamples(scorer, weights, positions, n_layers)
     while True:
@@ -105,6 +104,8 @@ def cosmic_stability(
             scorer.compute(late[0], plan.of(late[0], "lazy"))
         else:
             break
+    kept = table.kept.to_numpy(dtype=bool).reshape(nowhere.shape)  # sorted by position and layer
+    kept = np.asarray(kept & ~(found.kl[0] > options.max_kl))  # of which more are known by now
     more = [key[2] for key in set(scorer.scores) - before]
     passes = {measure: more.count(parts(measure)[0]) for measure in COSMIC_MEASURES}
     return stability_of(
