@@ -67,7 +67,7 @@ class Candidates:
 
     def prompts_needed(self, cosine: float = 0.95) -> Float64[Tensor, "layer position"] | None:
         """Prompts per side with which two fresh samples' directions have this expected cosine; infinite where no number is known
-        to do, None if the noise is not known.
+        to suffice, None if the noise is not known.
 
         Args:
             cosine: Between 0 and 1. Default 0.95.

@@ -95,8 +95,6 @@ class ProductLog(_Log[ScoreKey, Tensor]):
         {(3, -1, 'kl'): tensor([0.5000, 0.2500])}
     """
 
-    _may_change = True  # one whose score was not written any more is computed again
-
     def _read(self, row: dict[str, Any]) -> tuple[ScoreKey, Tensor]:
         key, data = (row["layer"], row["position"], row["measure"]), b64decode(row["float32"], validate=True)
         if tuple(map(type, key)) != (int, int, str) or row["crc32"] != crc32(data):

@@ -29,7 +29,14 @@ from cosmic_tl.selection.filters import (
     score_table,
     settle,
 )
-from cosmic_tl.selection.notes import before_any_edit, notes_about, repeatability_notes, stability_notes, warnings_about
+from cosmic_tl.selection.notes import (
+    before_any_edit,
+    notes_about,
+    repeatability_notes,
+    stability_notes,
+    warnings_about,
+    why_not_resampled,
+)
 from cosmic_tl.selection.options import PLACEBOS, Cell, CosmicOptions
 from cosmic_tl.selection.plan import COSMIC_MEASURES, Plan, plan_cosmic
 from cosmic_tl.selection.result import Selection
@@ -230,8 +237,8 @@ def select_cosmic(
         scores: What is already known, by layer, position and measure ("s_comply", "s_refuse", "kl" with its
             details "kl_median", "kl_max" and "kl_max_prompt"); new scores are put
             in as they come, so that a mapping that writes them down makes the selection resumable.
-        products: The same of what scores follow from for other validation prompts (`Selection.stability`); where it is
-            given, a score counts as known only with it.
+        products: The same of what scores follow from for other validation prompts (`Selection.stability`). Where that is asked
+            for, a score counts as known only with it; with known scores and no products, stability is not said.
         means: Training means of the positive and the negative side, if already taken; the training prompts are then not
             filtered, and `seeds` play no part.
         seeds: Of the random labels that make placebo directions of the training prompts, in the same passes. Default 0 to 4.
@@ -269,9 +276,9 @@ def select_cosmic(
         similarity, options.evaluation_share, options.exclude_first_half
     )
     rows = [tokenize(model, side, chat) for side in val]
-    # Known scores tell nothing of other validation prompts without what they were made of.
     resamples = options.n_resamples and options.cell is None and not options.successive_halving
-    if products is None and not scores:
+    unsaid = why_not_resampled([len(side) for side in rows], bool(scores) and products is None) if resamples else ()
+    if products is None:
         products = {}
     scores = {} if scores is None else scores
     cells = [(layer, position) for layer in range(n_layers) for position in positions.indices]
@@ -290,7 +297,7 @@ def select_cosmic(
         finalists = _halve(wanted["s_comply"], scorer_on, rough)
         # What is known without a pass is not left out: the position -1 rule may look at it.
         wanted = {m: [c for c in found if c in finalists or c in plan.of(m, "known")] for m, found in wanted.items()}
-    scorer = scorer_on(1.0, scores, products if resamples else None)
+    scorer = scorer_on(1.0, scores, products if resamples and not unsaid else None)
     for measure, found in wanted.items():
         scorer.compute(measure, found)
     clean = scorer.clean_similarity
@@ -303,7 +310,7 @@ def select_cosmic(
     winner = choose(table, filters, options.cell)
     chosen = (int(winner.layer), int(winner.position))
     notes = [*left_out, *notes_about(table, filters, winner, val[1], model.cfg.dtype, CLOSE, ROUNDING)]
-    notes += repeatability_notes(candidates, chosen)
+    notes += [*repeatability_notes(candidates, chosen), *unsaid]
     if not options.filter_prompts:
         firsts = [side.argmax(-1).tolist() for side in scorer.clean_logits]
         notes += before_any_edit(scorer.clean_logits, tokens or telling_tokens(model, firsts[0], firsts[1]))

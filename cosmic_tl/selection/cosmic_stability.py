@@ -1,7 +1,7 @@
 """What COSMIC would have chosen on other validation prompts, from the passes that its choice was made of."""
 
 from collections.abc import Sequence
-from math import nan
+from math import inf, nan
 
 import numpy as np
 import pandas as pd
@@ -56,7 +56,7 @@ class Resamples:
             if measure in self._sides:
                 values = weighted_scores(product, *self._sides[measure], self.scorer.target)
             else:
-                values = self.weights.negative @ product
+                values = (self.weights.negative @ product).nan_to_num(nan=inf)  # which no filter lets pass
             self._grids[measure][:, self.positions.index(position), layer] = values.numpy()
             self._done.add(key)
         comply, refuse, kl = (self._grids[measure] for measure in self.scorer.measures)
@@ -93,7 +93,7 @@ def cosmic_stability(
     resamples = Resamples(scorer, weights, positions, n_layers)
     while True:
         found = resamples.found()
-        choices, free = winners(found, rules, nowhere)
+        choices, free, admitted = winners(found, rules, nowhere)
         # Induction first, which is cheap: one median at a candidate's layer or above is enough to keep it.
         late = [m for m in ("s_refuse", "s_comply") if any((*c, m) not in scorer.scores for c in plan.of(m, "lazy"))]
         indices = set(choices.tolist()) | (set(free.tolist()) if late else set())
@@ -104,10 +104,8 @@ def cosmic_stability(
             scorer.compute(late[0], plan.of(late[0], "lazy"))
         else:
             break
-    kept = table.kept.to_numpy(dtype=bool).reshape(nowhere.shape)  # sorted by position and layer
-    kept = np.asarray(kept & ~(found.kl[0] > options.max_kl))  # of which more are known by now
     more = [key[2] for key in set(scorer.scores) - before]
     passes = {measure: more.count(parts(measure)[0]) for measure in COSMIC_MEASURES}
     return stability_of(
-        found, weights, chosen, choices, prompts, kept, SEED, options.max_kl, scorer.candidates.names, passes
+        found, weights, chosen, choices, prompts, admitted, SEED, options.max_kl, scorer.candidates.names, passes
     )

@@ -19,6 +19,8 @@ WELL_ABOVE = 0.1
 """A filtered candidate whose score exceeds the winner's by more than this is noted."""
 HARDLY = 0.3
 """A winner that covers less than this share of the way to a target is warned about."""
+MOST_PROMPTS = 300
+"""Validation prompts per side up to which inner products are kept: their number grows with the square."""
 REPEATABLE = 0.9
 """A direction whose expected cosine with that of a fresh sample is lower is noted."""
 MOST = 0.5
@@ -169,8 +171,30 @@ def repeatability_notes(candidates: Candidates, cell: Cell) -> tuple[str, ...]:
     return (
         "The expected cosine between the chosen direction and that of as many other training prompts is "
         f"{float(cosines[cell]):.2f}; "
-        + (f"{n:,.0f} per side would make it 0.95." if n < inf else "no number is known to do."),
+        + (f"{n:,.0f} per side would make it 0.95." if n < inf else "no number is known to suffice."),
     )
+
+
+def why_not_resampled(n: Sequence[int], scores_alone: bool) -> tuple[str, ...]:
+    """Why it cannot be said how sure a choice is.
+
+    Args:
+        n: Positive and negative validation prompts.
+        scores_alone: Whether scores were known without what they follow from.
+
+    Example:
+        >>> why_not_resampled((1, 32), False)
+        ('How sure the choice is, is not said: that takes 2 to 300 validation prompts per side, and there are 1 and 32.',)
+        >>> why_not_resampled((32, 32), False)
+        ()
+    """
+    if not 2 <= min(n) <= max(n) <= MOST_PROMPTS:
+        why = f"that takes 2 to {MOST_PROMPTS} validation prompts per side, and there are {n[0]} and {n[1]}."
+    elif scores_alone:
+        why = "scores were given without products, from which others would follow."
+    else:
+        return ()
+    return (f"How sure the choice is, is not said: {why}",)
 
 
 def stability_notes(stability: Stability) -> tuple[str, ...]:

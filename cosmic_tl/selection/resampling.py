@@ -131,7 +131,7 @@ class Rules:
 
 def winners(
     found: Resampled, rules: Rules, undefined: Bool[np.ndarray, "position layer"]
-) -> tuple[Int[np.ndarray, " resample"], ...]:
+) -> tuple[Int[np.ndarray, " resample"], Int[np.ndarray, " resample"], Bool[np.ndarray, "position layer"]]:
     """The candidate that each resample chooses, with all filters, as an index into (position, layer); −1 for none.
 
     Args:
@@ -140,7 +140,8 @@ def winners(
         undefined: Where there is no direction.
 
     Returns:
-        The winners, and the same if the position −1 rule dropped nothing.
+        The winners, the same if the position −1 rule dropped nothing, and which candidates no filter takes on the prompts
+        themselves.
     """
     score = np.asarray(found.comply + found.refuse)
     n_layers = score.shape[2]
@@ -158,7 +159,7 @@ def winners(
             middle = np.take_along_axis(ordered, np.maximum(some.sum(1) - 1, 0)[:, None] // 2, axis=1)
             late &= np.arange(n_layers) > np.where(some.any(1, keepdims=True), middle, -1)
         admitted[:, last] &= ~late
-    return _best(score, admitted), free
+    return _best(score, admitted), free, admitted[0]
 
 
 def _best(score: Grid, admitted: Bool[np.ndarray, "resample position layer"]) -> Int[np.ndarray, " resample"]:

@@ -174,8 +174,10 @@ class Scorer(ABC):
                             summarized(reached) if measure == divergence else {measure: self.value(measure, reached)}
                         )
                         if self.products is not None:  # before the score, which counts as known
-                            self.products[(*wanted[i], measure)] = self.product(measure, reached).float().cpu()
-                        self.log.update({(*wanted[i], name): value for name, value in found.items()})
+                            product = self.product(measure, reached).float().cpu()
+                            self.products.setdefault((*wanted[i], measure), product)
+                        for name, value in found.items():  # what is known already is not written twice
+                            self.log.setdefault((*wanted[i], name), value)
                         advance(1)
         for cell in wanted:
             self.scores |= {(*cell, name): self.log[(*cell, name)] for name in parts(measure)}

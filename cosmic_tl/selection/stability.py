@@ -17,6 +17,8 @@ LEVEL = 0.95
 """Of the intervals."""
 RIVALS = 2
 """Other winners that are named."""
+RANGES = {"score": 2.0, "s_comply": 1.0, "s_refuse": 1.0}
+"""Limits of cosines and of their sum, which intervals are cut at."""
 
 
 @checked
@@ -26,18 +28,21 @@ class Stability(Result):
 
     table: pd.DataFrame
     """One row per candidate with scores, the best first: position, layer, wins (share of the resamples that choose it, with
-    all filters), kept (whether it passes them on the prompts themselves), tied (whether its score cannot be told from the
-    winner's, of those that pass), score, s_comply, s_refuse and kl, each with its 95 % interval (`…_low`, `…_high`), and
-    behind (the winner's score minus its own) with its interval."""
+    all filters), kept (whether no filter takes it on the prompts themselves, as far as was computed: a KL that no choice
+    depends on is not), tied (whether it is kept and its score cannot be told apart from the winner's), score, s_comply,
+    s_refuse and kl, each with its 95 % interval (`…_low`, `…_high`), and behind (the winner's score minus its own) with its
+    interval."""
     without: pd.DataFrame
-    """One row per validation prompt without which another candidate would be chosen: side, number (from 0), prompt, and that
-    candidate's layer and position; none where nothing would be."""
+    """One row per validation prompt that, left out, changes the choice: side, number (from 0), prompt, and the layer and
+    position of the candidate that is then chosen (missing where none passes the filters)."""
     chosen: Cell
     """Layer and position of the choice."""
     n_resamples: int
     seed: int
     max_kl: float
     """The KL filter's limit, in nats."""
+    none: float = 0.0
+    """Share of the resamples in which no candidate passes the filters."""
     names: tuple[str, ...] = ()
     """Of the columns, where they are directions that were given and not positions."""
     passes: Mapping[str, int] = field(default_factory=dict)
@@ -63,8 +68,8 @@ class Stability(Result):
 
     @property
     def tied(self) -> pd.DataFrame:
-        """The candidates that pass the filters and whose scores cannot be told from the winner's: simultaneous over all, at
-        the level of 95 %.
+        """The candidates that no filter takes and whose scores cannot be told apart from the winner's: at the level of 95 %,
+        simultaneously over all pairs, since the winner is the best of the same sample.
 
         Example:
             >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, select_cosmic
@@ -87,6 +92,7 @@ class Stability(Result):
         most = others[others.wins > 0].nlargest(RIVALS, "wins", keep="first")
         rivals = [f"{self.place(one.layer, one.position)} {one.wins:.0%}" for one in most.itertuples()]
         here = self.place(*self.chosen)
+        rivals += [f"no candidate passes in {self.none:.0%}"] if self.none else []
         won = f"wins {self.wins:.0%} of {self.n_resamples} resamples of the validation prompts"
         return "; ".join([f"L{here[1:]} {won}", *rivals])
 
@@ -111,8 +117,9 @@ class Stability(Result):
         return {
             "wins": self.wins,
             "winners": self.table.loc[self.table.wins > 0, ["layer", "position", "wins"]].to_dict("records"),
+            "none": self.none,
             "tied": len(self.tied),
-            "without": self.without.to_dict("records"),
+            "without": self.without.astype(object).where(self.without.notna(), None).to_dict("records"),
             "n_resamples": self.n_resamples,
             "seed": self.seed,
             "passes": dict(self.passes),
@@ -120,9 +127,10 @@ class Stability(Result):
 
     def _lines(self) -> list[str]:
         lines = [
-            self.said(),
-            f"  {len(self.tied)} other candidates have scores that cannot be told from its own; {len(self.without)} prompts "
-            "decide alone",
+            "Stability",
+            f"  {self.said()}",
+            f"  other candidates whose score cannot be told apart from its own: {len(self.tied)}; prompts that decide alone: "
+            f"{len(self.without)}",
         ]
         if extra := ", ".join(f"{name} of {n}" for name, n in self.passes.items() if n):
             lines.append(f"  computed for this alone: {extra}")
@@ -166,7 +174,7 @@ def stability_of(
         chosen: Layer and position of the choice.
         choices: From `winners`.
         prompts: The positive and the negative validation prompts.
-        admitted: The candidates that pass all filters on the sample itself, among which some may be tied.
+        admitted: The candidates that no filter takes on the prompts themselves.
         seed: Of the draws.
         max_kl: The KL filter's limit.
         names: Of the columns, if they are not positions.
@@ -183,21 +191,23 @@ def stability_of(
         "layer": cells[:, 1],
         "wins": counts[shown] / max(1, weights.n_resamples),
         "kept": admitted[shown],
-        "tied": (_tied(behind, weights, shown & admitted) & admitted)[shown],
+        "tied": _tied(score, weights, shown & admitted, (k, layer))[shown],
     }
     measures = {"score": score, "s_comply": found.comply, "s_refuse": found.refuse, "kl": found.kl, "behind": behind}
     for name, values in measures.items():
         low, high = interval(values[weights.drawn], values[0], biased=name != "kl")
+        if name in RANGES:
+            low, high = (np.clip(end, -RANGES[name], RANGES[name]) for end in (low, high))
         columns |= {name: values[0][shown], f"{name}_low": low[shown], f"{name}_high": high[shown]}
     table = pd.DataFrame(columns).sort_values("score", ascending=False, kind="stable").reset_index(drop=True)
-    table.loc[(table.layer == layer) & (table.position == chosen[1]), "tied"] = False
     return Stability(
         table,
-        _without(choices, weights, prompts, found.positions, score.shape[2]),
+        _without(choices, k * score.shape[2] + layer, weights, prompts, found.positions, score.shape[2]),
         chosen,
         weights.n_resamples,
         seed,
         max_kl,
+        float((drawn == -1).mean()),
         names,
         passes,
     )
@@ -207,25 +217,35 @@ def interval(drawn: Grid, here: np.ndarray, biased: bool = True) -> tuple[np.nda
     """The bootstrap's interval: of a mean, from quantile to quantile. A cosine between means is biased: a resampled mean is
     noisier than the sample's, as that is noisier than the truth, and both shift it down. The basic interval takes that off.
     """
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    with np.errstate(invalid="ignore"):  # an infinite divergence
+        low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return (2.0 * here - high, 2.0 * here - low) if biased else (low, high)
 
 
 def _tied(
-    behind: Grid, weights: Weights, among: Bool[np.ndarray, "position layer"]
+    score: Grid, weights: Weights, among: Bool[np.ndarray, "position layer"], chosen: tuple[int, int]
 ) -> Bool[np.ndarray, "position layer"]:
-    """Which differences to the winner may be 0, all of them considered at once: the largest of the studentised errors."""
-    errors = behind[weights.drawn] - behind[0]
-    spread = errors.std(axis=0)
-    usable = among & (spread > 0)
-    if not usable.any():
-        return np.zeros_like(among)
-    limit = np.quantile((errors[:, usable] / spread[usable]).max(axis=1), LEVEL)
-    return np.asarray(usable & (behind[0] - limit * spread <= 0))
+    """Whose difference to the chosen score may be 0. The limit is that of the largest studentised error among all pairs: the
+    chosen one is the best of the sample, so that any pair may be the one that is looked at.
+    """
+    errors = (score[weights.drawn] - score[0])[:, among]
+    largest = np.zeros(len(errors))
+    for one in errors.T:
+        apart = errors - one[:, None]
+        spread = apart.std(axis=0)
+        usable = spread > 0
+        if usable.any():
+            largest = np.maximum(largest, (apart[:, usable] / spread[usable]).max(axis=1))
+    behind = score[:, chosen[0], chosen[1]][:, None, None] - score
+    spread = (behind[weights.drawn] - behind[0]).std(axis=0)
+    found = np.asarray(among & (behind[0] - np.quantile(largest, LEVEL) * spread <= 0))
+    found[chosen] = False
+    return found
 
 
 def _without(
     choices: Int[np.ndarray, " resample"],
+    chosen: int,
     weights: Weights,
     prompts: Sequence[Sequence[str]],
     positions: Sequence[int],
@@ -236,6 +256,8 @@ def _without(
         for number, text in enumerate(texts):
             other = int(choices[at])
             at += 1
-            if other not in (-1, int(choices[0])) and len(texts) > 1:
-                rows.append((side, number, text, other % n_layers, positions[other // n_layers]))
-    return pd.DataFrame(rows, columns=["side", "number", "prompt", "layer", "position"])
+            if other != chosen:
+                place = (pd.NA, pd.NA) if other == -1 else (other % n_layers, positions[other // n_layers])
+                rows.append((side, number, text, *place))
+    found = pd.DataFrame(rows, columns=["side", "number", "prompt", "layer", "position"])
+    return found.astype({"layer": "Int64", "position": "Int64"})

@@ -73,6 +73,7 @@ MAKE = {
     "Plan": lambda demo, prompts, selection: selection.plan,
     "Projection": lambda demo, prompts, selection: ct.project(demo, "Bake a pie.", selection.direction),
     "Selection": lambda demo, prompts, selection: selection,
+    "Stability": lambda demo, prompts, selection: selection.stability,
     "Suffix": lambda demo, prompts, selection: Suffix(
         " x", (5,), (2.0, 1.0), ("hi",), ("Hi",), ("Hi!",), ("compliance",)
     ),

@@ -1,5 +1,4 @@
 import copy
-import json
 
 import pytest
 import torch
@@ -22,6 +21,7 @@ from cosmic_tl import (
     random_direction,
     steering,
 )
+from cosmic_tl._util.sealed import read_sealed, write_sealed
 from cosmic_tl.engine import Reading, intervened
 from cosmic_tl.interventions.affine_map import apply, placed, stack
 from cosmic_tl.model.batching import batches
@@ -367,11 +367,11 @@ def test_candidates_give_what_they_have(layer, position, message):
 def test_a_tampered_file_is_one_line(tmp_path, direction, change, message):
     path = tmp_path / "d.safetensors"
     direction.save(path)
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-    settings = json.dumps({**json.loads(metadata["settings"]), **change})
-    metadata["settings"] = change.get("settings", settings)
-    save_file({"vector": direction.vector, "reference": direction.reference}, path, metadata)
+    settings, tensors = read_sealed(path)
+    if "settings" in change:
+        save_file(tensors, path, change)
+    else:  # whole, but other than what is written here
+        write_sealed(path, tensors, {**settings, **change})
     with pytest.raises(CosmicError, match=message) as caught:
         Direction.load(path)
     assert "\n" not in str(caught.value)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from math import nan
 
 import pytest
@@ -171,3 +172,23 @@ def test_fewer_rows_are_remembered_once_memory_has_run_out(demo, prompts, tmp_pa
     first, *_, last = read_lines(tmp_path / "sizes.jsonl", dict)
     assert first["tokens"] == last["tokens"] and last["rows"] < first["rows"]
     assert dict(SizeLog(tmp_path / "sizes.jsonl")) == dict(sizes) == {("cpu", last["tokens"]): last["rows"]}
+
+
+def test_no_score_is_written_twice(demo, prompts, tmp_path):
+    """Where products are missing, or the details of a divergence, what is known is computed again, and logged as it was."""
+    small = CosmicOptions(n_train=8, n_val=4, n_positions=2, max_kl=50.0, n_resamples=0)
+    settings = RunSettings(small, n_test=1, max_new_tokens=2, n_placebos=1)
+    out, log = tmp_path / "run", tmp_path / "run" / "resume" / SCORES
+    run(demo, prompts, out, settings)
+    assert run(demo, prompts, out, settings).selection.stability is None
+    sure = replace(settings, selection=replace(small, n_resamples=20))
+    first = run(demo, prompts, out, sure, overwrite=True).selection.stability
+    whole = log.read_text()
+    lines = whole.splitlines(keepends=True)
+    assert len({line[: line.index('"value"')] for line in lines}) == len(lines)
+    (out / "summary.json").unlink()
+    cut = next(i for i, line in enumerate(lines) if '"kl"' in line and "NaN" not in line) + 1
+    log.write_text("".join(lines[:cut]))  # a stop between the lines of one divergence
+    again = run(demo, prompts, out, sure).selection.stability
+    assert again.table.equals(first.table) and sorted(log.read_text().splitlines()) == sorted(whole.splitlines())
+    assert run(demo, prompts, out, replace(sure, selection=replace(sure.selection, max_kl=40.0)), overwrite=True)
