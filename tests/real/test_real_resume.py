@@ -9,7 +9,7 @@ from cosmic_tl import CosmicOptions, RunSettings, run
 
 # Any threshold will do: what is resumed does not depend on the choice.
 SETTINGS = RunSettings(
-    CosmicOptions(n_train=4, n_val=4, n_positions=1, max_kl=100.0),
+    CosmicOptions(n_train=4, n_val=4, n_positions=1, max_kl=100.0, n_resamples=20),
     n_test=2,
     max_new_tokens=4,
     batch_size=8,
