@@ -16,7 +16,8 @@ before = peak()
 model = load_model(path, device="cpu", dtype=dtype)
 weights = sum(p.numel() * p.element_size() for p in model.original_model.parameters())
 sides = [{split: tuple(side) for split in ("train", "val")} for side in (positive, negative)]
-selection = select_cosmic(model, ContrastSet("few", *sides), CosmicOptions(n_train=8, n_val=8, n_positions=2, max_kl=100.0, n_resamples=20))
+options = CosmicOptions(n_train=8, n_val=8, n_positions=2, max_kl=100.0, n_resamples=20)
+selection = select_cosmic(model, ContrastSet("few", *sides), options)
 print(json.dumps({"rows": len(selection.table), "beyond": peak() - before - weights, "weights": weights}))
 """
 

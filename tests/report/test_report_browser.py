@@ -43,7 +43,7 @@ def result(demo, prompts, tmp_path_factory):
 
 
 @contextmanager
-def opened(browser, path, n_plots=5, **options):
+def opened(browser, path, n_plots=7, **options):
     """A page from a file, that must ask for nothing else and have nothing to complain about."""
     context = browser.new_context(offline=True, **{"viewport": {"width": 1100, "height": 900}, **options})
     page = context.new_page()
@@ -82,18 +82,20 @@ def test_figures_draw(page, result):
     ) == [
         0,
         4,  # S_comply, S_refuse, sum, KL
+        0,  # wins and intervals
         3,  # before, removal, induction
         0,
         1,
+        1,  # fresh samples
     ]
     expect(page.locator(".plot").first.locator(".bars .point")).to_have_count(len(result.effects.table))
-    lines = page.locator(".plot").nth(3).locator(".scatterlayer .trace")
+    lines = page.locator(".plot").nth(4).locator(".scatterlayer .trace")
     expect(lines.first.locator(".point")).to_have_count(len(result.selection.layer_similarity))
     assert page.locator(".plot").nth(1).locator(".xtick").all_text_contents()
 
 
 def test_hover_shows_layer_position_and_value(page, result):
-    cells = page.locator(".plot").nth(2).locator(".heatmaplayer .hm image").first
+    cells = page.locator(".plot").nth(3).locator(".heatmaplayer .hm image").first
     cells.scroll_into_view_if_needed()
     box = cells.bounding_box()
     page.mouse.move(box["x"] + 2.5 / 8 * box["width"], box["y"] + 0.5 / 5 * box["height"])
@@ -208,7 +210,7 @@ def test_is_accessible(page, filters, result, scheme):
 
 def test_figures_say_what_is_in_them(page, result):
     chosen = result.selection.direction
-    expect(page.locator("svg[role=img][aria-label]")).to_have_count(5)
+    expect(page.locator("svg[role=img][aria-label]")).to_have_count(7)
     expect(page.get_by_role("img", name=f"Layer {chosen.layer}, position {chosen.position} is framed")).to_be_visible()
     removed = result.effects.rate("positive", "removal").value
     expect(page.get_by_role("img", name=f"harmful prompts, removal: {removed:.0%}")).to_be_visible()
