@@ -88,7 +88,7 @@ def test_model_output_stays_text(report):
     summary = {**SUMMARY, "model": EVIL, "prompts": EVIL, "notes": [EVIL]}
     page = report(effects_with(EVIL, EVIL, category=EVIL), summary=summary, settings={"system": EVIL}, command=EVIL)
     assert "img" not in page.tags and "onerror" not in dict(page.attributes)
-    assert page.tags.count("script") == 11  # five figures, their templates, completions, plotly.js, the page's own
+    assert page.tags.count("script") == 11  # seven figures, their templates, completions, plotly.js, the page's own
     row = page.data["completion-data"]["rows"][0]
     assert row == {"side": "positive", "prompt": EVIL, "category": EVIL, "answers": [[EVIL, "compliance", False]] * 3}
     assert page.text.count(EVIL) == 6  # title, heading, contrast set, note, category, command
