@@ -77,8 +77,8 @@ def plot_stability(stability: Stability, n: int = 10) -> go.Figure:
     return finish(
         figure,
         f"The choice on {stability.n_resamples} resamples of the validation prompts",
-        "red: chosen; orange: its score cannot be told apart from that; blue: no filter takes it; grey: one does. Lines: 95 % "
-        "intervals; dashed: the KL filter",
+        "red: chosen; orange: its score cannot be told apart from that; blue: no filter is known to take it; grey: one does. "
+        "Lines: 95 % intervals; dashed: the KL filter",
         columns=3,
         flow=False,
         height=1.9 * len(table),

@@ -7,7 +7,7 @@ from threading import Lock
 from typing import Any
 
 from cosmic_tl._util.files import append_lines, read_lines
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, first_line
 
 
 class ResponseCache:
@@ -41,7 +41,7 @@ class ResponseCache:
             self._path.parent.mkdir(parents=True, exist_ok=True)
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise CosmicError(
-                f"cache: {str(path)!r} cannot be used ({type(error).__name__}); give the path of a new file"
+                f"cache: {str(path)!r} cannot be used ({first_line(error)}); give the path of a new file"
             ) from error
 
     @staticmethod
