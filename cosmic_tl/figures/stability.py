@@ -11,10 +11,15 @@ from cosmic_tl.figures.style import BLUE, LINE, ORANGE, PALE, VERMILION, finish
 from cosmic_tl.figures.text import as_text
 from cosmic_tl.selection.stability import Stability
 
+COSINES, LOG_ODDS = "S<sub>comply</sub> + S<sub>refuse</sub>", "−bypass (log-odds)"
+"""What the score is, by the procedure that chose."""
+TITLES = {"induce": "induce (log-odds)", "kl": "KL of removal (nats)"}
+"""Of measures that filters look at."""
+
 
 @checked
 def plot_stability(stability: Stability, n: int = 10) -> go.Figure:
-    """How often each candidate wins on prompts drawn again, with 95 % intervals of its scores' sum and of its KL.
+    """How often each candidate wins on prompts drawn again, with 95 % intervals of its score and of what filters look at.
 
     Args:
         stability: `Selection.stability`.
@@ -38,7 +43,9 @@ def plot_stability(stability: Stability, n: int = 10) -> go.Figure:
         VERMILION if here else ORANGE if tied else BLUE if kept else PALE
         for here, tied, kept in zip(chosen, table.tied, table.kept, strict=True)
     ]
-    figure = make_subplots(1, 3, shared_yaxes=True)
+    panels = [name for name in ("score", *TITLES) if name == "score" or name in stability.limits]
+    n_panels = 1 + len(panels)
+    figure = make_subplots(1, n_panels, shared_yaxes=True)
     figure.add_bar(
         x=table.wins,
         y=names,
@@ -49,7 +56,7 @@ def plot_stability(stability: Stability, n: int = 10) -> go.Figure:
         row=1,
         col=1,
     )
-    for k, measure in ((2, "score"), (3, "kl")):
+    for k, measure in enumerate(panels, 2):
         errors: dict[str, Any] = {"type": "data", "symmetric": False, "color": LINE, "thickness": 1.5, "width": 3}
         figure.add_scatter(
             x=table[measure],
@@ -67,9 +74,10 @@ def plot_stability(stability: Stability, n: int = 10) -> go.Figure:
             row=1,
             col=k,
         )
-    figure.add_vline(stability.max_kl, line={"color": LINE, "dash": "dash"}, row=1, col=3)
-    titles = ("share of wins", "S<sub>comply</sub> + S<sub>refuse</sub>", "KL of removal (nats)")
-    for k, title in enumerate(titles):
+        if measure in stability.limits:
+            figure.add_vline(stability.limits[measure], line={"color": LINE, "dash": "dash"}, row=1, col=k)
+    score = COSINES if "s_comply" in table else LOG_ODDS
+    for k, title in enumerate(["share of wins", score, *(TITLES[name] for name in panels[1:])]):
         figure.add_annotation(name=f"panel {k}", text=title, showarrow=False)
     figure.update_xaxes(nticks=4, tickangle=0)
     figure.update_xaxes(range=[0, 1.1], tickvals=[0, 0.5, 1], row=1, col=1)
@@ -78,8 +86,8 @@ def plot_stability(stability: Stability, n: int = 10) -> go.Figure:
         figure,
         f"The choice on {stability.n_resamples} resamples of the validation prompts",
         "red: chosen; orange: its score cannot be told apart from that; blue: no filter is known to take it; grey: one does. "
-        "Lines: 95 % intervals; dashed: the KL filter",
-        columns=3,
+        f"Lines: 95 % intervals; dashed: {'the KL filter' if n_panels == 3 else 'filters'}",
+        columns=n_panels,
         flow=False,
         height=1.9 * len(table),
     )

@@ -228,10 +228,17 @@ def _run(
     options, chat = settings.selection, settings.chat
     resume = out / RESUME
 
-    log = ScoreLog(resume / RESUME_FILES[1])
+    log, products = ScoreLog(resume / RESUME_FILES[1]), ProductLog(resume / RESUME_FILES[2])
     if isinstance(options, RefusalTokenOptions):
         selection = select_by_refusal_tokens(
-            model, prompts, options, chat=chat, batch_size=settings.batch_size, scores=log, seeds=settings.seeds
+            model,
+            prompts,
+            options,
+            chat=chat,
+            batch_size=settings.batch_size,
+            scores=log,
+            products=products,
+            seeds=settings.seeds,
         )
     else:
         # Which prompts are left out is decided by the selection, which then takes the means itself.
@@ -243,7 +250,7 @@ def _run(
             chat=chat,
             batch_size=settings.batch_size,
             scores=log,
-            products=ProductLog(resume / RESUME_FILES[2]),
+            products=products,
             means=means,
             seeds=settings.seeds,
         )

@@ -18,7 +18,6 @@ from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.model.positions import post_instruction_positions
 from cosmic_tl.selection.cosmic_scores import CosmicScorer
-from cosmic_tl.selection.cosmic_stability import cosmic_stability
 from cosmic_tl.selection.filters import (
     Filter,
     apply_filters,
@@ -39,6 +38,8 @@ from cosmic_tl.selection.notes import (
 )
 from cosmic_tl.selection.options import PLACEBOS, Cell, CosmicOptions
 from cosmic_tl.selection.plan import COSMIC_MEASURES, Plan, plan_cosmic
+from cosmic_tl.selection.redrawn import redrawn_stability
+from cosmic_tl.selection.resampling import Rules
 from cosmic_tl.selection.result import Selection
 from cosmic_tl.selection.scores import Products, ScoreKey, Scores, undefined
 
@@ -316,7 +317,17 @@ def select_cosmic(
         notes += before_any_edit(scorer.clean_logits, tokens or telling_tokens(model, firsts[0], firsts[1]))
     stability = None
     if scorer.products is not None:
-        stability = cosmic_stability(scorer, plan, table, chosen, options, (val[0], val[1]))
+        stability = redrawn_stability(
+            scorer,
+            Rules(options.max_layer_share, options.max_kl, options.last_position_rule),
+            table,
+            chosen,
+            options,
+            val,
+            lazy=("kl",),
+            # Induction first, which is cheap: one median at a candidate's layer or above is enough to keep it.
+            late={measure: plan.of(measure, "lazy") for measure in ("s_refuse", "s_comply")},
+        )
         notes += stability_notes(stability)
     zero = f"no intervention {clean:.3f}"
     return Selection(

@@ -1,7 +1,8 @@
 """COSMIC's scores: how close removal and induction bring one class's activations to the other's."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float64
 from torch import Tensor
@@ -12,6 +13,7 @@ from cosmic_tl.engine import Outcome, Reading
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.selection.options import CosmicOptions, Target
 from cosmic_tl.selection.plan import COSMIC_MEASURES
+from cosmic_tl.selection.resampling import Grid, Weights, weighted_lengths, weighted_scores
 from cosmic_tl.selection.scores import Products, Scorer, Scores
 
 
@@ -70,10 +72,36 @@ class CosmicScorer(Scorer):
         other = self.clean_negative if measure == self.measures[0] else self.clean_positive
         return reached @ torch.cat([other, reached]).T
 
+    def weighing(self, weights: Weights) -> Callable[[str, Tensor], Tensor]:
+        """Cosines by the prompts' inner products; of the divergence weighted means."""
+        means = super().weighing(weights)
+        removed, induced, _ = self.measures
+        sides = {
+            removed: (weights.positive, weights.negative, _lengths(self.clean_negative, weights.negative)),
+            induced: (weights.negative, weights.positive, _lengths(self.clean_positive, weights.positive)),
+        }
+
+        def values(measure: str, product: Float64[Tensor, "..."]) -> Float64[Tensor, " resample"]:
+            if measure not in sides:
+                return means(measure, product)
+            return weighted_scores(product, *sides[measure], self.target)
+
+        return values
+
     def value(self, measure: str, reached: Tensor) -> float:
         """Cosine to the other class with no intervention."""
         other = self.clean_negative if measure == self.measures[0] else self.clean_positive
         return _similarity(reached, other.mean(0), self.target)
+
+    def score(self, measures: Mapping[str, Grid]) -> Grid:
+        """The sum of both cosines."""
+        return np.add(measures[self.measures[0]], measures[self.measures[1]])
+
+
+def _lengths(
+    clean: Float64[Tensor, "prompt feature"], weights: Float64[Tensor, "resample prompt"]
+) -> Float64[Tensor, " resample"]:
+    return weighted_lengths(clean @ clean.T, weights)
 
 
 def _similarity(reached: Float64[Tensor, "prompt feature"], target: Float64[Tensor, " feature"], how: Target) -> float:

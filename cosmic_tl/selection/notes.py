@@ -205,7 +205,7 @@ def stability_notes(stability: Stability) -> tuple[str, ...]:
 
     Example:
         >>> row = {"layer": [3, 4], "position": [-1, -1], "wins": [0.3, 0.7], "tied": [False, True]}
-        >>> stability_notes(Stability(pd.DataFrame(row), pd.DataFrame({"side": []}), (3, -1), 1000, 0, 0.1))
+        >>> stability_notes(Stability(pd.DataFrame(row), pd.DataFrame({"side": []}), (3, -1), 1000, 0, {}))
         ('Another draw of prompts might choose another candidate: layer 3, position -1 wins 30% of 1000 resamples of ...',)
     """
     if stability.wins >= MOST:

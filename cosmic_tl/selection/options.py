@@ -56,6 +56,11 @@ class CommonOptions:
     """Validation prompts per side."""
     full_table: bool = False
     """Compute every score and KL divergence, including those on which the choice does not depend."""
+    n_resamples: int = 1000
+    """How often the validation prompts are drawn again, to say how sure the choice is (`Selection.stability`); 0 for not at
+    all. Scores need no further passes for it, but other candidates that win do for what filters look at: their KL, by refusal
+    tokens also their induction, and late layers where COSMIC's rule on position −1 hangs on them. Takes 2 to 300 validation
+    prompts per side, because COSMIC's memory grows with the square of their number: 0.2 MB per candidate for 100."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mode", as_mode(self.mode))
@@ -67,6 +72,8 @@ class CommonOptions:
                 raise CosmicError(f"{name}: expected a share above 0 and at most 1, found {value}")
         for name in ("n_train", "n_val"):
             check_count(name, getattr(self, name))
+        if self.n_resamples:
+            check_count("n_resamples", self.n_resamples)
         if not self.max_kl > 0:
             raise CosmicError(f"max_kl: expected a positive number, found {self.max_kl}")
         check_induction(self.mode, self.induction_layer, self.induction_tokens)
@@ -104,19 +111,12 @@ class CosmicOptions(CommonOptions):
     successive_halving: bool = False
     """Approximate and faster: drop the worse half of the candidates after an eighth, a quarter and a half of the
     validation prompts. The scores of those that remain are exact."""
-    n_resamples: int = 1000
-    """How often the validation prompts are drawn again, to say how sure the choice is (`Selection.stability`); 0 for not at
-    all. Scores need no further passes for it, but other candidates that win do for their KL, and late layers where the rule on
-    position −1 hangs on them. Takes 2 to 300 validation prompts per side, because memory grows with the square of their number:
-    0.2 MB per candidate for 100."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.evaluation_layers is not None:  # a set of layers: order and repetition mean nothing
             object.__setattr__(self, "evaluation_layers", tuple(sorted(set(self.evaluation_layers))))
         one_of("target", self.target, get_args(Target))
-        if self.n_resamples:
-            check_count("n_resamples", self.n_resamples)
 
 
 @checked

@@ -28,10 +28,19 @@ from cosmic_tl.selection.filters import (
     score_table,
     settle,
 )
-from cosmic_tl.selection.notes import before_any_edit, notes_about, repeatability_notes, warnings_about
+from cosmic_tl.selection.notes import (
+    before_any_edit,
+    notes_about,
+    repeatability_notes,
+    stability_notes,
+    warnings_about,
+    why_not_resampled,
+)
 from cosmic_tl.selection.options import PLACEBOS, Cell, RefusalTokenOptions
+from cosmic_tl.selection.redrawn import redrawn_stability
+from cosmic_tl.selection.resampling import Grid, Rules
 from cosmic_tl.selection.result import Selection
-from cosmic_tl.selection.scores import ScoreKey, Scorer, Scores
+from cosmic_tl.selection.scores import Products, ScoreKey, Scorer, Scores
 
 MEASURES = ("bypass", "induce", "kl")
 LABELS = {"bypass": "bypass (log-odds)", "induce": "induce (log-odds)", "kl": "KL (nats)"}
@@ -58,9 +67,10 @@ class _Scorer(Scorer):
         ids: Sequence[int],
         batch_size: int | None,
         scores: Scores,
+        products: Products | None = None,
     ) -> None:
         reading = Reading(logits=True)
-        super().__init__(model, positive, negative, candidates, options.edits, reading, batch_size, scores)
+        super().__init__(model, positive, negative, candidates, options.edits, reading, batch_size, scores, products)
         self.ids = ids
 
     def reduce(self, outcome: Outcome) -> Float64[Tensor, " prompt"]:
@@ -69,6 +79,9 @@ class _Scorer(Scorer):
 
     def value(self, measure: str, reached: Tensor) -> float:
         return float(reached.mean())
+
+    def score(self, measures: Mapping[str, Grid]) -> Grid:
+        return -measures[MEASURES[0]]
 
 
 def _table(
@@ -124,6 +137,7 @@ def select_by_refusal_tokens(
     chat: ChatFormat | None = None,
     batch_size: int | None = None,
     scores: Scores | None = None,
+    products: Products | None = None,
     means: tuple[MeanActivations, MeanActivations] | None = None,
     seeds: Sequence[int] = range(PLACEBOS),
 ) -> Selection:
@@ -142,6 +156,8 @@ def select_by_refusal_tokens(
         batch_size: Rows (prompts times candidates) per forward pass. Default: by available memory.
         scores: What is already known, by layer, position and measure ("bypass", "induce", "kl" with its details
             "kl_median", "kl_max" and "kl_max_prompt"); new ones are put in as they come.
+        products: The same of each prompt's own values (`Selection.stability`). Where that is asked for, a score counts as known
+            only with them; with known scores and no products, stability is not said.
         means: Training means of the positive and the negative side, if already taken; the prompts are then not filtered
             for them.
         seeds: Of the random labels that make placebo directions of the training prompts, in the same passes. Default 0 to 4.
@@ -174,14 +190,17 @@ def select_by_refusal_tokens(
             model, (train[0], train[1]), positions=positions, chat=chat, seeds=seeds, batch_size=batch_size
         )
     candidates = candidates or difference_in_means(*means)
-    scores = {} if scores is None else scores
     rows = [tokenize(model, side, chat) for side in val]
+    resamples = options.n_resamples and options.cell is None
+    unsaid = why_not_resampled([len(side) for side in rows], bool(scores) and products is None) if resamples else ()
+    scores = {} if scores is None else scores
+    products = {} if products is None else products
 
-    def scorer_at(alpha: float, known: Scores) -> _Scorer:
+    def scorer_at(alpha: float, known: Scores, products: Products | None = None) -> _Scorer:
         settings = replace(options, alpha=alpha)
-        return _Scorer(model, rows[0], rows[1], candidates, settings, tokens.ids, batch_size, known)
+        return _Scorer(model, rows[0], rows[1], candidates, settings, tokens.ids, batch_size, known, products)
 
-    scorer = scorer_at(options.alpha, scores)
+    scorer = scorer_at(options.alpha, scores, products if resamples and not unsaid else None)
     n_layers = int(model.cfg.n_layers)
     cells = [(layer, position) for position in positions.indices for layer in range(n_layers)]
     wanted = [cell for cell in cells if cell[0] < options.max_layer_share * n_layers]
@@ -200,12 +219,18 @@ def select_by_refusal_tokens(
     winner = choose(table, filters, options.cell)
     clean = {"bypass": float(scorer.clean_positive.mean()), "induce": float(scorer.clean_negative.mean())}
     notes = [*left_out, *notes_about(table, filters, winner, val[1], model.cfg.dtype, CLOSE, ROUNDING)]
-    notes += repeatability_notes(candidates, (int(winner.layer), int(winner.position)))
+    chosen = (int(winner.layer), int(winner.position))
+    notes += [*repeatability_notes(candidates, chosen), *unsaid]
     if not options.filter_prompts:
         notes += before_any_edit(scorer.clean_logits, tokens)
+    stability = None
+    if scorer.products is not None:
+        rules = Rules(options.max_layer_share, options.max_kl, min_induce=options.min_induce)
+        stability = redrawn_stability(scorer, rules, table, chosen, options, val, lazy=MEASURES[1:])
+        notes += stability_notes(stability)
     removed, induced = f"{clean['bypass']:+.2f}", f"{clean['induce']:+.2f}"
     return Selection(
-        candidates.direction(int(winner.layer), int(winner.position), model),
+        candidates.direction(*chosen, model),
         table,
         filters,
         tuple(notes),
@@ -225,4 +250,5 @@ def select_by_refusal_tokens(
         edits=options.edits,
         clean=clean,
         tokens=tokens,
+        stability=stability,
     )

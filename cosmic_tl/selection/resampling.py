@@ -1,10 +1,12 @@
 """Scores and winners when the validation prompts are drawn again, at no further score pass.
 
-A resample of n prompts is a weight for each: how often it was drawn, over n. COSMIC's scores are cosines between means, so
-they follow from inner products between prompts' activations, which a score pass leaves behind (`Products`): with H the
-steered activations of one side and G the clean ones of the other, `cos(Hᵀw, Gᵀv) = wᵀ(HGᵀ)v / √(wᵀ(HHᵀ)w · vᵀ(GGᵀ)v)`.
+A resample of n prompts is a weight for each: how often it was drawn, over n. Means over prompts become weighted ones. COSMIC's
+scores are cosines between means, so they follow from inner products between prompts' activations, which a score pass leaves
+behind (`Products`): with H the steered activations of one side and G the clean ones of the other,
+`cos(Hᵀw, Gᵀv) = wᵀ(HGᵀ)v / √(wᵀ(HHᵀ)w · vᵀ(GGᵀ)v)`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,22 +113,34 @@ def weighted_scores(
 
 @dataclass(frozen=True, eq=False)
 class Resampled:
-    """Scores of all candidates under all weights; NaN where there is no direction, or nothing was computed."""
+    """Measures of all candidates under all weights; NaN where there is no direction, or nothing was computed."""
 
-    comply: Grid
-    refuse: Grid
-    kl: Grid
+    measures: Mapping[str, Grid]
+    score: Grid
+    """What the choice goes by."""
     positions: tuple[int, ...]
     """Of the columns, counted from the end."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """The filters of a COSMIC selection."""
+    """A procedure's filters."""
 
     max_layer_share: float
     max_kl: float
-    last_position_rule: bool
+    last_position_rule: bool = False
+    min_induce: float | None = None
+    """What refusal tokens ask of an induction."""
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """Measure to the limit that a filter sets it.
+
+        Example:
+            >>> Rules(max_layer_share=0.8, max_kl=0.1, min_induce=0.0).limits
+            {'induce': 0.0, 'kl': 0.1}
+        """
+        return {**({} if self.min_induce is None else {"induce": self.min_induce}), "kl": self.max_kl}
 
 
 def winners(
@@ -135,7 +149,7 @@ def winners(
     """The candidate that each resample chooses, with all filters, as an index into (position, layer); −1 for none.
 
     Args:
-        found: The scores. A candidate whose divergence is not known passes.
+        found: The scores. A candidate passes the filters that look at what is not known of it.
         rules: The filters.
         undefined: Where there is no direction.
 
@@ -143,17 +157,18 @@ def winners(
         The winners, the same if the position −1 rule dropped nothing, and which candidates no filter takes on the prompts
         themselves.
     """
-    score = np.asarray(found.comply + found.refuse)
-    n_layers = score.shape[2]
+    score, n_layers = found.score, found.score.shape[2]
     early = np.arange(n_layers) < rules.max_layer_share * n_layers
-    admitted = np.asarray(~undefined & early & ~np.isnan(score) & ~(found.kl > rules.max_kl))
+    admitted = np.asarray(~undefined & early & ~np.isnan(score) & ~(found.measures["kl"] > rules.max_kl))
+    if rules.min_induce is not None:
+        admitted &= ~(found.measures["induce"] <= rules.min_induce)
     free = _best(score, admitted)
     if rules.last_position_rule and -1 in found.positions and len(found.positions) > 1:
         last = found.positions.index(-1)
         others = [k for k in range(len(found.positions)) if k != last]
         late = np.ones((len(score), n_layers), dtype=bool)
-        for measure in (found.comply, found.refuse):
-            peaks, some = _peaks(measure[:, others])
+        for measure in ("s_comply", "s_refuse"):
+            peaks, some = _peaks(found.measures[measure][:, others])
             # The lower of two middles, over the positions that have scores.
             ordered = np.sort(np.where(some, peaks, n_layers), axis=1)
             middle = np.take_along_axis(ordered, np.maximum(some.sum(1) - 1, 0)[:, None] // 2, axis=1)

@@ -66,9 +66,8 @@ class Selection(Result):
     plan: Plan | None = None
     """The passes that were made and skipped, where the procedure plans them."""
     stability: Stability | None = None
-    """How sure the choice is; None where that is not known: by refusal tokens, for a candidate that was asked for, after
-    successive halving, from scores without products, with fewer than 2 or more than 300 validation prompts per side, or without
-    resamples."""
+    """How sure the choice is; None where that is not known: for a candidate that was asked for, after successive halving, from
+    scores without products, with fewer than 2 or more than 300 validation prompts per side, or without resamples."""
 
     @property
     def mode(self) -> Mode:

@@ -1,10 +1,10 @@
 """Measures of candidates by intervened passes: the one loop that both selections compute theirs with."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from math import nan
+from math import inf, nan
 
 import torch
 from jaxtyping import Float, Float64
@@ -18,6 +18,7 @@ from cosmic_tl.interventions.modes import Edits
 from cosmic_tl.metrics.divergence import kl_divergence
 from cosmic_tl.model.load import TransformerBridge, has_float64
 from cosmic_tl.selection.options import Cell
+from cosmic_tl.selection.resampling import Grid, Weights
 
 ScoreKey = tuple[int, int, str]
 """Layer, position and measure."""
@@ -101,9 +102,22 @@ class Scorer(ABC):
     def value(self, measure: str, reached: Tensor) -> float:
         """The measure, of what `reduce` kept of all prompts."""
 
+    @abstractmethod
+    def score(self, measures: Mapping[str, Grid]) -> Grid:
+        """What the choice goes by, of the measures under other weights of the prompts."""
+
     def product(self, measure: str, reached: Tensor) -> Tensor:
         """What the measure follows from for any weights of the prompts; here its values prompt by prompt."""
         return reached
+
+    def weighing(self, weights: Weights) -> Callable[[str, Tensor], Tensor]:
+        """How a measure's product gives its values under all weights of the prompts; here by weighted means."""
+
+        def values(measure: str, product: Float64[Tensor, "..."]) -> Float64[Tensor, " resample"]:
+            side = weights.positive if measure == self.measures[0] else weights.negative
+            return (side @ product).nan_to_num(nan=inf)  # which no filter lets pass
+
+        return values
 
     @property
     def clean_positive(self) -> Tensor:

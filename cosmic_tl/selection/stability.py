@@ -17,8 +17,8 @@ LEVEL = 0.95
 """Of the intervals."""
 RIVALS = 2
 """Other winners that are named."""
-RANGES = {"score": 2.0, "s_comply": 1.0, "s_refuse": 1.0}
-"""Limits of cosines and of their sum, which intervals are cut at."""
+COSINES = {"score": 2.0, "s_comply": 1.0, "s_refuse": 1.0}
+"""Largest size of cosines and of their sum, which intervals are cut at."""
 
 
 @checked
@@ -29,9 +29,9 @@ class Stability(Result):
     table: pd.DataFrame
     """One row per candidate with scores, the best first: position, layer, wins (share of the resamples that choose it, with
     all filters), kept (whether no filter takes it on the prompts themselves, as far as was computed: a KL that no choice
-    depends on is not), tied (whether it is kept and its score cannot be told apart from the winner's), score, s_comply,
-    s_refuse and kl, each with its 95 % interval (`…_low`, `…_high`), and behind (the winner's score minus its own) with its
-    interval."""
+    depends on is not), tied (whether it is kept and its score cannot be told apart from the winner's), score and the
+    procedure's measures (s_comply, s_refuse and kl, or bypass, induce and kl), each with its 95 % interval (`…_low`, `…_high`),
+    and behind (the winner's score minus its own) with its interval."""
     without: pd.DataFrame
     """One row per validation prompt that, left out, changes the choice: side, number (from 0), prompt, and the layer and
     position of the candidate that is then chosen (missing where none passes the filters)."""
@@ -39,15 +39,15 @@ class Stability(Result):
     """Layer and position of the choice."""
     n_resamples: int
     seed: int
-    max_kl: float
-    """The KL filter's limit, in nats."""
+    limits: Mapping[str, float]
+    """Measure to the limit that a filter sets it: "kl" at most, in nats, and by refusal tokens "induce" above."""
     none: float = 0.0
     """Share of the resamples in which no candidate passes the filters."""
     names: tuple[str, ...] = ()
     """Of the columns, where they are directions that were given and not positions."""
     passes: Mapping[str, int] = field(default_factory=dict)
-    """Measure to the number of candidates that it was computed for on this account alone: divergences of further winners,
-    and late layers that the position −1 rule looks at."""
+    """Measure to the number of candidates that it was computed for on this account alone: what filters look at of further
+    winners, and late layers that the position −1 rule looks at."""
 
     @property
     def wins(self) -> float:
@@ -85,7 +85,7 @@ class Stability(Result):
 
         Example:
             >>> row = {"layer": [3, 4], "position": [-1, -1], "wins": [0.3, 0.6], "tied": [False, True]}
-            >>> print(Stability(pd.DataFrame(row), pd.DataFrame({"side": []}), (3, -1), 1000, 0, 0.1).said())
+            >>> print(Stability(pd.DataFrame(row), pd.DataFrame({"side": []}), (3, -1), 1000, 0, {}).said())
             Layer 3, position -1 wins 30% of 1000 resamples of the validation prompts; layer 4, position -1 60%
         """
         others = self.table[(self.table.layer != self.chosen[0]) | (self.table.position != self.chosen[1])]
@@ -101,7 +101,7 @@ class Stability(Result):
 
         Example:
             >>> row = {"layer": [3], "position": [-1], "wins": [0.3], "tied": [False]}
-            >>> Stability(pd.DataFrame(row), pd.DataFrame({"side": []}), (3, -1), 1000, 0, 0.1).place(3, -1)
+            >>> Stability(pd.DataFrame(row), pd.DataFrame({"side": []}), (3, -1), 1000, 0, {}).place(3, -1)
             'layer 3, position -1'
         """
         return f"layer {layer}, " + (repr(self.names[position]) if self.names else f"position {position}")
@@ -111,7 +111,7 @@ class Stability(Result):
 
         Example:
             >>> row = {"layer": [3, 4], "position": [-1, -1], "wins": [0.3, 0.6], "tied": [False, True]}
-            >>> Stability(pd.DataFrame(row), pd.DataFrame({"side": []}), (3, -1), 1000, 0, 0.1).summary()["wins"]
+            >>> Stability(pd.DataFrame(row), pd.DataFrame({"side": []}), (3, -1), 1000, 0, {}).summary()["wins"]
             0.3
         """
         return {
@@ -137,19 +137,8 @@ class Stability(Result):
         return lines
 
     def _shown(self) -> pd.DataFrame:
-        names = [
-            "layer",
-            "position",
-            "wins",
-            "kept",
-            "tied",
-            "score",
-            "score_low",
-            "score_high",
-            "kl",
-            "kl_low",
-            "kl_high",
-        ]
+        measured = [f"{name}{end}" for name in ("score", *self.limits) for end in ("", "_low", "_high")]
+        names = ["layer", "position", "wins", "kept", "tied", *measured]
         shown = self.table.nlargest(10, ["wins", "score"])[names]
         return shown.assign(**{name: shown[name].map({True: "✓", False: ""}) for name in ("kept", "tied")})
 
@@ -162,25 +151,26 @@ def stability_of(
     prompts: Sequence[Sequence[str]],
     admitted: Bool[np.ndarray, "position layer"],
     seed: int,
-    max_kl: float,
+    limits: Mapping[str, float],
     names: tuple[str, ...],
     passes: Mapping[str, int],
 ) -> Stability:
     """Summarise what resamples choose.
 
     Args:
-        found: Scores under all weights.
+        found: Measures under all weights.
         weights: The weights.
         chosen: Layer and position of the choice.
         choices: From `winners`.
         prompts: The positive and the negative validation prompts.
         admitted: The candidates that no filter takes on the prompts themselves.
         seed: Of the draws.
-        max_kl: The KL filter's limit.
+        limits: Of the filters, by measure.
         names: Of the columns, if they are not positions.
         passes: What was computed on this account alone.
     """
-    score, drawn = found.comply + found.refuse, choices[weights.drawn]
+    score, drawn = found.score, choices[weights.drawn]
+    cosines = COSINES if COSINES.keys() & found.measures else {}
     k, layer = found.positions.index(chosen[1]), chosen[0]
     behind = score[:, k, layer][:, None, None] - score
     shown = ~np.isnan(score[0])
@@ -193,11 +183,10 @@ def stability_of(
         "kept": admitted[shown],
         "tied": _tied(score, weights, shown & admitted, (k, layer))[shown],
     }
-    measures = {"score": score, "s_comply": found.comply, "s_refuse": found.refuse, "kl": found.kl, "behind": behind}
-    for name, values in measures.items():
-        low, high = interval(values[weights.drawn], values[0], biased=name != "kl")
-        if name in RANGES:
-            low, high = (np.clip(end, -RANGES[name], RANGES[name]) for end in (low, high))
+    for name, values in {"score": score, **found.measures, "behind": behind}.items():
+        low, high = interval(values[weights.drawn], values[0], biased=bool(cosines) and name != "kl")
+        if name in cosines:
+            low, high = (np.clip(end, -cosines[name], cosines[name]) for end in (low, high))
         columns |= {name: values[0][shown], f"{name}_low": low[shown], f"{name}_high": high[shown]}
     table = pd.DataFrame(columns).sort_values("score", ascending=False, kind="stable").reset_index(drop=True)
     return Stability(
@@ -206,7 +195,7 @@ def stability_of(
         chosen,
         weights.n_resamples,
         seed,
-        max_kl,
+        limits,
         float((drawn == -1).mean()),
         names,
         passes,

@@ -7,7 +7,7 @@ from torch.nn.functional import cosine_similarity
 from cosmic_tl import CosmicOptions, difference_in_means, load_model, mean_activations, select_cosmic
 from cosmic_tl.model.chat import tokenize
 from cosmic_tl.selection.cosmic_scores import CosmicScorer
-from cosmic_tl.selection.cosmic_stability import Resamples
+from cosmic_tl.selection.redrawn import Resamples
 from cosmic_tl.selection.resampling import draw_weights
 from real.plain import ablate, ace, add, kl
 
@@ -85,7 +85,7 @@ def test_scores_without_a_prompt_are_those_of_the_rest(real_model, plain, real_p
     weights = draw_weights(FEW, FEW, n_resamples=2)
     found = Resamples(scorer, weights, range(-n_positions, 0), n_layers).found()
     # The first row after those that were drawn is without the first positive prompt.
-    ours = [grid[weights.drawn.stop, -1, cell[0]] for grid in (found.comply, found.refuse, found.kl)]
+    ours = [grid[weights.drawn.stop, -1, cell[0]] for grid in found.measures.values()]
     d = candidates.direction(*cell)
     r, nu = (x.to(plain.model.device) for x in (d.vector, d.reference))
     expected = Formulas(plain, val[0][1:], val[1], low).scores(*edits("affine", cell[0], r, nu))

@@ -1,13 +1,25 @@
 """How sure a choice is: against scores of prompts that are really drawn again, plain filters, and planted truth."""
 
+from collections import Counter
 from dataclasses import replace
+from itertools import product
 from math import nan
 
 import numpy as np
 import pytest
 import torch
 
-from cosmic_tl import CosmicOptions, Run, RunSettings, Selection, run, score_directions, select_cosmic
+from cosmic_tl import (
+    CosmicOptions,
+    RefusalTokenOptions,
+    Run,
+    RunSettings,
+    Selection,
+    run,
+    score_directions,
+    select_by_refusal_tokens,
+    select_cosmic,
+)
 from cosmic_tl.activations import class_means
 from cosmic_tl.directions.difference_in_means import difference_in_means
 from cosmic_tl.errors import NoCandidateError
@@ -15,13 +27,17 @@ from cosmic_tl.model.chat import tokenize
 from cosmic_tl.model.positions import post_instruction_positions
 from cosmic_tl.selection.cosmic import _table
 from cosmic_tl.selection.cosmic_scores import CosmicScorer
-from cosmic_tl.selection.cosmic_stability import Resamples
 from cosmic_tl.selection.filters import choose
+from cosmic_tl.selection.redrawn import Resamples
 from cosmic_tl.selection.resampling import Resampled, Rules, draw_weights, weighted_lengths, weighted_scores, winners
 from cosmic_tl.selection.scores import KL, parts
 from cosmic_tl.selection.stability import _tied, interval
 
 OPTIONS = CosmicOptions(n_train=24, n_val=12, max_kl=0.5, n_resamples=200)
+
+
+def grids(comply, refuse, kl, positions):
+    return Resampled({"s_comply": comply, "s_refuse": refuse, "kl": kl}, comply + refuse, positions)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +71,7 @@ def test_scores_equal_those_of_prompts_that_are_really_drawn_again(demo, prompts
         again = scorer(drawn).scores
         for layer, position in cells:
             at = (r, positions.indices.index(position), layer)
-            for measure, grid in (("s_comply", found.comply), ("s_refuse", found.refuse), ("kl", found.kl)):
+            for measure, grid in found.measures.items():
                 assert grid[at] == pytest.approx(again[layer, position, measure], abs=1e-6)
 
 
@@ -70,11 +86,9 @@ def test_winners_are_those_of_the_filters(rule):
     undefined = rng.random(shape[1:]) < 0.1
     comply[:, undefined] = refuse[:, undefined] = kl[:, undefined] = np.nan
     options = CosmicOptions(max_kl=0.1, max_layer_share=0.8, last_position_rule=rule)
-    found, free, kept = winners(Resampled(comply, refuse, kl, positions), Rules(0.8, 0.1, rule), undefined)
-    assert (
-        rule == bool((found != free).any())
-        and -1 in winners(Resampled(comply, refuse, kl + 0.5, positions), Rules(0.8, 0.1, rule), undefined)[0]
-    )
+    found, free, kept = winners(grids(comply, refuse, kl, positions), Rules(0.8, 0.1, rule), undefined)
+    strict = grids(comply, refuse, kl + 0.5, positions)
+    assert rule == bool((found != free).any()) and -1 in winners(strict, Rules(0.8, 0.1, rule), undefined)[0]
     cells = [(layer, position) for layer in range(n_layers) for position in positions]
     for r in range(shape[0]):
         scores = {}
@@ -186,15 +200,13 @@ def test_a_divergence_that_is_no_number_wins_nothing(demo, prompts):
     one = np.full((1, 2, 3), 0.5)
     kl = np.array([[[0.01, 0.01, 0.01], [np.inf, 0.01, 0.01]]])
     comply = one + np.array([[[0, 0, 0], [0.4, 0, 0.3]]])
-    found, _, kept = winners(
-        Resampled(comply, one, kl, positions), Rules(1.0, 0.1, False), np.zeros((2, 3), dtype=bool)
-    )
+    found, _, kept = winners(grids(comply, one, kl, positions), Rules(1.0, 0.1), np.zeros((2, 3), dtype=bool))
     assert found.tolist() == [5] and not kept[1, 0]
     rows = [tokenize(demo, side, None) for side in prompts.sides("val", 2)]
     candidates = difference_in_means(*class_means(demo, prompts.sides("train", 8)))
     scorer = CosmicScorer(demo, *rows, candidates, (6,), OPTIONS, None, {}, {(4, -1, "kl"): torch.tensor([nan, 0.1])})
     scorer.scores[4, -1, "kl"] = nan
-    assert np.isinf(Resamples(scorer, draw_weights(2, 2, 3), range(-5, 0), 8).found().kl[0, -1, 4])
+    assert np.isinf(Resamples(scorer, draw_weights(2, 2, 3), range(-5, 0), 8).found().measures["kl"][0, -1, 4])
 
 
 def test_where_it_is_not_said_a_note_says_why(demo, prompts):
@@ -234,3 +246,51 @@ def test_it_is_saved_with_selections_and_runs(demo, prompts, selection, tmp_path
     assert loaded.selection.stability.table.equals(done.selection.stability.table)
     said = loaded.summary["stability"]
     assert said["wins"] == done.selection.stability.wins and said["n_resamples"] == 200
+
+
+def test_refusal_tokens_say_it_too(demo, prompts):
+    """Every resample's winner is what the plain filters choose among plain weighted means of each prompt's own values."""
+    options = RefusalTokenOptions(n_train=24, n_val=8, max_kl=0.5, n_resamples=200, full_table=True)
+    products = {}
+    found = select_by_refusal_tokens(demo, prompts, options, products=products)
+    stability, positions = found.stability, found.positions.indices
+    sizes = [next(len(p) for key, p in products.items() if key[2] == name) for name in ("bypass", "kl")]
+    weights = draw_weights(*sizes, 200)
+    wins, none = Counter(), 0
+    for w, v in zip(weights.positive[weights.drawn], weights.negative[weights.drawn], strict=True):
+        best = None
+        for layer, position in product(range(7), positions):  # below .8 of 8 layers
+            if (layer, position, "bypass") not in products:
+                continue
+            bypass, induce, kl = (
+                float(side @ products[layer, position, name].double())
+                for side, name in ((w, "bypass"), (v, "induce"), (v, "kl"))
+            )
+            if induce > 0 and kl <= 0.5 and (best is None or -bypass > best[0]):
+                best = (-bypass, layer, position)
+        if best is None:
+            none += 1
+        else:
+            wins[best[1:]] += 1 / 200
+    table = stability.table.set_index(["layer", "position"])
+    assert stability.none == none / 200
+    for cell, row in table.iterrows():
+        assert row.wins == pytest.approx(wins[cell])
+    winner = found.winner
+    row = table.loc[stability.chosen]
+    assert (row.score, row.induce, row.kl) == pytest.approx((-winner.bypass, winner.induce, winner.kl), abs=1e-5)
+    assert row.bypass_low <= row.bypass <= row.bypass_high
+    assert [note.text for note in stability.plot().layout.annotations if note.text.startswith(("−b", "ind"))] == [
+        "−bypass (log-odds)",
+        "induce (log-odds)",
+    ]
+
+
+def test_refusal_tokens_compute_only_what_further_winners_hang_on(demo, prompts):
+    """And the same as with the full table."""
+    options = RefusalTokenOptions(n_train=24, n_val=8, max_kl=0.5, n_resamples=200)
+    lazy = select_by_refusal_tokens(demo, prompts, options).stability
+    full = select_by_refusal_tokens(demo, prompts, replace(options, full_table=True)).stability
+    assert lazy.passes["bypass"] == 0 and set(full.passes.values()) == {0}
+    assert lazy.wins == full.wins and lazy.none == full.none
+    assert lazy.table.kl.isna().any()
