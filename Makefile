@@ -16,9 +16,16 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: $(VENV)/.installed ## the main job on the embedded model
 	$(BIN)/cosmic-tl run demo --out $(OUT) --batch-size 100 --overwrite
 
+# One thread per process, because two of them on all cores would stall each other; files in the order of their names, so that the
+# longest do not come last.
+PYTEST := env -u COSMIC_TL_REAL_MODEL OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+# Tests of tensors, in which beartype checks the shapes of every signature; it takes as long again as what is tested.
+SHAPES := $(addprefix tests/,data directions generation interventions judges metrics model selection test_engine.py \
+	test_engine_inside_hooks.py)
+
 test: $(VENV)/.installed ## all tests but those on a real model
-	# A thread a process: two of them on all cores would stall each other.
-	env -u COSMIC_TL_REAL_MODEL OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	$(PYTEST) --jaxtyping-packages=cosmic_tl,beartype.beartype $(SHAPES)
+	$(PYTEST) $(addprefix --ignore=,$(SHAPES))
 
 test-real: $(VENV)/.installed ## the toolkit on your model: MODEL=directory or hub id, PROMPTS=file, N=prompts per side, ARGS=for pytest
 	@test -n "$(MODEL)" || { echo 'Give a model: make test-real MODEL=path/or/hub-id [PROMPTS=file.json] [N=32]'; exit 2; }

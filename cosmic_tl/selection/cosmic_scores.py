@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
 import torch
 from jaxtyping import Float64
 from torch import Tensor
@@ -95,7 +94,8 @@ class CosmicScorer(Scorer):
 
     def score(self, measures: Mapping[str, Grid]) -> Grid:
         """The sum of both cosines."""
-        return np.add(measures[self.measures[0]], measures[self.measures[1]])
+        total: Grid = measures[self.measures[0]] + measures[self.measures[1]]
+        return total
 
 
 def _lengths(
