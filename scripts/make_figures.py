@@ -41,6 +41,7 @@ from cosmic_tl.figures import (
     save_figures,
 )
 from cosmic_tl.runs.result import Run
+from cosmic_tl.selection import measure_null
 from cosmic_tl.suffixes import SuffixOptions, analyse_suffix, compliant_targets, find_suffix
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
@@ -64,7 +65,8 @@ def figures(run: Run) -> dict[str, go.Figure]:
     direction, mode = run.selection.direction, run.selection.mode
     harmful, harmless = prompts.side("positive", "test", 24), prompts.side("negative", "test", 24)
 
-    selection = select_cosmic(model, prompts, CosmicOptions(mode=mode, full_table=True))
+    options = CosmicOptions(mode=mode, full_table=True)
+    selection = select_cosmic(model, prompts, options)
     removed = selection.removal()
     by_tokens = select_by_refusal_tokens(model, prompts, RefusalTokenOptions(full_table=True))
     weak = CosmicOptions(mode=mode, full_table=True, exclude_first_half=True, max_kl=10.0)
@@ -72,6 +74,7 @@ def figures(run: Run) -> dict[str, go.Figure]:
     drawn = {
         "scores": plot_scores(selection),
         "stability": plot_stability(selection.stability),
+        "null": measure_null(model, prompts, selection, options).plot(),
         "scores-by-refusal-tokens": plot_scores(by_tokens),
         "score-comparison": plot_score_comparison(compared),
         "layer-similarity": plot_layer_similarity(selection),

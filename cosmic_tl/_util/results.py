@@ -19,6 +19,7 @@ FIGURES = {
     "Cost": "costs.plot_cost",
     "Effects": "effects.plot_refusal_rates",
     "LayerSimilarity": "selection.plot_similarity",
+    "Null": "null.plot_null",
     "Plan": "costs.plot_plan",
     "Projection": "projections.plot_projection",
     "Selection": "selection.plot_scores",

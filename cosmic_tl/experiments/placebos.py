@@ -15,37 +15,28 @@ equal-KL induction        that any direction does the same that moves the next t
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from math import sqrt
+from dataclasses import asdict, dataclass
 from typing import Any
-
-from torch import Tensor
 
 from cosmic_tl.data.contrast_set import Prompts, sides_of
 from cosmic_tl.directions.direction import Direction, random_direction
-from cosmic_tl.engine import Outcome, Reading, intervened
 from cosmic_tl.experiments.conditions import Condition
 from cosmic_tl.interventions.edits import Addition, Intervention, Interventions
 from cosmic_tl.interventions.modes import Edits
 from cosmic_tl.interventions.options import Mode
 from cosmic_tl.interventions.steer import intervention_hooks
-from cosmic_tl.metrics.divergence import kl_divergence
 from cosmic_tl.model.batching import batches
 from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.forward import forward
 from cosmic_tl.model.hooks import Site
 from cosmic_tl.model.load import TransformerBridge
+from cosmic_tl.selection.equal_kl import TOLERANCE, equal_kl
 from cosmic_tl.selection.options import PLACEBOS
 from cosmic_tl.selection.result import Selection, direction_and_edits
 
 TRANSLATION, EQUAL_KL = "random translation", "equal-KL induction"
-TOLERANCE = 0.05
-"""Relative distance from the target at which a calibration ends."""
-STEPS = 12
 CALIBRATION = 32
 """Validation prompts per side that a run calibrates on, at most."""
-LARGEST = 32.0
-"""Most that α is raised, in units of the real induction's."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +135,10 @@ def calibrate_placebos(
     shift = mean_shift(model, positive, edits.removal(direction), direction.layer, chat=chat, batch_size=batch_size)
     found = [Calibration(TRANSLATION, seed, shift / direction.norm, shift, shift) for seed in seeds]
     if edits.alpha:
-        found += _equal_kl(model, tokenize(model, negative, chat), direction, edits, seeds, batch_size)
+        placebos = {seed: random_direction(direction, seed) for seed in seeds}
+        rows = tokenize(model, negative, chat)
+        target, alphas = equal_kl(model, rows, direction, placebos, edits, batch_size=batch_size)
+        found += [Calibration(EQUAL_KL, seed, alpha, target, nats) for seed, (alpha, nats) in alphas.items()]
     return found
 
 
@@ -242,75 +236,3 @@ def mean_shift(
         total += float((edited.double() - clean.double()).norm(dim=-1)[later].sum())
         n += int(later.sum())
     return total / n
-
-
-def _equal_kl(
-    model: TransformerBridge,
-    rows: Sequence[Sequence[int]],
-    direction: Direction,
-    edits: Edits,
-    seeds: Sequence[int],
-    batch_size: int | None,
-) -> list[Calibration]:
-    """Bisection on each seed's α, all seeds in the same passes."""
-    ((_, clean),) = intervened(model, rows, [()], Reading(logits=True), _logits, batch_size=batch_size)
-
-    def divergences(some: Sequence[Interventions]) -> list[float]:
-        def against_clean(outcome: Outcome) -> Tensor:
-            return kl_divergence(clean[list(outcome.rows)], _logits(outcome))
-
-        found = dict(intervened(model, rows, some, Reading(logits=True), against_clean, batch_size=batch_size))
-        return [float(found[i].mean()) for i in range(len(some))]
-
-    edits = replace(edits, tokens="all")  # the next token after the prompt is the same
-    (target,) = divergences([edits.induction(direction)])
-    placebos = {seed: random_direction(direction, seed) for seed in seeds}
-    tried: dict[int, list[tuple[float, float]]] = {seed: [] for seed in seeds}
-    for _ in range(STEPS):
-        following = {seed: scale for seed in seeds if (scale := next_scale(tried[seed], target)) is not None}
-        if not following:
-            break
-        reached = divergences(
-            [edits.induction(placebos[seed], scale * edits.alpha) for seed, scale in following.items()]
-        )
-        for (seed, scale), nats in zip(following.items(), reached, strict=True):
-            tried[seed].append((scale, nats))
-    found = []
-    for seed in seeds:
-        scale, nats = min(tried[seed], key=lambda one: abs(one[1] - target))
-        found.append(Calibration(EQUAL_KL, seed, scale * edits.alpha, target, nats))
-    return found
-
-
-def _logits(outcome: Outcome) -> Tensor:
-    assert outcome.logits is not None
-    return outcome.logits.cpu()  # not every device has float64
-
-
-def next_scale(tried: Sequence[tuple[float, float]], target: float) -> float | None:
-    """The scale to try next on the way to a target that grows with it; None if it is reached, or out of reach.
-
-    Doubles until the target lies between two scales. Then it guesses by the growth of KL with the square of the scale, and
-    halves the interval where that guess lies outside.
-
-    Args:
-        tried: Scales so far, with what they reached.
-        target: What is to be reached.
-
-    Example:
-        >>> next_scale([], 4.0), next_scale([(1.0, 1.0)], 4.0), next_scale([(1.0, 1.0), (2.0, 4.0)], 4.0)
-        (1.0, 2.0, None)
-        >>> next_scale([(1.0, 1.0), (2.0, 9.0)], 4.0), next_scale([(32.0, 1.0)], 4.0)
-        (1.3333333333333333, None)
-    """
-    if not tried:
-        return 1.0
-    scale, reached = tried[-1]
-    if abs(reached - target) <= TOLERANCE * target:
-        return None
-    low = max((s for s, value in tried if value < target), default=0.0)
-    high = min((s for s, value in tried if not value < target and s > low), default=None)
-    if high is None:
-        return None if low >= LARGEST else min(2 * low, LARGEST)
-    guess, margin = scale * sqrt(target / max(reached, 1e-12)), 0.05 * (high - low)
-    return guess if low + margin < guess < high - margin else (low + high) / 2

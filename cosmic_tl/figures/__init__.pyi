@@ -17,6 +17,9 @@ from .export import (
 from .judges import (
     plot_agreement as plot_agreement,
 )
+from .null import (
+    plot_null as plot_null,
+)
 from .projections import (
     plot_pca as plot_pca,
     plot_projection as plot_projection,

@@ -9,6 +9,7 @@ import pandas as pd
 from cosmic_tl.experiments.effects import Effects
 from cosmic_tl.experiments.layer_similarity import LayerSimilarity
 from cosmic_tl.figures.effects import plot_refusal_rates
+from cosmic_tl.figures.null import plot_null
 from cosmic_tl.figures.selection import (
     plot_direction_cosines,
     plot_layer_similarity,
@@ -139,6 +140,7 @@ def write_report(
         "rates": plot_refusal_rates(effects),
         "scores": plot_scores(selection, remarks=False),
         **({} if selection.stability is None else {"stability": plot_stability(selection.stability)}),
+        **({} if selection.null is None else {"null": plot_null(selection.null)}),
         "similarity": plot_similarity(similarity),
         "classes": plot_layer_similarity(selection),
         "directions": plot_direction_cosines(selection.candidates, selection.direction.position),

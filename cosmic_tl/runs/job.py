@@ -45,6 +45,7 @@ from cosmic_tl.runs.result import Run
 from cosmic_tl.runs.settings import STAGES, RunSettings
 from cosmic_tl.runs.summary import summarize
 from cosmic_tl.selection.cosmic import select_cosmic
+from cosmic_tl.selection.null import measure_null
 from cosmic_tl.selection.options import RefusalTokenOptions
 from cosmic_tl.selection.refusal_tokens import select_by_refusal_tokens
 from cosmic_tl.selection.result import Selection
@@ -254,6 +255,22 @@ def _run(
             means=means,
             seeds=settings.seeds,
         )
+    if settings.null:
+        if selection.stability is None or selection.stability.held_out is None:
+            notes.append("The null was not measured: no candidate was chosen on half of the validation prompts.")
+        else:
+            null_log = ScoreLog(resume / RESUME_FILES[6])
+            null = measure_null(
+                model,
+                prompts,
+                selection,
+                options,
+                n=settings.null,
+                chat=chat,
+                batch_size=settings.batch_size,
+                scores=null_log,
+            )
+            selection = replace(selection, null=null)
     stage(STAGES[2])
     calibrations = _calibrations(model, prompts, settings, selection, resume / RESUME_FILES[4])
     notes += calibration_notes(calibrations)

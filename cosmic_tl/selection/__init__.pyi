@@ -5,6 +5,10 @@ from .cosmic import (
 from .given_directions import (
     score_directions as score_directions,
 )
+from .null import (
+    Null as Null,
+    measure_null as measure_null,
+)
 from .options import (
     CosmicOptions as CosmicOptions,
     RefusalTokenOptions as RefusalTokenOptions,

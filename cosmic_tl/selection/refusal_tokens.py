@@ -52,7 +52,7 @@ STRONGER = 2.0
 """By how much stronger induction is tried for that, once and again."""
 
 
-class _Scorer(Scorer):
+class RefusalTokenScorer(Scorer):
     """Refusal scores: "bypass" with the direction removed from positive prompts, "induce" with it put into negative ones."""
 
     measures = MEASURES
@@ -74,13 +74,16 @@ class _Scorer(Scorer):
         self.ids = ids
 
     def reduce(self, outcome: Outcome) -> Float64[Tensor, " prompt"]:
+        """Refusal scores."""
         assert outcome.logits is not None
         return log_odds(outcome.logits.cpu(), self.ids)
 
     def value(self, measure: str, reached: Tensor) -> float:
+        """Their mean."""
         return float(reached.mean())
 
     def score(self, measures: Mapping[str, Grid]) -> Grid:
+        """The lower the refusal score with the direction removed, the better."""
         return -measures[MEASURES[0]]
 
 
@@ -99,8 +102,8 @@ def _table(
 
 def _nothing_left(
     table_of: Callable[[], tuple[pd.DataFrame, pd.DataFrame]],
-    scorer: _Scorer,
-    scorer_at: Callable[[float, Scores], _Scorer],
+    scorer: RefusalTokenScorer,
+    scorer_at: Callable[[float, Scores], RefusalTokenScorer],
     options: RefusalTokenOptions,
 ) -> NoCandidateError:
     """What would admit a candidate: the divergence of those that missed the induction least, and stronger induction."""
@@ -196,9 +199,11 @@ def select_by_refusal_tokens(
     scores = {} if scores is None else scores
     products = {} if products is None else products
 
-    def scorer_at(alpha: float, known: Scores, products: Products | None = None) -> _Scorer:
+    def scorer_at(alpha: float, known: Scores, products: Products | None = None) -> RefusalTokenScorer:
         settings = replace(options, alpha=alpha)
-        return _Scorer(model, rows[0], rows[1], candidates, settings, tokens.ids, batch_size, known, products)
+        return RefusalTokenScorer(
+            model, rows[0], rows[1], candidates, settings, tokens.ids, batch_size, known, products
+        )
 
     scorer = scorer_at(options.alpha, scores, products if resamples and not unsaid else None)
     n_layers = int(model.cfg.n_layers)

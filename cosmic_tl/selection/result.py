@@ -22,6 +22,7 @@ from cosmic_tl.selection.stability import Stability
 
 if TYPE_CHECKING:
     from cosmic_tl.metrics.refusal_score import RefusalTokens
+    from cosmic_tl.selection.null import Null
 
 
 @checked
@@ -68,6 +69,8 @@ class Selection(Result):
     stability: Stability | None = None
     """How sure the choice is; None where that is not known: for a candidate that was asked for, after successive halving, from
     scores without products, with fewer than 2 or more than 300 validation prompts per side, or without resamples."""
+    null: "Null | None" = None
+    """The choice beside directions without the concept (`measure_null`); None where that was not measured."""
 
     @property
     def mode(self) -> Mode:

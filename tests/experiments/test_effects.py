@@ -24,7 +24,6 @@ from cosmic_tl import (
 from cosmic_tl.activations import class_means, random_splits
 from cosmic_tl.experiments import standard_conditions
 from cosmic_tl.experiments.placebos import (
-    TOLERANCE,
     calibrate_placebos,
     calibration_notes,
     mean_shift,
@@ -36,6 +35,7 @@ from cosmic_tl.metrics.divergence import kl_divergence
 from cosmic_tl.model.batching import batches
 from cosmic_tl.model.chat import tokenize
 from cosmic_tl.model.forward import next_token_logits
+from cosmic_tl.selection.equal_kl import TOLERANCE
 
 FEW = {"n_train": 8, "n_val": 4, "n_positions": 1, "max_kl": 50.0}
 
