@@ -24,6 +24,7 @@ from cosmic_tl import (
     select_cosmic,
     sweep,
 )
+from cosmic_tl.experiments import measure_sensitivity
 from cosmic_tl.figures import (
     plot_direction_cosines,
     plot_head_attention,
@@ -74,6 +75,7 @@ def figures(run: Run) -> dict[str, go.Figure]:
     drawn = {
         "scores": plot_scores(selection),
         "stability": plot_stability(selection.stability),
+        "sensitivity": measure_sensitivity(model, prompts, CosmicOptions(mode=mode, n_val=32)).plot(),
         "null": measure_null(model, prompts, selection, options).plot(),
         "scores-by-refusal-tokens": plot_scores(by_tokens),
         "score-comparison": plot_score_comparison(compared),

@@ -23,6 +23,7 @@ FIGURES = {
     "Plan": "costs.plot_plan",
     "Projection": "projections.plot_projection",
     "Selection": "selection.plot_scores",
+    "Sensitivity": "sensitivity.plot_sensitivity",
     "Stability": "stability.plot_stability",
     "Suffix": "suffixes.plot_suffix_losses",
     "SuffixAnalysis": "suffixes.plot_suffix_cosines",

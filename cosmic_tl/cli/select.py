@@ -1,10 +1,11 @@
-"""Commands that begin with a model: run, plan, compare, variants, two-rounds, check."""
+"""Commands that begin with a model: run, plan, compare, variants, sensitivity, two-rounds, check."""
 
 import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
+from cosmic_tl._util.displays import number
 from cosmic_tl._util.progress import LOADING
 from cosmic_tl.cli.derive import derived
 from cosmic_tl.cli.options import TESTING, DataOptions, ModelOptions, check_paths, generation
@@ -93,13 +94,62 @@ def compare(
 
 
 @derived(LOADING)
-def variants(model: ModelOptions, data: DataOptions, chat: ChatFormat, options: CosmicOptions) -> None:
-    """Select under each of COSMIC's variants of layer ranking and target, and tabulate what each chooses."""
+def variants(
+    model: ModelOptions,
+    data: DataOptions,
+    chat: ChatFormat,
+    options: CosmicOptions,
+    *,
+    folds: int = 0,
+    csv: Path | None = None,
+) -> None:
+    """Select under each of COSMIC's variants of layer ranking and target, and tabulate what each chooses.
+
+    Args:
+        folds: Instead, select under the same settings on all training prompts, on either half, and without each of this many
+            folds; 0 for the variants.
+        csv: Also write the table to this file.
+    """
+    check_paths(csv)
     contrast = data.load()
     bridge = model.load()
-    from cosmic_tl.experiments.variants import compare_variants, standard_variants
+    from cosmic_tl.experiments.variants import compare_training_folds, compare_variants, standard_variants
+    from cosmic_tl.selection.cosmic import plan_selection
 
-    print_frame(compare_variants(bridge, contrast, standard_variants(options), chat=chat).table)
+    if folds:
+        cost = plan_selection(bridge, contrast, options, chat=chat).macs / 1e9
+        say(f"{3 + folds} selections of up to {number(cost)} GMACs, and their KL passes")
+        found = compare_training_folds(bridge, contrast, options, n_folds=folds, chat=chat)
+    else:
+        found = compare_variants(bridge, contrast, standard_variants(options), chat=chat)
+    print_frame(found.table)
+    write_csv(found.table, csv)
+
+
+@derived(LOADING)
+def sensitivity(
+    model: ModelOptions,
+    data: DataOptions,
+    chat: ChatFormat,
+    options: CosmicOptions,
+    *,
+    csv: Path | None = None,
+) -> None:
+    """Tabulate what COSMIC chooses under other shares of evaluation layers, targets, positions and numbers of validation prompts.
+
+    All from one set of passes, up to the highest layer that any of these settings reads.
+
+    Args:
+        csv: Also write the table to this file.
+    """
+    check_paths(csv)
+    contrast = data.load()
+    bridge = model.load()
+    from cosmic_tl.experiments.sensitivity import measure_sensitivity
+
+    found = measure_sensitivity(bridge, contrast, options, chat=chat)
+    print_frame(found.table)
+    write_csv(found.table, csv)
 
 
 @derived(LOADING, "first round", "second round", "completions")
@@ -158,4 +208,4 @@ def check(model: ModelOptions, data: DataOptions, chat: ChatFormat, *, n: int = 
     return 0 if found.ok else 1
 
 
-COMMANDS = (run, plan, compare, variants, two_rounds, check)
+COMMANDS = (run, plan, compare, variants, sensitivity, two_rounds, check)

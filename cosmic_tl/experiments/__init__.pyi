@@ -29,14 +29,20 @@ from .layer_similarity import (
     LayerSimilarity as LayerSimilarity,
     layer_similarities as layer_similarities,
 )
+from .sensitivity import (
+    Sensitivity as Sensitivity,
+    measure_sensitivity as measure_sensitivity,
+)
 from .sweeps import (
     Sweep as Sweep,
     sweep as sweep,
 )
 from .variants import (
     Variants as Variants,
+    compare_training_folds as compare_training_folds,
     compare_variants as compare_variants,
     standard_variants as standard_variants,
+    training_folds as training_folds,
 )
 from .weak_alignment import (
     TwoRounds as TwoRounds,

@@ -33,6 +33,9 @@ from .selection import (
     plot_similarity as plot_similarity,
     plot_variants as plot_variants,
 )
+from .sensitivity import (
+    plot_sensitivity as plot_sensitivity,
+)
 from .stability import (
     plot_stability as plot_stability,
 )

@@ -20,7 +20,7 @@ def plot_null(null: Null) -> go.Figure:
         >>> row = {"measure": "score", "null": "random", "observed": 1.9, "n": 2, "margin": 4.0, "p_value": 0.33}
         >>> values = pd.DataFrame({"measure": "score", "null": "random", "number": [0, 1], "value": [1.0, 1.1]})
         >>> figure = plot_null(Null(pd.DataFrame([row]), values, 3, -1, (16, 16), {"score": "sum"}))
-        >>> [trace.x[0] for trace in figure.data]
+        >>> [float(trace.x[0]) for trace in figure.data]
         [1.0, 1.9]
     """
     measures = list(null.labels)

@@ -17,7 +17,7 @@ from cosmic_tl.metrics.refusal_score import find_refusal_tokens, keep_own, refus
 from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.model.positions import post_instruction_positions
-from cosmic_tl.selection.cosmic_scores import CosmicScorer
+from cosmic_tl.selection.cosmic_scores import CosmicScorer, shared_by_both
 from cosmic_tl.selection.filters import (
     Filter,
     apply_filters,
@@ -276,6 +276,7 @@ def select_cosmic(
     layers = options.evaluation_layers or evaluation_layers(
         similarity, options.evaluation_share, options.exclude_first_half
     )
+    centre = shared_by_both(means, layers) if options.target == "centred" else None
     rows = [tokenize(model, side, chat) for side in val]
     resamples = options.n_resamples and options.cell is None and not options.successive_halving
     unsaid = why_not_resampled([len(side) for side in rows], bool(scores) and products is None) if resamples else ()
@@ -289,7 +290,7 @@ def select_cosmic(
 
     def scorer_on(share: float, known: Scores, products: Products | None = None) -> CosmicScorer:
         some = [side[: max(1, round(share * len(side)))] for side in rows]
-        return CosmicScorer(model, some[0], some[1], candidates, layers, options, batch_size, known, products)
+        return CosmicScorer(model, some[0], some[1], candidates, layers, options, batch_size, known, products, centre)
 
     wanted = {measure: plan.of(measure, "pass", "known") for measure in COSMIC_MEASURES}
     finalists: list[Cell] | None = None

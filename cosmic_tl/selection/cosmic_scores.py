@@ -7,8 +7,10 @@ from jaxtyping import Float64
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from cosmic_tl.activations import MeanActivations
 from cosmic_tl.directions.candidates import Candidates
 from cosmic_tl.engine import Outcome, Reading
+from cosmic_tl.errors import CosmicError
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.selection.options import CosmicOptions, Target
 from cosmic_tl.selection.plan import COSMIC_MEASURES
@@ -29,6 +31,7 @@ class CosmicScorer(Scorer):
         batch_size: Rows per forward pass; None is by available memory.
         scores: What is already known; new ones are put in as they come.
         products: The same of what scores follow from for other weights of the prompts. Default: it is not kept.
+        centre: From `shared_by_both`, for the target "centred".
     """
 
     measures = COSMIC_MEASURES
@@ -44,7 +47,11 @@ class CosmicScorer(Scorer):
         batch_size: int | None,
         scores: Scores,
         products: Products | None = None,
+        centre: Float64[Tensor, "layer d_model"] | None = None,
     ) -> None:
+        if (centre is None) == (options.target == "centred"):
+            raise CosmicError('centre: it goes with the target "centred"; give both or neither')
+        self.centre = centre
         reading = Reading(tuple(layers))
         super().__init__(model, positive, negative, candidates, options.edits, reading, batch_size, scores, products)
         self.target = options.target
@@ -62,6 +69,8 @@ class CosmicScorer(Scorer):
     def reduce(self, outcome: Outcome) -> Float64[Tensor, "prompt feature"]:
         """`y[l, -1]`, averaged or put side by side over the evaluation layers."""
         layers = [outcome.resid_post[layer][:, -1].cpu().double() for layer in sorted(outcome.resid_post)]
+        if self.centre is not None:
+            layers = [found - centre for found, centre in zip(layers, self.centre, strict=True)]
         return torch.cat(layers, dim=1) if self.target == "concatenated" else torch.stack(layers).mean(0)
 
     def product(self, measure: str, reached: Tensor) -> Tensor:
@@ -96,6 +105,21 @@ class CosmicScorer(Scorer):
         """The sum of both cosines."""
         total: Grid = measures[self.measures[0]] + measures[self.measures[1]]
         return total
+
+
+def shared_by_both(
+    means: tuple[MeanActivations, MeanActivations], layers: Sequence[int]
+) -> Float64[Tensor, "layer d_model"]:
+    """What all activations have in common at some layers: the mean of both classes' mean `y[l, -1]`.
+
+    Example:
+        >>> from cosmic_tl import load_model, mean_activations
+        >>> means = mean_activations(load_model("demo", device="cpu"), ["hi"])
+        >>> torch.equal(shared_by_both((means, means), [6]), means.resid_post[6:7, -1])
+        True
+    """
+    positive, negative = (one.resid_post[sorted(layers), -1] for one in means)
+    return (positive + negative) / 2
 
 
 def _lengths(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cosmic_tl._util.border import checked
 from cosmic_tl._util.results import Result
-from cosmic_tl.activations import random_splits
+from cosmic_tl.activations import class_means, random_splits
 from cosmic_tl.data.contrast_set import ContrastSet
 from cosmic_tl.directions.candidates import Candidates
 from cosmic_tl.directions.direction import Direction, random_direction
@@ -23,7 +23,7 @@ from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.forward import forward
 from cosmic_tl.model.hooks import Site
 from cosmic_tl.model.load import TransformerBridge
-from cosmic_tl.selection.cosmic_scores import CosmicScorer
+from cosmic_tl.selection.cosmic_scores import CosmicScorer, shared_by_both
 from cosmic_tl.selection.equal_kl import TOLERANCE, equal_kl
 from cosmic_tl.selection.options import CosmicOptions, RefusalTokenOptions
 from cosmic_tl.selection.refusal_tokens import RefusalTokenScorer
@@ -147,7 +147,13 @@ def measure_null(
     nulls[EQUAL_KL] = _of_equal_kl(model, rows[1], direction, nulls[RANDOM], options, batch_size, scores)
     flat = [direction, *(one for some in nulls.values() for one in some.values())]
     kinds = [("", 0), *((null, seed) for null, some in nulls.items() for seed in some)]
-    scorer = _scorer(model, rows, _as_candidates(flat, candidates), selection, options, batch_size, scores)
+    centre = None
+    if isinstance(options, CosmicOptions) and options.target == "centred":
+        means = class_means(
+            model, _training_prompts(model, prompts, options, chat, batch_size), chat=chat, batch_size=batch_size
+        )
+        centre = shared_by_both(means, selection.evaluation_layers)
+    scorer = _scorer(model, rows, _as_candidates(flat, candidates), selection, options, batch_size, scores, centre)
     removed, induced, _ = scorer.measures
     measured = []
     for measure, null_of in ((removed, (SHUFFLED, RANDOM)), (induced, (SHUFFLED, RANDOM, EQUAL_KL))):
@@ -234,11 +240,33 @@ def _scorer(
     options: CosmicOptions | RefusalTokenOptions,
     batch_size: int | None,
     scores: Scores,
+    centre: Float64[Tensor, "layer d_model"] | None,
 ) -> Scorer:
     if isinstance(options, CosmicOptions):
-        return CosmicScorer(model, *rows, candidates, selection.evaluation_layers, options, batch_size, scores)
+        layers = selection.evaluation_layers
+        return CosmicScorer(model, *rows, candidates, layers, options, batch_size, scores, centre=centre)
     assert selection.tokens is not None
     return RefusalTokenScorer(model, *rows, candidates, options, selection.tokens.ids, batch_size, scores)
+
+
+def _training_prompts(
+    model: TransformerBridge,
+    prompts: ContrastSet,
+    options: CosmicOptions | RefusalTokenOptions,
+    chat: ChatFormat | None,
+    batch_size: int | None,
+) -> tuple[Sequence[str], Sequence[str]]:
+    """Those that the selection made its candidates of."""
+    train = prompts.sides("train", options.n_train)
+    if options.filter_prompts:
+        val = prompts.sides("val", options.n_val)
+        tokens = (
+            find_refusal_tokens(model, train, chat=chat, batch_size=batch_size)
+            if options.tokens is None
+            else refusal_tokens(model, options.tokens)
+        )
+        train, _, _ = keep_own(model, train, val, tokens, chat=chat, batch_size=batch_size)
+    return train
 
 
 def _shuffled(
@@ -251,15 +279,7 @@ def _shuffled(
     batch_size: int | None,
 ) -> dict[int, Direction]:
     """Differences in means of the training prompts with shuffled labels at the direction's place, with its norm."""
-    train = prompts.sides("train", options.n_train)
-    if options.filter_prompts:  # as the selection did
-        val = prompts.sides("val", options.n_val)
-        tokens = (
-            find_refusal_tokens(model, train, chat=chat, batch_size=batch_size)
-            if options.tokens is None
-            else refusal_tokens(model, options.tokens)
-        )
-        train, _, _ = keep_own(model, train, val, tokens, chat=chat, batch_size=batch_size)
+    train = _training_prompts(model, prompts, options, chat, batch_size)
     streams = [_stream_at(model, tokenize(model, side, chat), direction, batch_size) for side in train]
     splits = random_splits([len(side) for side in streams], range(n))
     found = {}

@@ -15,7 +15,7 @@ Cell = tuple[int, int]
 """A candidate: layer and position."""
 PLACEBOS = 5
 """Default number of placebos of each kind. One says little, because they differ widely."""
-Target = Literal["mean", "concatenated", "per-prompt"]
+Target = Literal["mean", "concatenated", "per-prompt", "centred"]
 """What the activations of steered prompts are compared with."""
 
 
@@ -105,7 +105,9 @@ class CosmicOptions(CommonOptions):
     target: Target = "mean"
     """How the last-token activations of several prompts and evaluation layers become one cosine similarity. "mean" (the
     released code): averaged over both. "concatenated": averaged over prompts, with the layers side by side. "per-prompt":
-    averaged over layers, one cosine per prompt with the other side's mean, and the mean of those."""
+    averaged over layers, one cosine per prompt with the other side's mean, and the mean of those. "centred": as "mean", without
+    what both classes share: the mean of their training means is taken off first, so that cosines range from −1 to 1 and not
+    from just below 1."""
     last_position_rule: bool = True
     """At position -1, drop layers later than both medians of the other positions' best layers."""
     successive_halving: bool = False

@@ -496,7 +496,7 @@ for make in (
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
         "mode: unknown 'Linear'; use linear, affine or ace",
-        "target: unknown 'median'; use mean, concatenated or per-prompt",
+        "target: unknown 'median'; use mean, concatenated, per-prompt or centred",
         "direction: vector has shape (2,) and reference has shape (3,); each must be (d_model,)",
         "side: unknown 'harmful'; use positive or negative",
         "side: unknown 'Positive'; use positive or negative",

@@ -26,7 +26,7 @@ from cosmic_tl.errors import NoCandidateError
 from cosmic_tl.model.chat import tokenize
 from cosmic_tl.model.positions import post_instruction_positions
 from cosmic_tl.selection.cosmic import _table
-from cosmic_tl.selection.cosmic_scores import CosmicScorer
+from cosmic_tl.selection.cosmic_scores import CosmicScorer, shared_by_both
 from cosmic_tl.selection.filters import choose
 from cosmic_tl.selection.redrawn import Resamples
 from cosmic_tl.selection.resampling import Resampled, Rules, draw_weights, weighted_lengths, weighted_scores, winners
@@ -45,17 +45,19 @@ def selection(demo, prompts):
     return select_cosmic(demo, prompts, OPTIONS)
 
 
-@pytest.mark.parametrize("target", ["mean", "concatenated", "per-prompt"])
+@pytest.mark.parametrize("target", ["mean", "concatenated", "per-prompt", "centred"])
 @pytest.mark.parametrize("mode", ["affine", "linear"])
 def test_scores_equal_those_of_prompts_that_are_really_drawn_again(demo, prompts, mode, target):
     options = replace(OPTIONS, mode=mode, target=target)
     positions = post_instruction_positions(demo, None, None)
-    candidates = difference_in_means(*class_means(demo, prompts.sides("train", 24), positions=positions))
+    means = class_means(demo, prompts.sides("train", 24), positions=positions)
+    candidates = difference_in_means(*means)
     positive, negative = (tokenize(demo, side, None) for side in prompts.sides("val", 7))
     cells, layers = [(2, -1), (4, -3)], (5, 6)
+    centre = shared_by_both(means, layers) if target == "centred" else None
 
     def scorer(rows, products=None):
-        made = CosmicScorer(demo, rows[0], rows[1], candidates, layers, options, None, {}, products)
+        made = CosmicScorer(demo, rows[0], rows[1], candidates, layers, options, None, {}, products, centre)
         for measure in made.measures:
             made.compute(measure, cells)
         return made
