@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -16,10 +17,20 @@ N = 40
 """Test prompts per side."""
 
 
+def settings(mode):
+    """The demo's answers take up to 32 tokens."""
+    return RunSettings(CosmicOptions(mode=mode), n_test=N, max_new_tokens=40, batch_size=N, n_placebos=1)
+
+
 @pytest.fixture(scope="module", params=["affine", "linear"])
 def result(request, demo, prompts, tmp_path_factory):
-    settings = RunSettings(CosmicOptions(mode=request.param), n_test=N, batch_size=N, n_placebos=1)
-    return run(demo, prompts, tmp_path_factory.mktemp(request.param) / "run", settings, command="cosmic-tl run <demo>")
+    return run(
+        demo,
+        prompts,
+        tmp_path_factory.mktemp(request.param) / "run",
+        settings(request.param),
+        command="cosmic-tl run <demo>",
+    )
 
 
 def test_removal_makes_it_comply_and_induction_makes_it_refuse(result):
@@ -90,8 +101,7 @@ def test_the_report_is_one_offline_page(result):
 def test_a_finished_run_is_not_done_again(result, demo, prompts, monkeypatch):
     calls = []
     monkeypatch.setattr(demo.original_model, "generate", lambda *a, **k: calls.append(1))
-    settings = RunSettings(CosmicOptions(mode=result.selection.mode), n_test=N, batch_size=20, n_placebos=1)
-    again = run(demo, prompts, result.out, settings)
+    again = run(demo, prompts, result.out, replace(settings(result.selection.mode), batch_size=20))
     assert not calls
     assert again.summary["rates"] == result.summary["rates"]
 

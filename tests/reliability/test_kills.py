@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def test_a_run_that_is_stopped_ends_with_the_same_bytes() -> None:
-    asked = ["--commands", "run", "--random", "1", "--operations", "25", "--writes", "2", "--together", "1"]
+    asked = ["--commands", "run", "--random", "1", "--operations", "40", "--writes", "1", "--together", "1"]
     found = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("kills.py")), *asked], capture_output=True, text=True, check=False
     )
@@ -15,8 +15,8 @@ def test_a_run_that_is_stopped_ends_with_the_same_bytes() -> None:
     done = json.loads(found.stdout.splitlines()[-1])["run"]
     assert (
         done["random"] == 1
-        and done["operations"] >= 3
-        and done["writes"] == 2
+        and done["operations"] >= 2
+        and done["writes"] == 1
         and done["together"] == 1
         and done["failed"] == 0
     )
