@@ -32,6 +32,8 @@ from cosmic_tl.selection.scores import Scorer, Scores
 
 SHUFFLED, RANDOM, EQUAL_KL = "shuffled labels", "random", "random, equal KL"
 ALPHA = "alpha"
+ROUNDING = 1e-9
+"""A smaller spread is none: where an edit does not reach what is read, all directions give the same."""
 NULL = 99
 """Default number of directions of each kind, with which the smallest p-value is 0.01."""
 
@@ -213,7 +215,7 @@ def _null(values: pd.DataFrame, direction: Direction, n_prompts: tuple[int, int]
                 "n": len(some),
                 "mean": some.value.mean(),
                 "sd": some.value.std(),
-                "margin": (here - there.mean()) / sd if (sd := there.std()) > 0 else nan,
+                "margin": (here - there.mean()) / sd if (sd := there.std()) > ROUNDING else nan,
                 "reached": reached,
                 "p_value": (reached + 1) / (len(some) + 1),
             }
