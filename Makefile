@@ -20,8 +20,8 @@ demo: $(VENV)/.installed ## the main job on the embedded model
 # longest do not come last.
 PYTEST := env -u COSMIC_TL_REAL_MODEL OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 # Tests of tensors, in which beartype checks the shapes of every signature; it takes as long again as what is tested.
-SHAPES := $(addprefix tests/,data directions generation interventions judges metrics model selection test_engine.py \
-	test_engine_inside_hooks.py)
+SHAPES := $(addprefix tests/,data directions generation interventions judges metrics model selection/test_cosmic.py \
+	selection/test_notes.py selection/test_plan.py selection/test_stability.py test_engine_inside_hooks.py)
 
 test: $(VENV)/.installed ## all tests but those on a real model
 	$(PYTEST) --jaxtyping-packages=cosmic_tl,beartype.beartype $(SHAPES)

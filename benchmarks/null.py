@@ -2,9 +2,9 @@
 
 python -m benchmarks.null [--sets N] [--figure FILE.png]
 
-A tiny random Llama, in which the embeddings of two words differ by a known direction of some length; positive prompts contain the one
-word, negative ones the other, among random words. At length 0 both sides come from one distribution. Each data set has prompts of its
-own.
+A tiny random Llama, in which the embeddings of two words differ by a known direction of some length; positive prompts contain
+the one word, negative ones the other, among random words. At length 0 both sides come from one distribution. Each data set has
+prompts of its own.
 """
 
 import argparse

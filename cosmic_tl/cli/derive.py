@@ -36,7 +36,7 @@ GROUPS = {
     "Chat": ("ChatFormat",),
     "Selection": ("CommonOptions", "selection"),
     "Steering": ("edit", "mode", "alpha", "alphas", "layers", "strength", "norm_preserving", "approximate"),
-    "COSMIC": ("CosmicOptions",),
+    "COSMIC": ("CosmicOptions", "folds"),
     "Refusal tokens": ("RefusalTokenOptions",),
     "Search": ("SuffixOptions",),
     "Generation": ("Sampling", "DataOptions.seed", "max_new_tokens", "temperature", "n_samples", "seed", "batch_size"),

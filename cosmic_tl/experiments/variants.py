@@ -102,6 +102,7 @@ def compare_variants(
     return _compared(model, cases, chat, batch_size)
 
 
+@checked
 def training_folds(
     prompts: ContrastSet, options: CosmicOptions | None = None, n_folds: int = FOLDS, seed: int = 0
 ) -> dict[str, ContrastSet]:

@@ -62,8 +62,8 @@ def plot_sensitivity(sensitivity: Sensitivity) -> go.Figure:
     return finish(
         figure,
         "What other settings choose",
-        f"red: the same as asked for (layer {asked.layer}, position {asked.position}); numbers: positions; no dot: none passes the "
-        "filters",
+        f"red: the same as asked for (layer {asked.layer}, position {asked.position}); numbers: positions; no dot: none passes "
+        "the filters",
         columns=columns,
         own_labels=True,
         height=14,

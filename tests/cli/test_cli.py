@@ -149,6 +149,22 @@ def test_variants_and_two_rounds(command, tmp_path):
     assert "best: " in text and rates["positive"] >= 0.8 and rates["negative"] <= 0.15
 
 
+def test_other_settings_and_other_training_prompts(command, tmp_path):
+    few = ["--n-train", "8", "--n-val", "4", "--positions", "2", "--max-kl", "50", "--n-resamples", "0"]
+    code, text, error = command("sensitivity", *few, "--csv", tmp_path / "s.csv")
+    assert code == 0, error
+    assert "centred" in text
+    assert pd.read_csv(tmp_path / "s.csv").varied.nunique() == 5
+    code, text, error = command("variants", *few, "--folds", "2", "--csv", tmp_path / "f.csv")
+    assert code == 0, error
+    assert text.startswith("5 selections of up to ") and "without fold 2" in text
+    assert pd.read_csv(tmp_path / "f.csv").variant.tolist()[:2] == ["all", "first half"]
+    code, _, error = command("variants", *few, "--folds", "9")
+    assert code == 2 and "n_folds: found 9, and there are 8 training prompts" in error
+    code, _, error = command("sensitivity", *few, "--cell", "3,-1")
+    assert code == 2 and "cell: found (3, -1), and every setting is to choose" in error
+
+
 def test_a_concept_of_ones_own_is_swept_by_its_name(command, tmp_path):
     out = tmp_path / "run"
     code, _, error = command(

@@ -8,7 +8,7 @@ from cosmic_tl.experiments.conditions import Condition
 from cosmic_tl.judges.substring import SubstringJudge
 from cosmic_tl.metrics.fluency import fluency_range, mark_garbled, measure_fluency
 
-N = 8
+N = 4
 GARBLED = {
     "loop": "To do this, you need to find a way to " * 4,
     "salad": "table seven although green swimming the of quickly nor 42 because hammer yesterday under sing apple whose it",

@@ -28,7 +28,7 @@ from cosmic_tl.model.chat import tokenize
 from cosmic_tl.selection import Null, measure_null
 from cosmic_tl.selection.null import EQUAL_KL, RANDOM, SHUFFLED
 
-OPTIONS = CosmicOptions(n_train=24, n_val=16, max_kl=0.5, n_resamples=50)
+OPTIONS = CosmicOptions(n_train=24, n_val=12, max_kl=0.5, n_resamples=50)
 N = 19
 
 
@@ -64,12 +64,12 @@ def plain_scores(demo, selection, held_out, direction):
 
 def test_the_halves_are_disjoint_and_the_choice_is_that_of_the_first(demo, prompts, selection):
     held_out = selection.stability.held_out
-    val = prompts.sides("val", 16)
+    val = prompts.sides("val", 12)
     halves = [
         [text for text in side if text not in left]
         for side, left in zip(val, (held_out.positive, held_out.negative), strict=True)
     ]
-    assert [len(half) for half in halves] == [8, 8] == [len(held_out.positive), len(held_out.negative)]
+    assert [len(half) for half in halves] == [6, 6] == [len(held_out.positive), len(held_out.negative)]
     first = replace(
         prompts,
         positive={**prompts.positive, "val": tuple(halves[0])},
@@ -141,8 +141,8 @@ def test_a_concept_is_told_from_its_null(null):
     assert (table.loc["score"].p_value == 1 / (N + 1)).all() and (table.loc["score"].margin > 2).all()
     for row in null.table.itertuples():
         some = null.values[(null.values.measure == row.measure) & (null.values.null == row.null)].value
-        assert row.n == N == len(some) and row.reached == (some >= row.observed).sum()
-        assert row.p_value == (row.reached + 1) / (N + 1)
+        assert row.n == len(some) and (row.n == N or row.null == EQUAL_KL)
+        assert row.reached == (some >= row.observed).sum() and row.p_value == (row.reached + 1) / (row.n + 1)
         assert row.margin == pytest.approx((row.observed - some.mean()) / some.std())
 
 
@@ -150,7 +150,7 @@ def test_sides_of_one_distribution_are_not_told_apart(demo, prompts):
     """Both sides are harmless: over several splits, hardly ever p ≤ .1 against shuffled labels."""
     texts = list(prompts.side("negative", "train", 96)) + list(prompts.side("negative", "val", 64))
     found = []
-    for seed in range(8):
+    for seed in range(5):
         order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
         some = [texts[i] for i in order]
         one = replace(
@@ -162,7 +162,7 @@ def test_sides_of_one_distribution_are_not_told_apart(demo, prompts):
         choice = select_cosmic(demo, one, options)
         table = measure_null(demo, one, choice, options, n=9).table.set_index(["measure", "null"])
         found.append(table.loc[("score", SHUFFLED)].p_value)
-    assert sum(p <= 0.1 for p in found) <= 3, found
+    assert sum(p <= 0.1 for p in found) <= 2, found
 
 
 def test_refusal_tokens_have_a_null_too(demo, prompts):
@@ -208,7 +208,7 @@ def test_a_run_has_it_in_its_report_and_summary(demo, prompts, tmp_path):
     settings = RunSettings(OPTIONS, n_test=2, max_new_tokens=4, n_placebos=1, null=3)
     done = run(demo, prompts, tmp_path / "run", settings)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())["null"]
-    assert len(summary["tests"]) == len(done.selection.null.table) and summary["n"] == {"positive": 8, "negative": 8}
+    assert len(summary["tests"]) == len(done.selection.null.table) and summary["n"] == {"positive": 6, "negative": 6}
     page = (tmp_path / "run" / "report.html").read_text()
     assert "against 3 directions without the concept" in page and "The null was not measured" not in page
     assert Run.load(tmp_path / "run").selection.null.values.equals(done.selection.null.values)
