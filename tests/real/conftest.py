@@ -52,9 +52,13 @@ def plain(real_model_path, real_model) -> PlainModel:
     return PlainModel(real_model_path, torch.device(str(real_model.cfg.device)))
 
 
+def options_of(mode, n):
+    """Few resamples: each further winner takes a pass for its KL."""
+    return CosmicOptions(mode=mode, n_train=n, n_val=n, n_resamples=20)
+
+
 def _select(model, prompts, mode, n):
-    # Few resamples: each further winner takes a pass for its KL.
-    return select_cosmic(model, prompts, CosmicOptions(mode=mode, n_train=n, n_val=n, n_resamples=20))
+    return select_cosmic(model, prompts, options_of(mode, n))
 
 
 @pytest.fixture(scope="session")

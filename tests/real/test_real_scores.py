@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from cosmic_tl import CosmicOptions, difference_in_means, load_model, mean_activations, select_cosmic
+from cosmic_tl import CosmicOptions, difference_in_means, load_model, mean_activations, random_direction, select_cosmic
 from cosmic_tl.model.chat import tokenize
+from cosmic_tl.selection import measure_null
 from cosmic_tl.selection.cosmic_scores import CosmicScorer
 from cosmic_tl.selection.redrawn import Resamples
 from cosmic_tl.selection.resampling import draw_weights
+from real.conftest import options_of
 from real.plain import ablate, ace, add, kl
 
 FEW = 4
@@ -104,6 +106,21 @@ def test_the_chosen_candidate_scores_what_the_formulas_give(request, plain, real
     assert row.score == kept.score.max()
     assert row.kl <= 0.1 and d.layer < 0.8 * len(plain.blocks)
     assert selection.stability.chosen == (d.layer, d.position) and selection.stability.wins > 0
+
+
+def test_the_null_scores_what_the_formulas_give(real_model, plain, real_prompts, real_n, affine_selection):
+    """What half of the prompts choose, and a random direction of its norm, on the other half."""
+    null = measure_null(real_model, real_prompts, affine_selection, options_of("affine", real_n), n=1)
+    held_out = affine_selection.stability.held_out
+    assert 0 < len(held_out.positive) == real_n - real_n // 2 and not {*held_out.positive} & {*held_out.negative}
+    formulas = Formulas(plain, held_out.positive, held_out.negative, affine_selection.evaluation_layers)
+    observed = null.table.groupby("measure")["observed"].first()
+    one = null.values[null.values.null == "random"].set_index("measure").value
+    chosen = affine_selection.candidates.direction(held_out.layer, held_out.position)
+    for direction, found in ((chosen, observed), (random_direction(chosen, 0), one)):
+        r, nu = (x.to(plain.model.device) for x in (direction.vector, direction.reference))
+        comply, refuse, _ = formulas.scores(*edits("affine", held_out.layer, r, nu))
+        assert (found.s_comply, found.s_refuse) == pytest.approx((comply, refuse), abs=1e-4)
 
 
 @pytest.mark.slow
