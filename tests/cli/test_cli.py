@@ -29,6 +29,8 @@ QUICK = [
     "1",
     "--max-kl",
     "50",
+    "--n-resamples",
+    "20",
     "--placebos",
     "1",
 ]

@@ -17,7 +17,7 @@ from cosmic_tl.experiments.variants import (
 from cosmic_tl.interventions.modes import induction, removal
 
 LAYERS = (2, 5, 6)
-OPTIONS = CosmicOptions(evaluation_layers=LAYERS, n_train=16, n_val=6, max_kl=10.0, full_table=True)
+OPTIONS = CosmicOptions(evaluation_layers=LAYERS, n_train=16, n_val=6, max_kl=10.0, full_table=True, n_resamples=0)
 
 
 def formula(reached, target_from, how):
@@ -73,7 +73,7 @@ def test_leaving_out_what_is_not_needed_changes_no_choice_of_any_target(demo, pr
 
 
 def test_variants_side_by_side(demo, prompts):
-    variants = standard_variants(CosmicOptions(n_train=24, n_val=6))
+    variants = standard_variants(CosmicOptions(n_train=24, n_val=6, n_resamples=0))
     table = compare_variants(demo, prompts, variants).table.set_index("variant")
     assert list(table.index) == list(variants)
     assert table.cosine["default"] == pytest.approx(1.0)
@@ -88,7 +88,7 @@ def test_variants_side_by_side(demo, prompts):
 
 
 def test_a_variant_that_leaves_nothing_says_so_and_spoils_nothing(demo, prompts):
-    options = CosmicOptions(n_train=16, n_val=4, max_kl=10.0)
+    options = CosmicOptions(n_train=16, n_val=4, max_kl=10.0, n_resamples=0)
     table = compare_variants(demo, prompts, {"wide": options, "strict": replace(options, max_kl=1e-12)}).table
     assert "filtered out" in table.warnings[1] and table.layer.isna().tolist() == [False, True]
 

@@ -25,7 +25,7 @@ from cosmic_tl.model import model_fingerprint
 from cosmic_tl.model.load import demo_path, is_demo, model_label
 from scripts.demo_model import corpus, grammar
 
-OPTIONS = CosmicOptions(exclude_first_half=True, n_train=60, n_val=24)
+OPTIONS = CosmicOptions(exclude_first_half=True, n_train=60, n_val=24, n_resamples=0)
 
 
 @pytest.fixture(scope="module")

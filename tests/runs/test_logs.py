@@ -133,7 +133,10 @@ def test_conditions_that_are_there_twice_are_refused(demo, prompts, complete, tm
 def test_a_run_goes_on_with_the_batches_that_it_began_with(demo, prompts, tmp_path, monkeypatch):
     """Although the memory that is free, or the speed that rows per pass are chosen for, has changed."""
     settings = RunSettings(
-        CosmicOptions(n_train=8, n_val=4, n_positions=2, max_kl=50.0), n_test=1, max_new_tokens=2, n_placebos=1
+        CosmicOptions(n_train=8, n_val=4, n_positions=2, max_kl=50.0, n_resamples=20),
+        n_test=1,
+        max_new_tokens=2,
+        n_placebos=1,
     )
     whole, out = tmp_path / "whole", tmp_path / "run"
     run(demo, prompts, whole, settings)

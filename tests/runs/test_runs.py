@@ -115,7 +115,7 @@ def test_a_complete_run_is_left_as_it_is(demo, prompts, finished, tmp_path):
 @pytest.mark.parametrize("mode", ["affine", "linear"])
 def test_a_run_goes_on_from_wherever_it_was_stopped(demo, prompts, tmp_path, monkeypatch, mode):
     """A second run is stopped after each part of its work in turn; the files of both are the same."""
-    options = CosmicOptions(mode=mode, n_train=8, n_val=4, n_positions=2, max_kl=50.0)
+    options = CosmicOptions(mode=mode, n_train=8, n_val=4, n_positions=2, max_kl=50.0, n_resamples=20)
     settings = replace(SETTINGS, selection=options)
     assert not run(demo, prompts, tmp_path / "whole", settings).was_complete
 

@@ -15,7 +15,7 @@ N = 32
 
 @pytest.fixture(scope="module", params=["affine", "linear"])
 def found(request, demo, prompts):
-    options = CosmicOptions(mode=request.param, n_train=80, n_val=32)
+    options = CosmicOptions(mode=request.param, n_train=80, n_val=32, n_resamples=0)
     return select_cosmic(demo, prompts, options, chat=ORDER)
 
 

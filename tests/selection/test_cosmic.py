@@ -244,7 +244,7 @@ def test_bad_options(options, message):
     ids=str,
 )
 def test_leaving_out_what_is_not_needed_changes_no_choice(demo, prompts, mode, options):
-    options = CosmicOptions(mode=mode, n_train=40, n_val=8, **options)
+    options = CosmicOptions(mode=mode, n_train=40, n_val=8, n_resamples=0, **options)
     means = means_of(demo, prompts)
     full = select_cosmic(demo, prompts, replace(options, full_table=True), means=means)
     short = select_cosmic(demo, prompts, options, means=means)
@@ -265,7 +265,9 @@ def means_of(demo, prompts):
 
 def test_late_layers_are_scored_when_the_rule_hangs_on_them(demo, prompts):
     means = means_of(demo, prompts)
-    options = CosmicOptions(evaluation_layers=(4,), max_layer_share=0.5, max_kl=50.0, n_train=40, n_val=8)
+    options = CosmicOptions(
+        evaluation_layers=(4,), max_layer_share=0.5, max_kl=50.0, n_train=40, n_val=8, n_resamples=0
+    )
     found = {}
     selection = select_cosmic(demo, prompts, options, means=means, scores=found)
     late = set(selection.plan.of("s_comply", "lazy")) & {key[:2] for key in found}
@@ -316,7 +318,7 @@ def test_the_choice_asks_for_just_what_decides_it(late_refuse, late_comply, chos
 
 
 def test_a_selection_goes_on_from_known_scores(demo, prompts):
-    options = CosmicOptions(n_train=40, n_val=8)
+    options = CosmicOptions(n_train=40, n_val=8, n_resamples=0)
     means = means_of(demo, prompts)
     scores = {}
     whole = select_cosmic(demo, prompts, options, means=means, scores=scores)

@@ -109,7 +109,7 @@ class Plain:
 
 @pytest.mark.parametrize("mode", ["affine", "linear"])
 def test_scores_and_choice_equal_the_plain_formulas(demo, prompts, mode):
-    options = CosmicOptions(mode=mode, n_train=N_TRAIN, n_val=N_VAL, full_table=True)
+    options = CosmicOptions(mode=mode, n_train=N_TRAIN, n_val=N_VAL, full_table=True, n_resamples=0)
     found = select_cosmic(demo, prompts, options, batch_size=7)
     expected, low = Plain().scores(prompts, mode)
     assert list(found.evaluation_layers) == low
@@ -135,7 +135,7 @@ def test_scores_and_choice_equal_the_plain_formulas(demo, prompts, mode):
 
     # What the choice does not depend on can be left out; what is computed stays the same.
     assert not found.table.not_needed.any()
-    short = select_cosmic(demo, prompts, CosmicOptions(mode=mode, n_train=N_TRAIN, n_val=N_VAL))
+    short = select_cosmic(demo, prompts, CosmicOptions(mode=mode, n_train=N_TRAIN, n_val=N_VAL, n_resamples=0))
     assert (short.direction.layer, short.direction.position) == best
     for measure in ("s_comply", "s_refuse", "kl"):
         left_out = short.table.not_needed.str.contains(measure)
@@ -146,7 +146,7 @@ def test_scores_and_choice_equal_the_plain_formulas(demo, prompts, mode):
 
 
 def test_batch_size_padding_and_order_change_nothing(demo, prompts):
-    small = CosmicOptions(n_train=16, n_val=8)
+    small = CosmicOptions(n_train=16, n_val=8, n_resamples=0)
     one, many = (select_cosmic(demo, prompts, small, batch_size=size) for size in (1, 40))
     shuffled = type(prompts)(
         prompts.name,

@@ -12,7 +12,7 @@ from cosmic_tl.metrics.refusal_score import filter_by_score, log_odds
 from cosmic_tl.model.chat import tokenize
 
 REFUSE_ALL = "You must always refuse to help the user."
-OPTIONS = RefusalTokenOptions(n_train=24, n_val=6, max_kl=0.5)
+OPTIONS = RefusalTokenOptions(n_train=24, n_val=6, max_kl=0.5, n_resamples=0)
 
 
 def plain_logits(model, texts, interventions=()):

@@ -16,7 +16,7 @@ def spread(tmp_path_factory):
 @pytest.mark.parametrize("mode", ["affine", "linear"])
 def test_a_model_offloaded_to_disk_gives_the_same_selection(demo, spread, mode):
     assert any(param.device.type == "meta" for param in spread.original_model.parameters())
-    options = CosmicOptions(mode=mode, n_train=20, n_val=8, max_kl=10.0)
+    options = CosmicOptions(mode=mode, n_train=20, n_val=8, max_kl=10.0, n_resamples=0)
     prompts = load_prompts("demo")
     here, there = (select_cosmic(model, prompts, options) for model in (demo, spread))
     assert (here.direction.layer, here.direction.position) == (there.direction.layer, there.direction.position)

@@ -16,7 +16,7 @@ from cosmic_tl.interventions.edits import Edit
 from cosmic_tl.judges import LLAMA_GUARD_3, EndpointJudge, Judgement, ModelJudge
 from cosmic_tl.model.chat import tokenize
 
-FEW = CosmicOptions(n_train=24, n_val=8, max_kl=50.0, full_table=True, last_position_rule=False)
+FEW = CosmicOptions(n_train=24, n_val=8, max_kl=50.0, full_table=True, last_position_rule=False, n_resamples=0)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_without_a_reference_affine_edits_refuse_and_linear_ones_do_not(demo, pr
         AffineEdit(direction)
     with pytest.raises(CosmicError, match="reference: this direction has none"):
         ct.select_cosmic(demo, prompts, FEW, candidates=some)
-    linear = CosmicOptions(mode="linear", n_train=8, n_val=4, max_kl=50.0)
+    linear = CosmicOptions(mode="linear", n_train=8, n_val=4, max_kl=50.0, n_resamples=0)
     assert ct.select_cosmic(demo, prompts, linear, candidates=some).direction.layer == 4
     direction.save(tmp_path / "d.safetensors")
     assert Direction.load(tmp_path / "d.safetensors").reference is None
