@@ -18,7 +18,7 @@ import plotly.express as px
 import torch
 
 from benchmarks.results import record
-from cosmic_tl import CosmicOptions, NoCandidateError, load_model, load_prompts, select_cosmic
+from cosmic_tl import CosmicOptions, load_model, load_prompts
 from cosmic_tl.data.contrast_set import ContrastSet
 from cosmic_tl.figures import save_figure
 from cosmic_tl.figures.style import finish
@@ -31,10 +31,10 @@ LENGTHS = (0.0, 2.0)
 """Of the planted direction, in units of an embedding's mean length."""
 WORDS = ("pizza", "dog", "shirt", "river", "poem", "plant", "horse", "table", "carrot", "candle", "hotel", "lake")
 MARKERS = ("bake", "paint")
-N_TRAIN, N_VAL, N = 48, 32, 19
+N_TRAIN, N_VAL, N = 64, 32, 19
 LEVEL = 0.05
 OPTIONS = CosmicOptions(
-    n_train=N_TRAIN, n_val=N_VAL, n_positions=2, evaluation_layers=(2,), max_kl=1e9, max_layer_share=1.0, n_resamples=2
+    n_train=N_TRAIN, n_val=N_VAL, n_positions=2, evaluation_layers=(2,), max_kl=1e9, max_layer_share=1.0
 )
 
 
@@ -70,13 +70,7 @@ def p_values(length: float, sets: int, folder: Path) -> list[float]:
     planted(model, length)
     found = []
     for seed in range(sets):
-        prompts = data_set(seed)
-        try:
-            selection = select_cosmic(model, prompts, OPTIONS)
-        except NoCandidateError:
-            found.append(1.0)
-            continue
-        table = measure_null(model, prompts, selection, OPTIONS, n=N).table
+        table = measure_null(model, data_set(seed), OPTIONS, n=N).table
         found.append(float(table[(table.measure == "score") & (table.null == SHUFFLED)].p_value.iloc[0]))
     return found
 

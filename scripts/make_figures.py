@@ -76,7 +76,7 @@ def figures(run: Run) -> dict[str, go.Figure]:
         "scores": plot_scores(selection),
         "stability": plot_stability(selection.stability),
         "sensitivity": measure_sensitivity(model, prompts, CosmicOptions(mode=mode, n_val=32)).plot(),
-        "null": measure_null(model, prompts, selection, options).plot(),
+        "null": measure_null(model, prompts, options).plot(),
         "scores-by-refusal-tokens": plot_scores(by_tokens),
         "score-comparison": plot_score_comparison(compared),
         "layer-similarity": plot_layer_similarity(selection),

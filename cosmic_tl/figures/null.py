@@ -51,7 +51,7 @@ def plot_null(null: Null) -> go.Figure:
             mode="markers",
             marker={"color": VERMILION, "size": 11, "symbol": "diamond", "line": {"color": LINE, "width": 1}},
             customdata=rows[["margin", "p_value"]],
-            hovertemplate="chosen: %{x:.4f}, margin %{customdata[0]:.1f}, p = %{customdata[1]:.2g}<extra></extra>",
+            hovertemplate="real: %{x:.4f}, margin %{customdata[0]:.1f}, p = %{customdata[1]:.2g}<extra></extra>",
             showlegend=False,
             row=1,
             col=k,
@@ -63,8 +63,8 @@ def plot_null(null: Null) -> go.Figure:
     return finish(
         figure,
         "The choice beside directions without the concept",
-        f"red: layer {null.layer}, position {null.position}, chosen on half of the validation prompts; blue: null directions; on "
-        f"the other half ({null.n_prompts[0]} + {null.n_prompts[1]} prompts)",
+        f"red: layer {null.layer}, position {null.position}, chosen on half of the prompts; blue: null directions; on the other "
+        f"half ({null.n_prompts[0]} + {null.n_prompts[1]} validation prompts)",
         columns=len(measures),
         flow=False,
         height=3.2 * len(kinds) + 1,

@@ -37,6 +37,7 @@ RESUME_FILES = (
     "completions.jsonl",
     "placebos.jsonl",
     "sizes.jsonl",
+    "null-choice.jsonl",
     "null.jsonl",
 )
 """Those of `run`; the other commands' begin with their name."""

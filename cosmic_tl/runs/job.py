@@ -17,7 +17,7 @@ from cosmic_tl._util.sealed import DAMAGE, read_sealed, write_sealed
 from cosmic_tl.activations import MeanActivations, class_means
 from cosmic_tl.data.contrast_set import SIDES, ContrastSet
 from cosmic_tl.directions.direction import versions
-from cosmic_tl.errors import CosmicError, first_line
+from cosmic_tl.errors import CosmicError, NoCandidateError, first_line
 from cosmic_tl.experiments.conditions import Row, standard_conditions
 from cosmic_tl.experiments.effects import measure_effects
 from cosmic_tl.experiments.known_rows import read_conditions
@@ -256,21 +256,20 @@ def _run(
             seeds=settings.seeds,
         )
     if settings.null:
-        if selection.stability is None or selection.stability.held_out is None:
-            notes.append("The null was not measured: no candidate was chosen on half of the validation prompts.")
-        else:
-            null_log = ScoreLog(resume / RESUME_FILES[6])
+        try:
             null = measure_null(
                 model,
                 prompts,
-                selection,
                 options,
                 n=settings.null,
                 chat=chat,
                 batch_size=settings.batch_size,
-                scores=null_log,
+                scores=ScoreLog(resume / RESUME_FILES[6]),
+                null_scores=ScoreLog(resume / RESUME_FILES[7]),
             )
             selection = replace(selection, null=null)
+        except NoCandidateError:
+            notes.append("The null was not measured: on half of the prompts no candidate passes the filters.")
     stage(STAGES[2])
     calibrations = _calibrations(model, prompts, settings, selection, resume / RESUME_FILES[4])
     notes += calibration_notes(calibrations)

@@ -49,8 +49,8 @@ class RunSettings:
     """Seeds per kind of placebo (one for random removal, which does nothing by construction). Each seed needs completions: 5
     seeds take 30 sets of them, 1 seed takes 10."""
     null: int = 0
-    """Null directions of each kind that the choice is tested against, on validation prompts that played no part in it
-    (`measure_null`); 0 for none. 99 of them take about twice as long as a selection by COSMIC."""
+    """Null directions of each kind that a choice on half of the prompts is tested against on the other half (`measure_null`);
+    0 for none. 99 of them take about three times as long as a selection by COSMIC."""
 
     def __post_init__(self) -> None:
         # Checked before anything is loaded.
@@ -63,10 +63,9 @@ class RunSettings:
         if self.null:
             check_count("null", self.null)
             halving = isinstance(self.selection, CosmicOptions) and self.selection.successive_halving
-            if not self.selection.n_resamples or self.selection.cell is not None or halving:
+            if self.selection.cell is not None or halving:
                 raise CosmicError(
-                    f"null: found {self.null}, and it tests what half of the prompts choose; ask for resamples, and for no cell "
-                    "and no successive halving"
+                    f"null: found {self.null}, and it tests a choice among all candidates; leave out cell and successive halving"
                 )
         check_whole_number("seed", self.seed)
         if not 0 <= self.seed <= LARGEST_SEED:

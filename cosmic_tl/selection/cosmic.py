@@ -350,4 +350,5 @@ def select_cosmic(
         clean={"similarity": clean},
         plan=plan,
         stability=stability,
+        centre=centre,
     )

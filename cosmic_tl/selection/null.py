@@ -1,4 +1,4 @@
-"""The null beside a choice: what directions reach that carry no concept, where the choice was not made."""
+"""The null beside a choice: what directions reach that carry no concept, on prompts that played no part in it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,21 +12,21 @@ from torch import Tensor
 
 from cosmic_tl._util.border import checked
 from cosmic_tl._util.results import Result
-from cosmic_tl.activations import class_means, random_splits
-from cosmic_tl.data.contrast_set import ContrastSet
+from cosmic_tl.activations import random_splits
+from cosmic_tl.data.contrast_set import ContrastSet, Split
 from cosmic_tl.directions.candidates import Candidates
 from cosmic_tl.directions.direction import Direction, random_direction
 from cosmic_tl.errors import CosmicError, check_count
-from cosmic_tl.metrics.refusal_score import find_refusal_tokens, keep_own, refusal_tokens
 from cosmic_tl.model.batching import batches
 from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.forward import forward
 from cosmic_tl.model.hooks import Site
 from cosmic_tl.model.load import TransformerBridge
-from cosmic_tl.selection.cosmic_scores import CosmicScorer, shared_by_both
+from cosmic_tl.selection.cosmic import select_cosmic
+from cosmic_tl.selection.cosmic_scores import CosmicScorer
 from cosmic_tl.selection.equal_kl import TOLERANCE, equal_kl
 from cosmic_tl.selection.options import CosmicOptions, RefusalTokenOptions
-from cosmic_tl.selection.refusal_tokens import RefusalTokenScorer
+from cosmic_tl.selection.refusal_tokens import RefusalTokenScorer, select_by_refusal_tokens
 from cosmic_tl.selection.result import Selection
 from cosmic_tl.selection.scores import Scorer, Scores
 
@@ -34,6 +34,7 @@ SHUFFLED, RANDOM, EQUAL_KL = "shuffled labels", "random", "random, equal KL"
 ALPHA = "alpha"
 ROUNDING = 1e-9
 """A smaller spread is none: where an edit does not reach what is read, all directions give the same."""
+Halves = tuple[tuple[str, ...], tuple[str, ...]]
 NULL = 99
 """Default number of directions of each kind, with which the smallest p-value is 0.01."""
 
@@ -45,7 +46,7 @@ class Null(Result):
 
     table: pd.DataFrame
     """One row per measure and kind of direction: measure, null ("shuffled labels", "random" or "random, equal KL"), observed (of
-    the chosen candidate), n (number of null directions), mean and sd (theirs), margin (by how many of their standard deviations
+    the real direction), n (number of null directions), mean and sd (theirs), margin (by how many of their standard deviations
     the observed value is better than their mean; missing where these are all the same), reached (how many do as well or better)
     and p_value, (reached + 1) / (n + 1)."""
     values: pd.DataFrame
@@ -85,83 +86,95 @@ class Null(Result):
 def measure_null(
     model: TransformerBridge,
     prompts: ContrastSet,
-    selection: Selection,
     options: CosmicOptions | RefusalTokenOptions | None = None,
     *,
     n: int = NULL,
     chat: ChatFormat | None = None,
     batch_size: int | None = None,
     scores: Scores | None = None,
+    null_scores: Scores | None = None,
 ) -> Null:
     """Score directions without the concept beside a chosen one, where it was not chosen.
 
-    A winner is the best of many candidates on one sample of prompts, so its score there flatters it. What is tested is
-    therefore the candidate that half of the validation prompts choose (`Stability.held_out`), which need not be the
-    selection's, on the other half. The null directions stand at the same layer:
+    A winner is the best of many candidates, so both its score and its direction flatter it. Training and validation prompts
+    are therefore halved: layer and position are chosen by the first halves alone, and what is tested there is the direction of
+    the other training prompts (never filtered), on the other validation prompts. Beside it stand, each with its norm:
 
-    * differences in means of the training prompts with shuffled labels (half of each side gets either label, so that the concept
-      cancels), scaled to its norm;
-    * random directions of its norm;
+    * differences in means of the same training prompts with shuffled labels (half of each side gets either label, so that the
+      concept cancels);
+    * random directions;
     * for induction, random ones at the strength whose KL divergence equals that of the real induction, to 5 %; those that do
       not reach it at any strength are left out.
 
-    Costs about as much as scoring that candidate twice per null direction, and full passes for the equal KL.
+    Each but the last kind has a reference of its own, which lies half its length before the mean of both classes' means, as
+    the real one does. Costs half a selection, about as much as scoring a candidate twice per null direction, and full passes
+    for the equal KL.
 
     Args:
         model: A `TransformerBridge`.
         prompts: The concept's contrast set.
-        selection: The choice, with its stability.
-        options: What it was made with. Default the paper's.
+        options: Of the choice. Default COSMIC's, as in the paper.
         n: Null directions of each kind. Default 99.
         chat: Formatting. Defaults to the plain chat template.
         batch_size: Rows (prompts times directions) per forward pass. Default: by available memory.
-        scores: What is already known, by layer, column of the null directions (−1 is the chosen one) and measure ("alpha" is the
-            strength of equal KL, NaN where there is none); new ones are put in as they come.
+        scores: What is already known of the choice, as for `select_cosmic`; new ones are put in as they come.
+        null_scores: What is already known of the null, by layer, column of the null directions (−1 is the real one) and measure
+            ("alpha" is the strength of equal KL, NaN where there is none); new ones are put in as they come.
 
     Raises:
-        CosmicError: If the selection does not say how sure it is, none passes the filters on half of the prompts, or the options
-            are not the selection's.
+        NoCandidateError: If the filters leave nothing on the first halves.
+        CosmicError: If there are fewer than 4 training or 2 validation prompts on a side, a cell or successive halving is
+            asked for, or as the selection.
 
     Example:
-        >>> from cosmic_tl import load_model, load_prompts, select_cosmic
+        >>> from cosmic_tl import load_model, load_prompts
         >>> model, prompts = load_model("demo", device="cpu"), load_prompts("demo")
-        >>> options = CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=50.0, n_resamples=20)
-        >>> null = measure_null(model, prompts, select_cosmic(model, prompts, options), options, n=3)
+        >>> options = CosmicOptions(n_train=16, n_val=8, n_positions=1, max_kl=50.0)
+        >>> null = measure_null(model, prompts, options, n=3)
         >>> null.table.null.unique().tolist(), sorted(null.labels)
         (['shuffled labels', 'random', 'random, equal KL'], ['s_comply', 's_refuse', 'score'])
     """
     check_count("n", n)
-    options = options or (RefusalTokenOptions() if selection.tokens is not None else CosmicOptions())
-    if isinstance(options, RefusalTokenOptions) != (selection.tokens is not None) or options.edits != selection.edits:
-        raise CosmicError("options: the selection was made with others; pass those that it was made with")
-    held_out = None if selection.stability is None else selection.stability.held_out
-    if held_out is None:
-        raise CosmicError(
-            "selection: no candidate was chosen on half of its validation prompts; select with n_resamples above 0, and look "
-            "at its notes and its stability"
+    options = options or CosmicOptions()
+    for name in ("cell", "successive_halving"):
+        if (found := getattr(options, name, None)) not in (None, False):
+            raise CosmicError(f"{name}: found {found}, and the null tests a choice among all candidates; leave it out")
+    null_scores = {} if null_scores is None else null_scores
+    train, val = (_halved(prompts, split, getattr(options, f"n_{split}")) for split in ("train", "val"))
+    first = replace(
+        prompts,
+        positive={**prompts.positive, "train": train[0][0], "val": val[0][0]},
+        negative={**prompts.negative, "train": train[0][1], "val": val[0][1]},
+    )
+    own = replace(options, n_resamples=0)
+    if isinstance(own, RefusalTokenOptions):
+        selection = select_by_refusal_tokens(
+            model, first, own, chat=chat, batch_size=batch_size, scores=scores, seeds=()
         )
-    scores, candidates = {} if scores is None else scores, selection.candidates
-    direction = candidates.direction(held_out.layer, held_out.position)
-    nulls = {RANDOM: {seed: random_direction(direction, seed) for seed in range(n)}}
-    if not candidates.names:
-        nulls = {SHUFFLED: _shuffled(model, prompts, direction, options, n, chat, batch_size), **nulls}
-    rows = tokenize(model, held_out.positive, chat), tokenize(model, held_out.negative, chat)
-    nulls[EQUAL_KL] = _of_equal_kl(model, rows[1], direction, nulls[RANDOM], options, batch_size, scores)
+    else:
+        selection = select_cosmic(model, first, own, chat=chat, batch_size=batch_size, scores=scores, seeds=())
+    cell = (selection.direction.layer, selection.direction.position)
+    streams = [_stream_at(model, tokenize(model, side, chat), *cell, batch_size) for side in train[1]]
+    positive, negative = (stream.mean(0) for stream in streams)
+    direction = replace(selection.direction, vector=(positive - negative).float(), reference=negative.float())
+    random = {seed: random_direction(direction, seed) for seed in range(n)}
+    nulls = {
+        SHUFFLED: _shuffled(streams, direction, n),
+        RANDOM: {seed: _placed(one, direction) for seed, one in random.items()},
+    }
+    rows = tokenize(model, val[1][0], chat), tokenize(model, val[1][1], chat)
+    nulls[EQUAL_KL] = _of_equal_kl(model, rows[1], direction, random, options, batch_size, null_scores)
     flat = [direction, *(one for some in nulls.values() for one in some.values())]
     kinds = [("", 0), *((null, seed) for null, some in nulls.items() for seed in some)]
-    centre = None
-    if isinstance(options, CosmicOptions) and options.target == "centred":
-        means = class_means(
-            model, _training_prompts(model, prompts, options, chat, batch_size), chat=chat, batch_size=batch_size
-        )
-        centre = shared_by_both(means, selection.evaluation_layers)
-    scorer = _scorer(model, rows, _as_candidates(flat, candidates), selection, options, batch_size, scores, centre)
+    scorer = _scorer(
+        model, rows, _as_candidates(flat, selection.candidates), selection, options, batch_size, null_scores
+    )
     removed, induced, _ = scorer.measures
     measured = []
     for measure, null_of in ((removed, (SHUFFLED, RANDOM)), (induced, (SHUFFLED, RANDOM, EQUAL_KL))):
-        at = {k: (held_out.layer, -1 - k) for k, (null, _) in enumerate(kinds) if not null or null in null_of}
+        at = {k: (direction.layer, -1 - k) for k, (null, _) in enumerate(kinds) if not null or null in null_of}
         scorer.compute(measure, at.values())
-        measured += [(measure, *kinds[k], scorer.scores[(*cell, measure)]) for k, cell in at.items()]
+        measured += [(measure, *kinds[k], scorer.scores[(*one, measure)]) for k, one in at.items()]
     values = pd.DataFrame(measured, columns=["measure", "null", "number", "value"])
     labels = {name: selection.measures[name] for name in (removed, induced)}
     if isinstance(options, CosmicOptions):
@@ -169,6 +182,31 @@ def measure_null(
         values = pd.concat([values, total.rename("value").reset_index().assign(measure="score")[values.columns]])
         labels["score"] = selection.measures["score"]
     return _null(values, direction, (len(rows[0]), len(rows[1])), labels)
+
+
+def _halved(prompts: ContrastSet, split: Split, n: int) -> tuple[Halves, Halves]:
+    """The positive and the negative prompts of the first halves, and of the second ones."""
+    halves: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
+    for number, texts in enumerate(prompts.sides(split, n)):
+        if len(texts) < (least := 4 if split == "train" else 2):
+            raise CosmicError(
+                f"n_{split}: the null halves the prompts, and there are {len(texts)} on a side; take at least {least}"
+            )
+        order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(number)).tolist()
+        some = [texts[i] for i in order]
+        halves.append((tuple(some[: len(some) // 2]), tuple(some[len(some) // 2 :])))
+    return (halves[0][0], halves[1][0]), (halves[0][1], halves[1][1])
+
+
+def _placed(null: Direction, like: Direction) -> Direction:
+    """The direction with a reference that lies as the real one's does, half a length before the mean of both classes.
+
+    With the real reference itself, removal and induction would aim at no and at a whole length from that mean, and not at half a
+    length either way: induction would do worse for that reason alone.
+    """
+    if like.reference is None:
+        return null
+    return replace(null, reference=like.reference + (like.vector - null.vector) / 2)
 
 
 def _of_equal_kl(
@@ -242,68 +280,33 @@ def _scorer(
     options: CosmicOptions | RefusalTokenOptions,
     batch_size: int | None,
     scores: Scores,
-    centre: Float64[Tensor, "layer d_model"] | None,
 ) -> Scorer:
     if isinstance(options, CosmicOptions):
-        layers = selection.evaluation_layers
+        layers, centre = selection.evaluation_layers, selection.centre
         return CosmicScorer(model, *rows, candidates, layers, options, batch_size, scores, centre=centre)
     assert selection.tokens is not None
     return RefusalTokenScorer(model, *rows, candidates, options, selection.tokens.ids, batch_size, scores)
 
 
-def _training_prompts(
-    model: TransformerBridge,
-    prompts: ContrastSet,
-    options: CosmicOptions | RefusalTokenOptions,
-    chat: ChatFormat | None,
-    batch_size: int | None,
-) -> tuple[Sequence[str], Sequence[str]]:
-    """Those that the selection made its candidates of."""
-    train = prompts.sides("train", options.n_train)
-    if options.filter_prompts:
-        val = prompts.sides("val", options.n_val)
-        tokens = (
-            find_refusal_tokens(model, train, chat=chat, batch_size=batch_size)
-            if options.tokens is None
-            else refusal_tokens(model, options.tokens)
-        )
-        train, _, _ = keep_own(model, train, val, tokens, chat=chat, batch_size=batch_size)
-    return train
-
-
-def _shuffled(
-    model: TransformerBridge,
-    prompts: ContrastSet,
-    direction: Direction,
-    options: CosmicOptions | RefusalTokenOptions,
-    n: int,
-    chat: ChatFormat | None,
-    batch_size: int | None,
-) -> dict[int, Direction]:
-    """Differences in means of the training prompts with shuffled labels at the direction's place, with its norm."""
-    train = _training_prompts(model, prompts, options, chat, batch_size)
-    streams = [_stream_at(model, tokenize(model, side, chat), direction, batch_size) for side in train]
-    splits = random_splits([len(side) for side in streams], range(n))
+def _shuffled(streams: Sequence[Float64[Tensor, "prompt d_model"]], like: Direction, n: int) -> dict[int, Direction]:
+    """Differences in means with shuffled labels, with the direction's norm."""
+    splits = random_splits([len(stream) for stream in streams], range(n))
     found = {}
     for seed in range(n):
         halves = [split[seed] @ stream for split, stream in zip(splits, streams, strict=True)]
         vector = (halves[0] + halves[1]) / 2
-        if (length := float(vector.norm())) > 1e-6 * direction.norm:
-            found[seed] = replace(direction, vector=(vector * direction.norm / length).float(), method=SHUFFLED)
-    if not found:
-        raise CosmicError(
-            f"n_train: found {options.n_train}, and shuffled labels make no direction of so few prompts; take more"
-        )
+        if (length := float(vector.norm())) > 1e-6 * like.norm:
+            found[seed] = _placed(replace(like, vector=(vector * like.norm / length).float(), method=SHUFFLED), like)
     return found
 
 
 def _stream_at(
-    model: TransformerBridge, rows: Sequence[Sequence[int]], direction: Direction, batch_size: int | None
+    model: TransformerBridge, rows: Sequence[Sequence[int]], layer: int, position: int, batch_size: int | None
 ) -> Float64[Tensor, "prompt d_model"]:
-    """The stream that enters the direction's layer, at its position."""
-    site: tuple[int, Site] = (direction.layer, "hook_resid_pre")
+    """The stream that enters a layer, at a position."""
+    site: tuple[int, Site] = (layer, "hook_resid_pre")
     found: dict[int, Tensor] = {}
     for batch in batches(model, rows, batch_size):
-        stream = forward(model, batch, [site], n_positions=-direction.position).activations[site]
+        stream = forward(model, batch, [site], n_positions=-position).activations[site]
         found.update(zip(batch.rows, stream[:, 0].cpu().double(), strict=True))
     return torch.stack([found[row] for row in range(len(rows))])

@@ -21,13 +21,13 @@ Grid = Float64[np.ndarray, "resample position layer"]
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """How much each validation prompt counts: as they are, drawn again, without each one of them, and in a random half."""
+    """How much each validation prompt counts: as they are, drawn again, and without each one of them."""
 
     positive: Float64[Tensor, "resample positive"]
     negative: Float64[Tensor, "resample negative"]
     n_resamples: int
     """The first row is the sample itself, and so many drawn ones follow; then those without one prompt: each positive one,
-    then each negative one; and last a random half of either side."""
+    then each negative one."""
 
     @property
     def drawn(self) -> slice:
@@ -38,17 +38,6 @@ class Weights:
             slice(1, 11, None)
         """
         return slice(1, 1 + self.n_resamples)
-
-    @property
-    def held_out(self) -> tuple[list[int], list[int]]:
-        """The positive and the negative prompts that the random half leaves out.
-
-        Example:
-            >>> [len(side) for side in draw_weights(4, 3, n_resamples=10).held_out]
-            [2, 2]
-        """
-        positive, negative = ((side[-1] == 0).nonzero().flatten().tolist() for side in (self.positive, self.negative))
-        return positive, negative
 
 
 def draw_weights(n_positive: int, n_negative: int, n_resamples: int, seed: int = 0) -> Weights:
@@ -63,7 +52,7 @@ def draw_weights(n_positive: int, n_negative: int, n_resamples: int, seed: int =
     Example:
         >>> weights = draw_weights(4, 3, n_resamples=10)
         >>> weights.positive.shape, weights.positive.sum(1).unique().tolist()
-        (torch.Size([19, 4]), [1.0])
+        (torch.Size([18, 4]), [1.0])
     """
     generator = torch.Generator().manual_seed(seed)
     sides = []
@@ -74,9 +63,7 @@ def draw_weights(n_positive: int, n_negative: int, n_resamples: int, seed: int =
         )
         whole, without = torch.ones(1, n, dtype=torch.float64), 1 - torch.eye(n, dtype=torch.float64)
         other = torch.ones((n_negative, n_positive)[side], n, dtype=torch.float64)
-        half = torch.zeros(1, n, dtype=torch.float64)
-        half[0, torch.randperm(n, generator=generator)[: n // 2]] = 1
-        rows = torch.cat([whole, counts, *((without, other) if side == 0 else (other, without)), half])
+        rows = torch.cat([whole, counts, *((without, other) if side == 0 else (other, without))])
         sides.append(rows / rows.sum(1, keepdim=True).clamp(min=1))  # of one prompt nothing is left
     return Weights(sides[0], sides[1], n_resamples)
 

@@ -69,6 +69,8 @@ class Selection(Result):
     stability: Stability | None = None
     """How sure the choice is; None where that is not known: for a candidate that was asked for, after successive halving, from
     scores without products, with fewer than 2 or more than 300 validation prompts per side, or without resamples."""
+    centre: Float64[Tensor, "layer d_model"] | None = None
+    """What is taken off at the evaluation layers, for the target "centred"."""
     null: "Null | None" = None
     """The choice beside directions without the concept (`measure_null`); None where that was not measured."""
 

@@ -21,17 +21,6 @@ COSINES = {"score": 2.0, "s_comply": 1.0, "s_refuse": 1.0}
 """Largest size of cosines and of their sum, which intervals are cut at."""
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """The choice on a random half of the validation prompts, and the other half, which played no part in it."""
-
-    layer: int
-    position: int
-    positive: tuple[str, ...]
-    """The other half's."""
-    negative: tuple[str, ...]
-
-
 @checked
 @dataclass(frozen=True, eq=False, repr=False)
 class Stability(Result):
@@ -56,8 +45,6 @@ class Stability(Result):
     """Share of the resamples in which no candidate passes the filters."""
     names: tuple[str, ...] = ()
     """Of the columns, where they are directions that were given and not positions."""
-    held_out: HeldOut | None = None
-    """What `measure_null` tests on; None where no candidate passes on the half."""
     passes: Mapping[str, int] = field(default_factory=dict)
     """Measure to the number of candidates that it was computed for on this account alone: what filters look at of further
     winners, and late layers that the position −1 rule looks at."""
@@ -211,7 +198,6 @@ def stability_of(
         limits,
         float((drawn == -1).mean()),
         names,
-        _held_out(int(choices[-1]), weights, prompts, found.positions, score.shape[2]),
         passes,
     )
 
@@ -244,15 +230,6 @@ def _tied(
     found = np.asarray(among & (behind[0] - np.quantile(largest, LEVEL) * spread <= 0))
     found[chosen] = False
     return found
-
-
-def _held_out(
-    choice: int, weights: Weights, prompts: Sequence[Sequence[str]], positions: Sequence[int], n_layers: int
-) -> HeldOut | None:
-    if choice == -1:
-        return None
-    positive, negative = (tuple(texts[i] for i in left) for texts, left in zip(prompts, weights.held_out, strict=True))
-    return HeldOut(choice % n_layers, positions[choice // n_layers], positive, negative)
 
 
 def _without(

@@ -73,7 +73,7 @@ MAKE = {
     "Plan": lambda demo, prompts, selection: selection.plan,
     "Projection": lambda demo, prompts, selection: ct.project(demo, "Bake a pie.", selection.direction),
     "Selection": lambda demo, prompts, selection: selection,
-    "Null": lambda demo, prompts, selection: ct.selection.measure_null(demo, prompts, selection, SMALL, n=2),
+    "Null": lambda demo, prompts, selection: ct.selection.measure_null(demo, prompts, SMALL, n=2),
     "Sensitivity": lambda demo, prompts, selection: ct.experiments.measure_sensitivity(demo, prompts, SMALL),
     "Stability": lambda demo, prompts, selection: selection.stability,
     "Suffix": lambda demo, prompts, selection: Suffix(

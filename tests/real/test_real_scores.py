@@ -1,13 +1,24 @@
 """Scores, divergences and the choice against the formulas on a plain model, and in bfloat16 against float32."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from cosmic_tl import CosmicOptions, difference_in_means, load_model, mean_activations, random_direction, select_cosmic
+from cosmic_tl import (
+    CosmicOptions,
+    Direction,
+    difference_in_means,
+    load_model,
+    mean_activations,
+    random_direction,
+    select_cosmic,
+)
 from cosmic_tl.model.chat import tokenize
 from cosmic_tl.selection import measure_null
 from cosmic_tl.selection.cosmic_scores import CosmicScorer
+from cosmic_tl.selection.null import _halved
 from cosmic_tl.selection.redrawn import Resamples
 from cosmic_tl.selection.resampling import draw_weights
 from real.conftest import options_of
@@ -108,18 +119,27 @@ def test_the_chosen_candidate_scores_what_the_formulas_give(request, plain, real
     assert selection.stability.chosen == (d.layer, d.position) and selection.stability.wins > 0
 
 
-def test_the_null_scores_what_the_formulas_give(real_model, plain, real_prompts, real_n, affine_selection):
-    """What half of the prompts choose, and a random direction of its norm, on the other half."""
-    null = measure_null(real_model, real_prompts, affine_selection, options_of("affine", real_n), n=1)
-    held_out = affine_selection.stability.held_out
-    assert 0 < len(held_out.positive) == real_n - real_n // 2 and not {*held_out.positive} & {*held_out.negative}
-    formulas = Formulas(plain, held_out.positive, held_out.negative, affine_selection.evaluation_layers)
+@pytest.mark.slow
+def test_the_null_scores_what_the_formulas_give(real_model, plain, real_prompts, real_n):
+    """What half of the prompts choose, with the direction of the other half, and a random one of its norm."""
+    null = measure_null(real_model, real_prompts, options_of("affine", real_n), n=1)
+    train, val = (_halved(real_prompts, split, real_n) for split in ("train", "val"))
+    chosen_on = replace(
+        real_prompts,
+        positive={**real_prompts.positive, "train": train[0][0], "val": val[0][0]},
+        negative={**real_prompts.negative, "train": train[0][1], "val": val[0][1]},
+    )
+    layers = select_cosmic(real_model, chosen_on, options_of("affine", real_n)).evaluation_layers
+    means = [mean_activations(real_model, side).resid_pre[null.layer, null.position] for side in train[1]]
+    chosen = Direction((means[0] - means[1]).float(), means[1].float(), null.layer, null.position)
+    other = random_direction(chosen, 0)
+    other = replace(other, reference=chosen.reference + (chosen.vector - other.vector) / 2)
+    formulas = Formulas(plain, *val[1], layers)
     observed = null.table.groupby("measure")["observed"].first()
     one = null.values[null.values.null == "random"].set_index("measure").value
-    chosen = affine_selection.candidates.direction(held_out.layer, held_out.position)
-    for direction, found in ((chosen, observed), (random_direction(chosen, 0), one)):
+    for direction, found in ((chosen, observed), (other, one)):
         r, nu = (x.to(plain.model.device) for x in (direction.vector, direction.reference))
-        comply, refuse, _ = formulas.scores(*edits("affine", held_out.layer, r, nu))
+        comply, refuse, _ = formulas.scores(*edits("affine", null.layer, r, nu))
         assert (found.s_comply, found.s_refuse) == pytest.approx((comply, refuse), abs=1e-4)
 
 

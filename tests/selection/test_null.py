@@ -11,10 +11,10 @@ from torch.nn.functional import cosine_similarity
 from cosmic_tl import (
     CosmicError,
     CosmicOptions,
+    Direction,
     RefusalTokenOptions,
     Run,
     RunSettings,
-    Selection,
     cache_activations,
     random_direction,
     run,
@@ -25,100 +25,108 @@ from cosmic_tl import (
 from cosmic_tl.metrics import refusal_scores
 from cosmic_tl.metrics.divergence import kl_divergence
 from cosmic_tl.model.chat import tokenize
-from cosmic_tl.selection import Null, measure_null
-from cosmic_tl.selection.null import EQUAL_KL, RANDOM, SHUFFLED
+from cosmic_tl.selection import measure_null
+from cosmic_tl.selection.null import EQUAL_KL, RANDOM, SHUFFLED, _halved
 
-OPTIONS = CosmicOptions(n_train=24, n_val=12, max_kl=0.5, n_resamples=50)
+OPTIONS = CosmicOptions(n_train=24, n_val=12, max_kl=0.5, n_resamples=0)
 N = 19
 
 
 @pytest.fixture(scope="module")
-def selection(demo, prompts):
-    return select_cosmic(demo, prompts, OPTIONS)
+def null(demo, prompts):
+    return measure_null(demo, prompts, OPTIONS, n=N)
 
 
 @pytest.fixture(scope="module")
-def null(demo, prompts, selection):
-    return measure_null(demo, prompts, selection, OPTIONS, n=N)
+def halves(prompts):
+    """The prompts that choose, and those that are tested on: of either half, both splits by side."""
+    train, val = (_halved(prompts, split, n) for split, n in (("train", 24), ("val", 12)))
+    return [
+        replace(
+            prompts,
+            positive={**prompts.positive, "train": train[k][0], "val": val[k][0]},
+            negative={**prompts.negative, "train": train[k][1], "val": val[k][1]},
+        )
+        for k in (0, 1)
+    ]
 
 
-def plain_scores(demo, selection, held_out, direction):
-    """S_comply and S_refuse on the held-out prompts, by whole passes under hooks."""
-    layers = list(selection.evaluation_layers)
+@pytest.fixture(scope="module")
+def direction(demo, halves, null):
+    """The difference in means of the second training half, at the place that was chosen."""
+    streams = [
+        cache_activations(demo, side)[:, null.layer, null.position].double() for side in halves[1].sides("train")
+    ]
+    mu, nu = (stream.mean(0) for stream in streams)
+    return Direction((mu - nu).float(), nu.float(), null.layer, null.position)
+
+
+def placed(null, like):
+    """With a reference half a length before the mean of both classes, which is half a length behind the real one."""
+    middle = like.reference + like.vector / 2
+    return replace(null, reference=middle - null.vector / 2)
+
+
+def plain_scores(demo, layers, held_out, direction):
+    """S_comply and S_refuse on the second half's validation prompts, by whole passes under hooks."""
+    positive, negative = held_out.sides("val")
 
     def mean(texts, edit=()):
         with steering(demo, edit):
             found = cache_activations(demo, texts, site="hook_resid_post")
-        return found[:, layers, -1].double().mean((0, 1))
+        return found[:, list(layers), -1].double().mean((0, 1))
 
-    edits = OPTIONS.edits
-    removed, induced = (
-        mean(held_out.positive, edits.removal(direction)),
-        mean(held_out.negative, edits.induction(direction)),
-    )
+    removed = mean(positive, OPTIONS.edits.removal(direction))
+    induced = mean(negative, OPTIONS.edits.induction(direction))
     return (
-        float(cosine_similarity(removed, mean(held_out.negative), dim=0)),
-        float(cosine_similarity(induced, mean(held_out.positive), dim=0)),
+        float(cosine_similarity(removed, mean(negative), dim=0)),
+        float(cosine_similarity(induced, mean(positive), dim=0)),
     )
 
 
-def test_the_halves_are_disjoint_and_the_choice_is_that_of_the_first(demo, prompts, selection):
-    held_out = selection.stability.held_out
-    val = prompts.sides("val", 12)
-    halves = [
-        [text for text in side if text not in left]
-        for side, left in zip(val, (held_out.positive, held_out.negative), strict=True)
-    ]
-    assert [len(half) for half in halves] == [6, 6] == [len(held_out.positive), len(held_out.negative)]
-    first = replace(
-        prompts,
-        positive={**prompts.positive, "val": tuple(halves[0])},
-        negative={**prompts.negative, "val": tuple(halves[1])},
-    )
-    again = select_cosmic(demo, first, replace(OPTIONS, n_resamples=0)).direction
-    assert (again.layer, again.position) == (held_out.layer, held_out.position)
+def test_the_halves_are_disjoint_and_the_first_one_chooses(demo, prompts, halves, null):
+    for split, n in (("train", 24), ("val", 12)):
+        for side in ("positive", "negative"):
+            first, second = (half.side(side, split) for half in halves)
+            assert len(first) == len(second) == n // 2
+            assert sorted([*first, *second]) == sorted(prompts.side(side, split, n))
+    chosen = select_cosmic(demo, halves[0], OPTIONS).direction
+    assert (null.layer, null.position) == (chosen.layer, chosen.position) and null.n_prompts == (6, 6)
 
 
-def test_values_are_those_of_plain_passes(demo, selection, null):
-    held_out = selection.stability.held_out
-    direction = selection.candidates.direction(held_out.layer, held_out.position)
+def test_values_are_those_of_plain_passes(demo, halves, direction, null):
+    layers = select_cosmic(demo, halves[0], OPTIONS).evaluation_layers
     observed = null.table.groupby("measure")["observed"].first()
-    comply, refuse = plain_scores(demo, selection, held_out, direction)
+    comply, refuse = plain_scores(demo, layers, halves[1], direction)
     assert (observed.s_comply, observed.s_refuse) == pytest.approx((comply, refuse), abs=1e-4)
     assert observed.score == pytest.approx(comply + refuse, abs=2e-4)
     one = null.values[(null.values.null == RANDOM) & (null.values.number == 3)].set_index("measure").value
-    comply, refuse = plain_scores(demo, selection, held_out, random_direction(direction, 3))
+    comply, refuse = plain_scores(demo, layers, halves[1], placed(random_direction(direction, 3), direction))
     assert (one.s_comply, one.s_refuse, one.score) == pytest.approx((comply, refuse, comply + refuse), abs=2e-4)
-
-
-def test_shuffled_labels_are_differences_in_means_of_half_of_each_side(demo, prompts, selection, null):
-    held_out = selection.stability.held_out
-    direction = selection.candidates.direction(held_out.layer, held_out.position)
-    streams = [
-        cache_activations(demo, side)[:, held_out.layer, held_out.position].double()
-        for side in prompts.sides("train", 24)
-    ]
-    generator = torch.Generator().manual_seed(5)
-    parts = []
-    for stream in streams:  # the same draws
-        order = torch.randperm(24, generator=generator)
-        parts.append(stream[order[:12]].mean(0) - stream[order[12:]].mean(0))
+    # Shuffled labels: half of each side of the second training half.
+    generator, parts = torch.Generator().manual_seed(5), []
+    for side in halves[1].sides("train"):
+        stream = cache_activations(demo, side)[:, null.layer, null.position].double()
+        order = torch.randperm(12, generator=generator)
+        parts.append(stream[order[:6]].mean(0) - stream[order[6:]].mean(0))
     vector = sum(parts) / 2
-    like = replace(direction, vector=(vector / vector.norm() * direction.norm).float())
-    comply, refuse = plain_scores(demo, selection, held_out, like)
+    shuffled = placed(replace(direction, vector=(vector / vector.norm() * direction.norm).float()), direction)
+    comply, refuse = plain_scores(demo, layers, halves[1], shuffled)
     one = null.values[(null.values.null == SHUFFLED) & (null.values.number == 5)].set_index("measure").value
     assert (one.s_comply, one.s_refuse) == pytest.approx((comply, refuse), abs=1e-4)
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0])
-def test_equal_kl_is_equal_or_left_out(demo, prompts, alpha):
+def test_equal_kl_is_equal_or_left_out(demo, prompts, halves, alpha):
     """At full strength the demo's induction changes the next token more than most random directions can."""
-    options = replace(OPTIONS, alpha=alpha)
-    selection, scores = select_cosmic(demo, prompts, options), {}
-    null = measure_null(demo, prompts, selection, options, n=3, scores=scores)
-    held_out = selection.stability.held_out
-    direction = selection.candidates.direction(held_out.layer, held_out.position)
-    rows = tokenize(demo, held_out.negative)
+    options, scores = replace(OPTIONS, alpha=alpha), {}
+    null = measure_null(demo, prompts, options, n=3, null_scores=scores)
+    streams = [
+        cache_activations(demo, side)[:, null.layer, null.position].double() for side in halves[1].sides("train")
+    ]
+    mu, nu = (stream.mean(0) for stream in streams)
+    direction = Direction((mu - nu).float(), nu.float(), null.layer, null.position)
+    rows = tokenize(demo, halves[1].side("negative", "val"))
 
     def logits(edit=()):
         with torch.inference_mode(), steering(demo, edit):
@@ -127,9 +135,9 @@ def test_equal_kl_is_equal_or_left_out(demo, prompts, alpha):
     clean = logits()
     target = kl_divergence(clean, logits(options.edits.induction(direction))).mean()
     used = null.values[null.values.null == EQUAL_KL]
-    assert set(used.measure) <= {"s_refuse"} and (len(used) == 3 or alpha == 1)
+    assert set(used.measure) <= {"s_refuse"} and (len(used) >= 2 or alpha == 1)
     for seed in range(3):
-        strength = scores[held_out.layer, -1 - seed, "alpha"]
+        strength = scores[null.layer, -1 - seed, "alpha"]
         assert isnan(strength) == (seed not in used.number.tolist())
         if not isnan(strength):
             placebo = options.edits.induction(random_direction(direction, seed), strength)
@@ -146,61 +154,45 @@ def test_a_concept_is_told_from_its_null(null):
         assert row.margin == pytest.approx((row.observed - some.mean()) / some.std())
 
 
-def test_sides_of_one_distribution_are_not_told_apart(demo, prompts):
-    """Both sides are harmless: over several splits, hardly ever p ≤ .1 against shuffled labels."""
-    texts = list(prompts.side("negative", "train", 96)) + list(prompts.side("negative", "val", 64))
-    found = []
-    for seed in range(5):
-        order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
-        some = [texts[i] for i in order]
-        one = replace(
-            prompts,
-            positive={"train": tuple(some[:24]), "val": tuple(some[24:40]), "test": tuple(some[:2])},
-            negative={"train": tuple(some[40:64]), "val": tuple(some[64:80]), "test": tuple(some[2:4])},
-        )
-        options = replace(OPTIONS, max_kl=50.0)
-        choice = select_cosmic(demo, one, options)
-        table = measure_null(demo, one, choice, options, n=9).table.set_index(["measure", "null"])
-        found.append(table.loc[("score", SHUFFLED)].p_value)
-    assert sum(p <= 0.1 for p in found) <= 2, found
-
-
-def test_refusal_tokens_have_a_null_too(demo, prompts):
-    options = RefusalTokenOptions(n_train=24, n_val=12, max_kl=0.5, n_resamples=50)
-    choice = select_by_refusal_tokens(demo, prompts, options)
-    null = measure_null(demo, prompts, choice, options, n=N)
-    held_out = choice.stability.held_out
-    direction = choice.candidates.direction(held_out.layer, held_out.position)
+def test_refusal_tokens_have_a_null_too(demo, prompts, halves):
+    options = RefusalTokenOptions(n_train=24, n_val=12, max_kl=0.5, filter_prompts=False)
+    null = measure_null(demo, prompts, options, n=N)
+    chosen = select_by_refusal_tokens(demo, halves[0], replace(options, n_resamples=0))
+    assert (null.layer, null.position) == (chosen.direction.layer, chosen.direction.position)
+    streams = [
+        cache_activations(demo, side)[:, null.layer, null.position].double() for side in halves[1].sides("train")
+    ]
+    mu, nu = (stream.mean(0) for stream in streams)
+    direction = Direction((mu - nu).float(), nu.float(), null.layer, null.position)
     table = null.table.set_index(["measure", "null"])
     for measure, side, edit in (
-        ("bypass", held_out.positive, options.edits.removal(direction)),
-        ("induce", held_out.negative, options.edits.induction(direction)),
+        ("bypass", "positive", options.edits.removal(direction)),
+        ("induce", "negative", options.edits.induction(direction)),
     ):
-        plain = float(refusal_scores(demo, list(side), choice.tokens, interventions=edit).mean())
-        assert table.loc[(measure, RANDOM)].observed == pytest.approx(plain, abs=1e-3)
+        plain = refusal_scores(demo, halves[1].side(side, "val"), chosen.tokens, interventions=edit)
+        assert table.loc[(measure, RANDOM)].observed == pytest.approx(float(plain.mean()), abs=1e-3)
         assert table.loc[(measure, RANDOM)].margin > 3 and table.loc[(measure, RANDOM)].p_value == 1 / (N + 1)
 
 
-def test_known_scores_are_not_computed_again(demo, prompts, selection, null):
+def test_known_scores_are_not_computed_again(demo, prompts):
     class Log(dict):
         def __setitem__(self, key, value):
             assert key not in self
             super().__setitem__(key, value)
 
-    log = Log()
-    first = measure_null(demo, prompts, selection, OPTIONS, n=2, scores=log)
-    n = len(log)
-    again = measure_null(demo, prompts, selection, OPTIONS, n=2, scores=log)
-    assert len(log) == n and again.table.equals(first.table)
+    logs = {"scores": Log(), "null_scores": Log()}
+    first = measure_null(demo, prompts, OPTIONS, n=2, **logs)
+    sizes = [len(log) for log in logs.values()]
+    again = measure_null(demo, prompts, OPTIONS, n=2, **logs)
+    assert [len(log) for log in logs.values()] == sizes and again.table.equals(first.table)
 
 
-def test_it_is_refused_where_it_cannot_be(demo, prompts, selection):
-    with pytest.raises(CosmicError, match="options: the selection was made with others"):
-        measure_null(demo, prompts, selection, replace(OPTIONS, mode="linear"))
-    bare = replace(selection, stability=None)
-    with pytest.raises(CosmicError, match="no candidate was chosen on half of its validation prompts"):
-        measure_null(demo, prompts, bare, OPTIONS)
-    with pytest.raises(CosmicError, match="null: found 9, and it tests what half of the prompts choose"):
+def test_it_is_refused_where_it_cannot_be(demo, prompts):
+    with pytest.raises(CosmicError, match=r"cell: found \(3, -1\), and the null tests a choice among all candidates"):
+        measure_null(demo, prompts, replace(OPTIONS, cell=(3, -1)))
+    with pytest.raises(CosmicError, match="n_val: the null halves the prompts, and there are 1 on a side"):
+        measure_null(demo, prompts, replace(OPTIONS, n_val=1))
+    with pytest.raises(CosmicError, match="null: found 9, and it tests a choice among all candidates"):
         RunSettings(replace(OPTIONS, cell=(3, -1)), null=9)
 
 
@@ -212,12 +204,10 @@ def test_a_run_has_it_in_its_report_and_summary(demo, prompts, tmp_path):
     page = (tmp_path / "run" / "report.html").read_text()
     assert "against 3 directions without the concept" in page and "The null was not measured" not in page
     assert Run.load(tmp_path / "run").selection.null.values.equals(done.selection.null.values)
-    done.selection.save(tmp_path / "s.safetensors")
-    assert isinstance(Selection.load(tmp_path / "s.safetensors").null, Null)
     # Stopped after the scores of the null: they are read and not made again.
     for name in ("summary.json", "report.html"):
         (tmp_path / "run" / name).unlink()
-    log = tmp_path / "run" / "resume" / "null.jsonl"
-    before = log.read_bytes()
+    logs = [tmp_path / "run" / "resume" / name for name in ("null-choice.jsonl", "null.jsonl")]
+    before = [log.read_bytes() for log in logs]
     again = run(demo, prompts, tmp_path / "run", settings)
-    assert log.read_bytes() == before and again.selection.null.table.equals(done.selection.null.table)
+    assert [log.read_bytes() for log in logs] == before and again.selection.null.table.equals(done.selection.null.table)
