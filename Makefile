@@ -19,7 +19,7 @@ demo: $(VENV)/.installed ## the main job on the embedded model
 # One thread per process, because two of them on all cores would stall each other; files in the order of their names, so that the
 # longest do not come last.
 PYTEST := env -u COSMIC_TL_REAL_MODEL OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
-# Tests of tensors, in which beartype checks the shapes of every signature; it takes as long again as what is tested.
+# Tests of tensors, in which beartype checks the shapes of every signature; it takes more than half as long again.
 SHAPES := $(addprefix tests/,data directions generation interventions judges metrics model selection/test_cosmic.py \
 	selection/test_notes.py selection/test_plan.py selection/test_stability.py test_engine_inside_hooks.py)
 

@@ -50,7 +50,7 @@ class RunSettings:
     seeds take 30 sets of them, 1 seed takes 10."""
     null: int = 0
     """Null directions of each kind that a choice on half of the prompts is tested against on the other half (`measure_null`);
-    0 for none. 99 of them take about three times as long as a selection by COSMIC."""
+    0 for none. It takes longer than the selection."""
 
     def __post_init__(self) -> None:
         # Checked before anything is loaded.

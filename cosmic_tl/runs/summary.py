@@ -57,14 +57,7 @@ def summarize(
         "scores": {name: float(winner[name]) for name in scores}
         | {f"clean_{name}": value for name, value in selection.clean.items()},
         "stability": None if selection.stability is None else selection.stability.summary(),
-        "null": None
-        if (null := selection.null) is None
-        else {
-            "layer": null.layer,
-            "position": null.position,
-            "n": dict(zip(SIDES, null.n_prompts, strict=True)),
-            "tests": null.table.to_dict("records"),
-        },
+        "null": None if selection.null is None else selection.null.summary(),
         "evaluation_layers": list(selection.evaluation_layers),
         "filters": [
             {name: None if value != value else value for name, value in row.items()}

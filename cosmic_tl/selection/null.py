@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import isnan, nan
+from typing import Any
 
 import pandas as pd
 import torch
@@ -33,7 +34,7 @@ from cosmic_tl.selection.scores import Scorer, Scores
 SHUFFLED, RANDOM, EQUAL_KL = "shuffled labels", "random", "random, equal KL"
 ALPHA = "alpha"
 ROUNDING = 1e-9
-"""A smaller spread is none: where an edit does not reach what is read, all directions give the same."""
+"""A smaller difference is none: where an edit does not reach what is read, all directions give the same."""
 Halves = tuple[tuple[str, ...], tuple[str, ...]]
 NULL = 99
 """Default number of directions of each kind, with which the smallest p-value is 0.01."""
@@ -68,13 +69,30 @@ class Null(Result):
         """
         found = [
             f"{measure} "
-            + ", ".join(f"{row.margin:.1f} ({row.null}, p = {row.p_value:.2g})" for row in some.itertuples())
+            + ", ".join(
+                f"{'no spread' if isnan(row.margin) else f'{row.margin:.1f}'} ({row.null}, p = {row.p_value:.2g})"
+                for row in some.itertuples()
+            )
             for measure, some in self.table.groupby("measure", sort=False)
         ]
         return (
             f"Layer {self.layer}, position {self.position} against {self.table.n.max()} directions without the concept, in "
             f"standard deviations of these: {'; '.join(found)}"
         )
+
+    def summary(self) -> dict[str, Any]:
+        """Its numbers, as `summary.json` has them.
+
+        Example:
+            >>> row = {"measure": "score", "null": "random", "n": 1, "margin": nan, "p_value": 1.0}
+            >>> Null(pd.DataFrame([row]), pd.DataFrame(), 3, -1, (16, 16), {"score": "sum"}).summary()["tests"][0]["margin"]
+        """
+        return {
+            "layer": self.layer,
+            "position": self.position,
+            "n": {"positive": self.n_prompts[0], "negative": self.n_prompts[1]},
+            "tests": self.table.astype(object).where(self.table.notna(), None).to_dict("records"),  # JSON has no NaN
+        }
 
     def _lines(self) -> list[str]:
         return [
@@ -244,7 +262,7 @@ def _null(values: pd.DataFrame, direction: Direction, n_prompts: tuple[int, int]
             continue
         better = -1 if measure == "bypass" else 1  # a refusal score is to fall
         here, there = better * float(observed[measure]), better * some.value
-        reached = int((there >= here).sum())
+        reached = int((there >= here - ROUNDING).sum())
         rows.append(
             {
                 "measure": measure,

@@ -174,6 +174,14 @@ def test_refusal_tokens_have_a_null_too(demo, prompts, halves):
         assert table.loc[(measure, RANDOM)].margin > 3 and table.loc[(measure, RANDOM)].p_value == 1 / (N + 1)
 
 
+def test_what_an_edit_does_not_reach_tells_nothing(demo, prompts):
+    """Layer 0 is all that is read, and what is chosen stands above it: every direction scores what no edit does."""
+    options = replace(OPTIONS, evaluation_layers=(0,), max_kl=50.0)
+    null = measure_null(demo, prompts, options, n=3)
+    assert null.layer > 0 and (null.table.p_value == 1).all() and null.table.margin.isna().all()
+    assert "no spread" in null.said() and "NaN" not in json.dumps(null.summary())
+
+
 def test_known_scores_are_not_computed_again(demo, prompts):
     class Log(dict):
         def __setitem__(self, key, value):
