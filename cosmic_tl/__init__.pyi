@@ -36,6 +36,9 @@ from .directions.direction import (
     Direction as Direction,
     random_direction as random_direction,
 )
+from .directions.generators import (
+    make_candidates as make_candidates,
+)
 from .errors import (
     CosmicError as CosmicError,
     NoCandidateError as NoCandidateError,

@@ -3,11 +3,30 @@
 from dataclasses import replace
 from typing import get_args
 
+from jaxtyping import Float64
+from torch import Tensor
+
 from cosmic_tl._util.border import checked
 from cosmic_tl.activations import MeanActivations
 from cosmic_tl.directions.candidates import Candidates
+from cosmic_tl.directions.pca import Rows
 from cosmic_tl.errors import CosmicError, one_of
 from cosmic_tl.model.hooks import Part
+
+
+def mean_difference(positive: Rows, negative: Rows) -> Float64[Tensor, " d_model"]:
+    """`mu − nu` of some activations.
+
+    Args:
+        positive: Activations of prompts that show the concept.
+        negative: Of prompts that do not.
+
+    Example:
+        >>> import torch
+        >>> mean_difference(torch.ones(3, 2).double(), torch.zeros(2, 2).double())
+        tensor([1., 1.], dtype=torch.float64)
+    """
+    return positive.mean(0) - negative.mean(0)
 
 
 @checked

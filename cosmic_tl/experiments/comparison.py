@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import nan
-from typing import Any
 
 import pandas as pd
 
@@ -18,7 +17,7 @@ from cosmic_tl.generation.sampling import Sampling
 from cosmic_tl.model.chat import ChatFormat
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.selection.cosmic import select_cosmic
-from cosmic_tl.selection.options import CosmicOptions, RefusalTokenOptions
+from cosmic_tl.selection.options import CommonOptions, CosmicOptions, RefusalTokenOptions
 from cosmic_tl.selection.refusal_tokens import select_by_refusal_tokens
 from cosmic_tl.selection.result import Selection
 
@@ -26,25 +25,18 @@ from cosmic_tl.selection.result import Selection
 @checked
 @dataclass(frozen=True, eq=False, repr=False)
 class Comparison(Result):
-    """Two selections on the same model and prompts."""
+    """Selections by two methods, and by several generators, on the same model and prompts."""
 
     selections: Mapping[str, Selection]
-    """By method, those that found a direction."""
+    """Those that found a direction: by method ("COSMIC"), or, with several generators, by both ("COSMIC, pca")."""
     failures: Mapping[str, str]
-    """By method, why it found none."""
+    """The same of those that found none, with the reason."""
     effects: Effects
     """Completions under nothing, and under removal and induction with each direction."""
     table: pd.DataFrame
-    """One row per method: method, mode and alpha (of its edits), layer, position, cosine (to the other's direction), and
-    refusal rates on test prompts: positive, positive_removal, negative, negative_induction."""
-
-    def plot(self, **options: Any) -> Any:
-        """The figure of the effects: refusal rates under each method's edits.
-
-        Args:
-            **options: Those of `plot_refusal_rates`.
-        """
-        return self.effects.plot(**options)
+    """One row per selection: method, generator, mode and alpha (of its edits), layer, position, cosine (to the first row's
+    direction), kl (of its removal), wins (share of the resamples of the validation prompts that choose the same candidate), and
+    rates on test prompts: positive, positive_removal, negative, negative_induction, removal_garbled, induction_garbled."""
 
     def _lines(self) -> list[str]:
         return ["Comparison", *(f"  {line}" for line in self.remarks)]
@@ -115,23 +107,33 @@ def compare_selections(
     selections: dict[str, Selection] = {}
     failures: dict[str, str] = {}
     first: NoCandidateError | None = None
+
+    def keep(method: str, options: CommonOptions, found: Selection) -> None:
+        several = {found.generator: found, **found.rivals}
+        for name in options.directions:
+            label = method if len(options.directions) == 1 else f"{method}, {name}"
+            if name in several:
+                selections[label] = several[name]
+            else:
+                failures[label] = found.failures[name]
+
     try:
         stage("selection by COSMIC")
-        selections["COSMIC"] = select_cosmic(model, prompts, cosmic, chat=chat, batch_size=batch_size)
+        keep("COSMIC", cosmic, select_cosmic(model, prompts, cosmic, chat=chat, batch_size=batch_size))
     except NoCandidateError as error:
         failures["COSMIC"], first = str(error), error
     try:
         stage("selection by refusal tokens")
         found = select_by_refusal_tokens(model, prompts, refusal_tokens, chat=chat, batch_size=batch_size)
-        selections["refusal tokens"] = found
+        keep("refusal tokens", refusal_tokens, found)
     except NoCandidateError as error:
         failures["refusal tokens"] = str(error)
         if first is not None:
             raise first from error
     conditions = [Condition("baseline", "positive", ()), Condition("baseline", "negative", ())]
-    for method, selection in selections.items():
-        conditions.append(Condition(f"removal, {method}", "positive", (selection.removal(),)))
-        conditions.append(Condition(f"induction, {method}", "negative", (selection.induction(),)))
+    for label, selection in selections.items():
+        conditions.append(Condition(f"removal, {label}", "positive", (selection.removal(),)))
+        conditions.append(Condition(f"induction, {label}", "negative", (selection.induction(),)))
     stage("completions")
     effects = measure_effects(
         model,
@@ -145,22 +147,25 @@ def compare_selections(
         batch_size=batch_size,
         sampling=sampling,
     )
-    units = [selection.direction.unit for selection in selections.values()]
+    reference = next(iter(selections.values())).direction.unit
     rows = [
         {
-            "method": method,
+            "method": selection.method,
+            "generator": selection.generator,
             "mode": selection.mode,
             "alpha": selection.alpha,
             "layer": selection.direction.layer,
             "position": selection.direction.position,
-            "cosine": float(units[0] @ units[1]) if len(units) == 2 else nan,
+            "cosine": float(reference @ selection.direction.unit),
+            "kl": float(selection.winner.kl),
+            "wins": nan if selection.stability is None else selection.stability.wins,
             "positive": effects.rate("positive", "baseline").value,
-            "positive_removal": effects.rate("positive", f"removal, {method}").value,
+            "positive_removal": effects.rate("positive", f"removal, {label}").value,
             "negative": effects.rate("negative", "baseline").value,
-            "negative_induction": effects.rate("negative", f"induction, {method}").value,
-            "removal_garbled": effects.garbled("positive", f"removal, {method}").value,
-            "induction_garbled": effects.garbled("negative", f"induction, {method}").value,
+            "negative_induction": effects.rate("negative", f"induction, {label}").value,
+            "removal_garbled": effects.garbled("positive", f"removal, {label}").value,
+            "induction_garbled": effects.garbled("negative", f"induction, {label}").value,
         }
-        for method, selection in selections.items()
+        for label, selection in selections.items()
     ]
     return Comparison(selections, failures, effects, pd.DataFrame(rows))

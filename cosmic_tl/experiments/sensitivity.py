@@ -16,6 +16,7 @@ from cosmic_tl.activations import class_means
 from cosmic_tl.data.contrast_set import ContrastSet
 from cosmic_tl.directions.candidates import Candidates
 from cosmic_tl.directions.difference_in_means import difference_in_means
+from cosmic_tl.directions.names import DIM
 from cosmic_tl.engine import Outcome
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.model.chat import ChatFormat, tokenize
@@ -164,7 +165,8 @@ def measure_sensitivity(
         batch_size: Rows (prompts times candidates) per forward pass. Default: by available memory.
 
     Raises:
-        CosmicError: If the options name one candidate, successive halving or filtered prompts; or as `select_cosmic`.
+        CosmicError: If the options name one candidate, successive halving, filtered prompts or another generator than "dim"; or
+            as `select_cosmic`.
 
     Example:
         >>> from cosmic_tl import load_model, load_prompts
@@ -181,6 +183,8 @@ def measure_sensitivity(
             )
     if options.filter_prompts:
         raise CosmicError("filter_prompts: settings are compared on the prompts as they are; leave it out")
+    if options.directions != (DIM,):
+        raise CosmicError(f"directions: found {','.join(options.directions)}; settings are compared for {DIM} alone")
     n_layers = int(model.cfg.n_layers)
     positions = post_instruction_positions(model, chat, options.n_positions)
     means = class_means(

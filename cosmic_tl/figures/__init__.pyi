@@ -1,6 +1,9 @@
 from .behaviours import (
     plot_behaviour_sweep as plot_behaviour_sweep,
 )
+from .comparison import (
+    plot_comparison as plot_comparison,
+)
 from .costs import (
     plot_capability as plot_capability,
     plot_cost as plot_cost,
@@ -13,6 +16,9 @@ from .export import (
     restyle as restyle,
     save_figure as save_figure,
     save_figures as save_figures,
+)
+from .generators import (
+    plot_generators as plot_generators,
 )
 from .judges import (
     plot_agreement as plot_agreement,

@@ -6,7 +6,6 @@ closed form"), in one streaming pass; the results are affine maps for `MapEdit`.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, Literal, get_args
 
 import torch
@@ -14,6 +13,7 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from cosmic_tl._util.border import checked
+from cosmic_tl._util.concept_erasure import concept_erasure
 from cosmic_tl._util.progress import track
 from cosmic_tl.data.contrast_set import Prompts, Side, sides_of
 from cosmic_tl.errors import CosmicError, check_texts, one_of
@@ -125,7 +125,7 @@ def fit_eraser(
     """
     positive, negative = sides_of(prompts, "train")
     one_of("method", method, get_args(ErasureMethod))
-    package = _package()
+    package = concept_erasure()
     # One concept of two classes has one singular value, which no tolerance should cut, and its map never increases the
     # variance, which the package's constraint is there to prevent.
     options = {"shrinkage": shrinkage, "svd_tol": 1e-12, "constrain_cov_trace": False, "dtype": torch.float64}
@@ -262,7 +262,7 @@ def fit_quadratic_editor(
     """
     positive, negative = sides_of(prompts, "train")
     one_of("source", source, get_args(Side))
-    package, width = _package(), int(model.cfg.d_model)
+    package, width = concept_erasure(), int(model.cfg.d_model)
     fitters = {layer: package.QuadraticFitter(width, 2, shrinkage=shrinkage, dtype=torch.float64) for layer in layers}
     for labels, activations in _samples(model, positive, negative, layers, positions, chat, batch_size):
         for layer, x in activations.items():
@@ -316,12 +316,3 @@ def _samples(
             labels = torch.tensor([row < len(positive) for row in batch.rows]).repeat_interleave(len(positions))
             yield labels, {at: x[:, list(positions)].flatten(0, 1).cpu().double() for (at, _), x in found.items()}
             advance(len(batch.rows))
-
-
-def _package() -> Any:
-    try:
-        return import_module("concept_erasure")
-    except ImportError as error:
-        raise CosmicError(
-            "erasure: the concept-erasure package is not installed; pip install 'cosmic_tl[erasure]'"
-        ) from error

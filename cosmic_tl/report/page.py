@@ -9,6 +9,7 @@ import pandas as pd
 from cosmic_tl.experiments.effects import Effects
 from cosmic_tl.experiments.layer_similarity import LayerSimilarity
 from cosmic_tl.figures.effects import plot_refusal_rates
+from cosmic_tl.figures.generators import plot_generators
 from cosmic_tl.figures.null import plot_null
 from cosmic_tl.figures.selection import (
     plot_direction_cosines,
@@ -135,11 +136,12 @@ def write_report(
         >>> write_report(selection, effects, similarity, summary, {}).startswith("<!doctype html>")
         True
     """
-    cosines = selection.layer_similarity
+    cosines, among = selection.layer_similarity, selection.generators
     figures = {
         "rates": plot_refusal_rates(effects),
         "scores": plot_scores(selection, remarks=False),
         **({} if selection.stability is None else {"stability": plot_stability(selection.stability)}),
+        **({} if among is None else {"generators": plot_generators(among)}),
         **({} if selection.null is None else {"null": plot_null(selection.null)}),
         "similarity": plot_similarity(similarity),
         "classes": plot_layer_similarity(selection),
@@ -169,6 +171,8 @@ def write_report(
         if repeatability is None
         else float(repeatability[selection.direction.layer, selection.direction.position]),
         basis=selection.basis[:1].upper() + selection.basis[1:],
+        among=among,
+        generators=None if among is None else table(among.table, "What each generator chooses"),
         filters=table(selection.filters, "Filters"),
         candidates=table(_candidates(selection), "The ten best candidates"),
         conditions=table(in_percent(effects.terms.of(effects.table)), "The effect of each condition"),

@@ -43,6 +43,7 @@ RESUME_FILES = (
 """Those of `run`; the other commands' begin with their name."""
 _CHOICE_ONLY = frozenset(
     [
+        "directions",  # whose scores have their names
         "max_kl",
         "max_layer_share",
         "last_position_rule",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cosmic_tl._util.border import checked
 from cosmic_tl._util.progress import ACTIVATIONS, SCORES
+from cosmic_tl.directions.names import DIM
 from cosmic_tl.errors import CosmicError, check_count, check_phrases, check_whole_number
 from cosmic_tl.generation.options import Sampling
 from cosmic_tl.model.options import ChatFormat
@@ -66,6 +67,10 @@ class RunSettings:
             if self.selection.cell is not None or halving:
                 raise CosmicError(
                     f"null: found {self.null}, and it tests a choice among all candidates; leave out cell and successive halving"
+                )
+            if self.selection.directions != (DIM,):
+                raise CosmicError(
+                    f"null: found {self.null}, and it is made of differences in means; leave it out, or use {DIM} alone"
                 )
         check_whole_number("seed", self.seed)
         if not 0 <= self.seed <= LARGEST_SEED:

@@ -57,6 +57,7 @@ def summarize(
         "scores": {name: float(winner[name]) for name in scores}
         | {f"clean_{name}": value for name, value in selection.clean.items()},
         "stability": None if selection.stability is None else selection.stability.summary(),
+        "generators": None if (among := selection.generators) is None else among.summary(),
         "null": None if selection.null is None else selection.null.summary(),
         "evaluation_layers": list(selection.evaluation_layers),
         "filters": [

@@ -2,6 +2,9 @@ from .cosmic import (
     plan_selection as plan_selection,
     select_cosmic as select_cosmic,
 )
+from .generators import (
+    GeneratorChoices as GeneratorChoices,
+)
 from .given_directions import (
     score_directions as score_directions,
 )

@@ -1,6 +1,8 @@
 """COSMIC: choose a direction by cosine similarity, without looking at outputs (Siu et al. 2025, section 3)."""
 
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from math import inf, isnan, nan
 
 import pandas as pd
@@ -9,14 +11,14 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from cosmic_tl._util.border import checked
-from cosmic_tl.activations import MeanActivations, class_means
+from cosmic_tl.activations import MeanActivations
 from cosmic_tl.data.contrast_set import ContrastSet
 from cosmic_tl.directions.candidates import Candidates
-from cosmic_tl.directions.difference_in_means import difference_in_means
-from cosmic_tl.metrics.refusal_score import find_refusal_tokens, keep_own, refusal_tokens, telling_tokens
+from cosmic_tl.metrics.refusal_score import telling_tokens
 from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.model.positions import post_instruction_positions
+from cosmic_tl.selection.among import best_of
 from cosmic_tl.selection.cosmic_scores import CosmicScorer, shared_by_both
 from cosmic_tl.selection.filters import (
     Filter,
@@ -24,7 +26,6 @@ from cosmic_tl.selection.filters import (
     check_places,
     choose,
     common_filters,
-    positions_of,
     score_table,
     settle,
 )
@@ -38,6 +39,7 @@ from cosmic_tl.selection.notes import (
 )
 from cosmic_tl.selection.options import PLACEBOS, Cell, CosmicOptions
 from cosmic_tl.selection.plan import COSMIC_MEASURES, Plan, plan_cosmic
+from cosmic_tl.selection.prepared import Prepared, prepare
 from cosmic_tl.selection.redrawn import redrawn_stability
 from cosmic_tl.selection.resampling import Rules
 from cosmic_tl.selection.result import Selection
@@ -208,7 +210,8 @@ def plan_selection(
     check_places(int(model.cfg.n_layers), len(positions), options)
     rows = [tokenize(model, prompts.side(side, "val", options.n_val), chat) for side in ("positive", "negative")]
     layers = options.evaluation_layers or (int(model.cfg.n_layers) - 1,)
-    return plan_cosmic(model, rows[0], rows[1], len(positions), layers, options)
+    plan = plan_cosmic(model, rows[0], rows[1], len(positions), layers, options)
+    return replace(plan, n_generators=len(options.directions))
 
 
 @checked
@@ -217,7 +220,7 @@ def select_cosmic(
     prompts: ContrastSet,
     options: CosmicOptions | None = None,
     *,
-    candidates: Candidates | None = None,
+    candidates: Candidates | Mapping[str, Candidates] | None = None,
     chat: ChatFormat | None = None,
     batch_size: int | None = None,
     scores: Scores | None = None,
@@ -231,18 +234,23 @@ def select_cosmic(
         model: A `TransformerBridge`.
         prompts: The concept's contrast set; train makes the candidates, val scores them.
         options: Thresholds and numbers. Default the paper's.
-        candidates: Directions to choose among. Default the difference in means of the training prompts, at every layer and
-            position.
+        candidates: Directions to choose among, or several generators' by name. Default those of the training prompts that
+            `options.directions` names, at every layer and position.
         chat: Formatting. Defaults to the plain chat template.
         batch_size: Rows (prompts times candidates) per forward pass. Default: by available memory.
         scores: What is already known, by layer, position and measure ("s_comply", "s_refuse", "kl" with its
             details "kl_median", "kl_max" and "kl_max_prompt"); new scores are put
-            in as they come, so that a mapping that writes them down makes the selection resumable.
+            in as they come, so that a mapping that writes them down makes the selection resumable. Measures of other
+            generators than "dim" have its name before theirs, as in "pca/s_comply".
         products: The same of what scores follow from for other validation prompts (`Selection.stability`). Where that is asked
             for, a score counts as known only with it; with known scores and no products, stability is not said.
         means: Training means of the positive and the negative side, if already taken; the training prompts are then not
             filtered, and `seeds` play no part.
         seeds: Of the random labels that make placebo directions of the training prompts, in the same passes. Default 0 to 4.
+
+    Returns:
+        The choice. With several generators the filters apply within each, and the highest score of all is chosen; the choices of
+        the others are its `rivals`.
 
     Raises:
         NoCandidateError: If the filters leave nothing.
@@ -256,28 +264,36 @@ def select_cosmic(
         8
     """
     options = options or CosmicOptions()
-    n_layers = int(model.cfg.n_layers)
-    positions = positions_of(model, candidates, options, chat)
-    check_places(n_layers, len(positions), options)
-    val = prompts.sides("val", options.n_val)
-    tokens = None if options.tokens is None else refusal_tokens(model, options.tokens)
-    left_out: tuple[str, ...] = ()
-    if options.filter_prompts or means is None:
-        train = prompts.sides("train", options.n_train)
-    if options.filter_prompts:
-        tokens = tokens or find_refusal_tokens(model, (train[0], train[1]), chat=chat, batch_size=batch_size)
-        train, val, left_out = keep_own(model, train, val, tokens, chat=chat, batch_size=batch_size)
-    if means is None:
-        means = class_means(
-            model, (train[0], train[1]), positions=positions, chat=chat, seeds=seeds, batch_size=batch_size
-        )
-    candidates = candidates or difference_in_means(*means)
-    similarity = layer_similarity(*means)
+    prepared = prepare(
+        model,
+        prompts,
+        options,
+        candidates,
+        find_tokens=False,
+        chat=chat,
+        batch_size=batch_size,
+        means=means,
+        seeds=seeds,
+    )
+    return best_of(prepared.candidates, partial(_select, model, options, prepared, batch_size), scores, products)
+
+
+def _select(
+    model: TransformerBridge,
+    options: CosmicOptions,
+    prepared: Prepared,
+    batch_size: int | None,
+    candidates: Candidates,
+    scores: Scores | None,
+    products: Products | None,
+) -> Selection:
+    """The choice among one generator's candidates."""
+    n_layers, positions, rows = int(model.cfg.n_layers), prepared.positions, prepared.rows
+    similarity = layer_similarity(*prepared.means)
     layers = options.evaluation_layers or evaluation_layers(
         similarity, options.evaluation_share, options.exclude_first_half
     )
-    centre = shared_by_both(means, layers) if options.target == "centred" else None
-    rows = [tokenize(model, side, chat) for side in val]
+    centre = shared_by_both(prepared.means, layers) if options.target == "centred" else None
     resamples = options.n_resamples and options.cell is None and not options.successive_halving
     unsaid = why_not_resampled([len(side) for side in rows], bool(scores) and products is None) if resamples else ()
     if products is None:
@@ -311,11 +327,12 @@ def select_cosmic(
     table, filters = table_of() if options.cell else _settle(scorer.compute, plan, scorer.scores, table_of)
     winner = choose(table, filters, options.cell)
     chosen = (int(winner.layer), int(winner.position))
-    notes = [*left_out, *notes_about(table, filters, winner, val[1], model.cfg.dtype, CLOSE, ROUNDING)]
+    notes = [*prepared.left_out]
+    notes += notes_about(table, filters, winner, prepared.val[1], model.cfg.dtype, CLOSE, ROUNDING)
     notes += [*repeatability_notes(candidates, chosen), *unsaid]
     if not options.filter_prompts:
         firsts = [side.argmax(-1).tolist() for side in scorer.clean_logits]
-        notes += before_any_edit(scorer.clean_logits, tokens or telling_tokens(model, firsts[0], firsts[1]))
+        notes += before_any_edit(scorer.clean_logits, prepared.tokens or telling_tokens(model, firsts[0], firsts[1]))
     stability = None
     if scorer.products is not None:
         stability = redrawn_stability(
@@ -324,7 +341,7 @@ def select_cosmic(
             table,
             chosen,
             options,
-            val,
+            prepared.val,
             lazy=("kl",),
             # Induction first, which is cheap: one median at a candidate's layer or above is enough to keep it.
             late={measure: plan.of(measure, "lazy") for measure in ("s_refuse", "s_comply")},

@@ -17,6 +17,7 @@ from cosmic_tl.activations import random_splits
 from cosmic_tl.data.contrast_set import ContrastSet, Split
 from cosmic_tl.directions.candidates import Candidates
 from cosmic_tl.directions.direction import Direction, random_direction
+from cosmic_tl.directions.names import DIM
 from cosmic_tl.errors import CosmicError, check_count
 from cosmic_tl.model.batching import batches
 from cosmic_tl.model.chat import ChatFormat, tokenize
@@ -141,8 +142,8 @@ def measure_null(
 
     Raises:
         NoCandidateError: If the filters leave nothing on the first halves.
-        CosmicError: If there are fewer than 4 training or 2 validation prompts on a side, a cell or successive halving is
-            asked for, or as the selection.
+        CosmicError: If there are fewer than 4 training or 2 validation prompts on a side, a cell, successive halving or another
+            generator than "dim" is asked for, or as the selection.
 
     Example:
         >>> from cosmic_tl import load_model, load_prompts
@@ -157,6 +158,10 @@ def measure_null(
     for name in ("cell", "successive_halving"):
         if (found := getattr(options, name, None)) not in (None, False):
             raise CosmicError(f"{name}: found {found}, and the null tests a choice among all candidates; leave it out")
+    if options.directions != (DIM,):
+        raise CosmicError(
+            f"directions: found {','.join(options.directions)}, and the null is made of differences in means; use {DIM} alone"
+        )
     null_scores = {} if null_scores is None else null_scores
     train, val = (_halved(prompts, split, getattr(options, f"n_{split}")) for split in ("train", "val"))
     first = replace(

@@ -5,6 +5,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Literal, get_args
 
 from cosmic_tl._util.border import checked
+from cosmic_tl.directions.names import check_generators
 from cosmic_tl.errors import CosmicError, check_alpha, check_count, one_of
 from cosmic_tl.interventions.options import InductionTokens, Mode, as_mode, check_induction
 
@@ -34,6 +35,11 @@ class CommonOptions:
     induction_tokens: InductionTokens = "all"
     """Tokens that induction edits. "all": every token, as in the papers. "prompt": only those of the prompt, so that the
     unedited model writes the answer; scores are the same either way."""
+    directions: tuple[str, ...] = ("dim",)
+    """Ways to make the candidates, such as dim,pca,lat,probe: difference in means (dim), first principal component (pca; of pairs
+    paired-pca), linear artificial tomography (lat), weight of a logistic regression (probe), whitened difference (lda), what
+    LEACE reads (leace), difference orthogonal to the reference (projected), or between robust centres (winsorized, median).
+    Filters apply within each, and the highest score of all is chosen."""
     cell: Cell | None = None
     """Choose this candidate (layer and position, such as 17,-1), whatever the filters say. By default the scores decide.
     Others are then scored only if the full table is asked for."""
@@ -65,6 +71,7 @@ class CommonOptions:
     def __post_init__(self) -> None:
         object.__setattr__(self, "mode", as_mode(self.mode))
         check_alpha("alpha", self.alpha)
+        object.__setattr__(self, "directions", check_generators(self.directions))
         if not isfinite(least := getattr(self, "min_induce", 0.0)):
             raise CosmicError(f"min_induce: expected a finite number, found {least}; pass a float")
         for name in ("evaluation_share", "max_layer_share"):

@@ -122,6 +122,8 @@ class Plan(Result):
     n_prompts: tuple[int, int]
     n_prefix: int
     """Tokens that all prompts of a side begin with."""
+    n_generators: int = 1
+    """Ways to make the candidates, each of which takes all of these passes."""
 
     def of(self, measure: str, *statuses: str) -> list[Cell]:
         """Candidates whose measure has one of some statuses.
@@ -169,7 +171,8 @@ class Plan(Result):
             f"  {number(self.macs / 1e9)} GMACs with the clean passes and one candidate's KL; the released procedure takes "
             f"{number(self.released_macs / 1e9)} ({self.released_macs / max(self.macs, 1):.1f} times as many)"
         )
-        return [head, spared]
+        times = f"  for each of {self.n_generators} generators" if self.n_generators > 1 else ""
+        return [head, spared, *([times] if times else [])]
 
 
 def plan_cosmic(

@@ -2,29 +2,28 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import pandas as pd
 from jaxtyping import Float64
 from torch import Tensor
 
 from cosmic_tl._util.border import checked
-from cosmic_tl.activations import MeanActivations, class_means
+from cosmic_tl.activations import MeanActivations
 from cosmic_tl.data.contrast_set import ContrastSet
 from cosmic_tl.directions.candidates import Candidates
-from cosmic_tl.directions.difference_in_means import difference_in_means
 from cosmic_tl.engine import Outcome, Reading
 from cosmic_tl.errors import NoCandidateError
-from cosmic_tl.metrics.refusal_score import find_refusal_tokens, keep_own, log_odds, refusal_tokens
-from cosmic_tl.model.chat import ChatFormat, tokenize
+from cosmic_tl.metrics.refusal_score import log_odds
+from cosmic_tl.model.chat import ChatFormat
 from cosmic_tl.model.load import TransformerBridge
+from cosmic_tl.selection.among import best_of
 from cosmic_tl.selection.cosmic import layer_similarity
 from cosmic_tl.selection.filters import (
     Filter,
     apply_filters,
-    check_places,
     choose,
     common_filters,
-    positions_of,
     score_table,
     settle,
 )
@@ -37,6 +36,7 @@ from cosmic_tl.selection.notes import (
     why_not_resampled,
 )
 from cosmic_tl.selection.options import PLACEBOS, Cell, RefusalTokenOptions
+from cosmic_tl.selection.prepared import Prepared, prepare
 from cosmic_tl.selection.redrawn import redrawn_stability
 from cosmic_tl.selection.resampling import Grid, Rules
 from cosmic_tl.selection.result import Selection
@@ -136,7 +136,7 @@ def select_by_refusal_tokens(
     prompts: ContrastSet,
     options: RefusalTokenOptions | None = None,
     *,
-    candidates: Candidates | None = None,
+    candidates: Candidates | Mapping[str, Candidates] | None = None,
     chat: ChatFormat | None = None,
     batch_size: int | None = None,
     scores: Scores | None = None,
@@ -153,12 +153,13 @@ def select_by_refusal_tokens(
         model: A `TransformerBridge`.
         prompts: The concept's contrast set; train makes the candidates, val scores them.
         options: Thresholds and numbers. Default the paper's.
-        candidates: Directions to choose among. Default the difference in means of the training prompts, at every layer and
-            position.
+        candidates: Directions to choose among, or several generators' by name. Default those of the training prompts that
+            `options.directions` names, at every layer and position.
         chat: Formatting. Defaults to the plain chat template.
         batch_size: Rows (prompts times candidates) per forward pass. Default: by available memory.
         scores: What is already known, by layer, position and measure ("bypass", "induce", "kl" with its details
-            "kl_median", "kl_max" and "kl_max_prompt"); new ones are put in as they come.
+            "kl_median", "kl_max" and "kl_max_prompt"); new ones are put in as they come. Measures of other generators than
+            "dim" have its name before theirs, as in "pca/bypass".
         products: The same of each prompt's own values (`Selection.stability`). Where that is asked for, a score counts as known
             only with them; with known scores and no products, stability is not said.
         means: Training means of the positive and the negative side, if already taken; the prompts are then not filtered
@@ -178,22 +179,32 @@ def select_by_refusal_tokens(
         ('refusal tokens', ('I',))
     """
     options = options or RefusalTokenOptions()
-    train, val = prompts.sides("train", options.n_train), prompts.sides("val", options.n_val)
-    if options.tokens is not None:
-        tokens = refusal_tokens(model, options.tokens)
-    else:
-        tokens = find_refusal_tokens(model, (train[0], train[1]), chat=chat, batch_size=batch_size)
-    left_out: tuple[str, ...] = ()
-    if options.filter_prompts:
-        train, val, left_out = keep_own(model, train, val, tokens, chat=chat, batch_size=batch_size)
-    positions = positions_of(model, candidates, options, chat)
-    check_places(int(model.cfg.n_layers), len(positions), options)
-    if means is None:
-        means = class_means(
-            model, (train[0], train[1]), positions=positions, chat=chat, seeds=seeds, batch_size=batch_size
-        )
-    candidates = candidates or difference_in_means(*means)
-    rows = [tokenize(model, side, chat) for side in val]
+    prepared = prepare(
+        model,
+        prompts,
+        options,
+        candidates,
+        find_tokens=True,
+        chat=chat,
+        batch_size=batch_size,
+        means=means,
+        seeds=seeds,
+    )
+    return best_of(prepared.candidates, partial(_select, model, options, prepared, batch_size), scores, products)
+
+
+def _select(
+    model: TransformerBridge,
+    options: RefusalTokenOptions,
+    prepared: Prepared,
+    batch_size: int | None,
+    candidates: Candidates,
+    scores: Scores | None,
+    products: Products | None,
+) -> Selection:
+    """The choice among one generator's candidates."""
+    positions, rows, tokens = prepared.positions, prepared.rows, prepared.tokens
+    assert tokens is not None
     resamples = options.n_resamples and options.cell is None
     unsaid = why_not_resampled([len(side) for side in rows], bool(scores) and products is None) if resamples else ()
     scores = {} if scores is None else scores
@@ -223,7 +234,8 @@ def select_by_refusal_tokens(
         raise _nothing_left(table_of, scorer, scorer_at, options)
     winner = choose(table, filters, options.cell)
     clean = {"bypass": float(scorer.clean_positive.mean()), "induce": float(scorer.clean_negative.mean())}
-    notes = [*left_out, *notes_about(table, filters, winner, val[1], model.cfg.dtype, CLOSE, ROUNDING)]
+    notes = [*prepared.left_out]
+    notes += notes_about(table, filters, winner, prepared.val[1], model.cfg.dtype, CLOSE, ROUNDING)
     chosen = (int(winner.layer), int(winner.position))
     notes += [*repeatability_notes(candidates, chosen), *unsaid]
     if not options.filter_prompts:
@@ -231,7 +243,7 @@ def select_by_refusal_tokens(
     stability = None
     if scorer.products is not None:
         rules = Rules(options.max_layer_share, options.max_kl, min_induce=options.min_induce)
-        stability = redrawn_stability(scorer, rules, table, chosen, options, val, lazy=MEASURES[1:])
+        stability = redrawn_stability(scorer, rules, table, chosen, options, prepared.val, lazy=MEASURES[1:])
         notes += stability_notes(stability)
     removed, induced = f"{clean['bypass']:+.2f}", f"{clean['induce']:+.2f}"
     return Selection(
@@ -241,7 +253,7 @@ def select_by_refusal_tokens(
         tuple(notes),
         warnings_about(winner, clean),
         (),
-        layer_similarity(*means),
+        layer_similarity(*prepared.means),
         positions,
         candidates,
         method="refusal tokens",

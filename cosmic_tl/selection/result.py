@@ -17,6 +17,7 @@ from cosmic_tl.interventions.edits import Intervention
 from cosmic_tl.interventions.modes import Edits
 from cosmic_tl.interventions.options import Mode, as_mode
 from cosmic_tl.model.positions import Positions
+from cosmic_tl.selection.generators import GeneratorChoices, generator_choices
 from cosmic_tl.selection.plan import Plan
 from cosmic_tl.selection.stability import Stability
 
@@ -71,6 +72,12 @@ class Selection(Result):
     scores without products, with fewer than 2 or more than 300 validation prompts per side, or without resamples."""
     centre: Float64[Tensor, "layer d_model"] | None = None
     """What is taken off at the evaluation layers, for the target "centred"."""
+    generator: str = ""
+    """Which of several generators' candidates it chose from; "" where they were given without a name."""
+    rivals: "Mapping[str, Selection]" = field(default_factory=dict)
+    """The other generators' own choices, by name."""
+    failures: Mapping[str, str] = field(default_factory=dict)
+    """Generators none of whose candidates the filters leave, and why."""
     null: "Null | None" = None
     """The choice beside directions without the concept (`measure_null`); None where that was not measured."""
 
@@ -124,6 +131,19 @@ class Selection(Result):
             (0.5, 2.0)
         """
         return self.edits.induction(self.direction, alpha)
+
+    @property
+    def generators(self) -> GeneratorChoices | None:
+        """What each of several generators chooses, side by side; None if there was one alone.
+
+        Example:
+            >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, select_cosmic
+            >>> options = CosmicOptions(directions=("dim", "pca"), n_train=8, n_val=4, n_positions=1, max_kl=10.0)
+            >>> selection = select_cosmic(load_model("demo", device="cpu"), load_prompts("demo"), options)
+            >>> selection.generators.table.generator.iloc[0] == selection.generator
+            True
+        """
+        return generator_choices(self)
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -187,6 +207,8 @@ class Selection(Result):
             + ", ".join(f"{name} computed for {n}" for name, n in counted.items())
             + ("; evaluation layers " + ", ".join(map(str, self.evaluation_layers)) if self.evaluation_layers else ""),
         ]
+        if (among := self.generators) is not None:
+            lines.append(f"  {among.said()}")
         lines += [
             f"  {f['filter']} took {f.taken}"
             + (f" (best score {f.best_score:.3f})" if f.best_score == f.best_score else "")

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Int
+import torch
+from jaxtyping import Bool, Float64, Int
+from torch import Tensor
 
 from cosmic_tl._util.border import checked
 from cosmic_tl._util.results import Result
@@ -45,6 +47,9 @@ class Stability(Result):
     """Share of the resamples in which no candidate passes the filters."""
     names: tuple[str, ...] = ()
     """Of the columns, where they are directions that were given and not positions."""
+    best: Float64[Tensor, " resample"] | None = None
+    """The chosen candidate's score on the prompts themselves, and then in each resample that of the candidate it chooses; NaN
+    where none passes the filters."""
     passes: Mapping[str, int] = field(default_factory=dict)
     """Measure to the number of candidates that it was computed for on this account alone: what filters look at of further
     winners, and late layers that the position −1 rule looks at."""
@@ -198,8 +203,17 @@ def stability_of(
         limits,
         float((drawn == -1).mean()),
         names,
+        _best_scores(score, choices, (k, layer), weights),
         passes,
     )
+
+
+def _best_scores(
+    score: Grid, choices: Int[np.ndarray, " weights"], chosen: tuple[int, int], weights: Weights
+) -> Float64[Tensor, " resample"]:
+    flat = score.reshape(len(score), -1)
+    best = np.where(choices < 0, np.nan, np.take_along_axis(flat, np.maximum(choices, 0)[:, None], axis=1)[:, 0])
+    return torch.from_numpy(np.concatenate([score[:1, chosen[0], chosen[1]], best[weights.drawn]]))
 
 
 def interval(drawn: Grid, here: np.ndarray, biased: bool = True) -> tuple[np.ndarray, np.ndarray]:
