@@ -43,6 +43,9 @@ from .errors import (
     CosmicError as CosmicError,
     NoCandidateError as NoCandidateError,
 )
+from .experiments.calibrate import (
+    calibrate as calibrate,
+)
 from .experiments.capability import (
     measure_capability as measure_capability,
 )

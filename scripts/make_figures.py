@@ -15,6 +15,7 @@ from cosmic_tl import (
     CosmicOptions,
     Effects,
     RefusalTokenOptions,
+    calibrate,
     layer_similarities,
     load_model,
     load_prompts,
@@ -76,6 +77,11 @@ def figures(run: Run) -> dict[str, go.Figure]:
         "scores": plot_scores(selection),
         "stability": plot_stability(selection.stability),
         "sensitivity": measure_sensitivity(model, prompts, CosmicOptions(mode=mode, n_val=32)).plot(),
+        "generators": select_cosmic(
+            model,
+            prompts,
+            CosmicOptions(mode=mode, n_val=32, directions=("dim", "pca", "lat", "probe", "lda", "projected")),
+        ).generators.plot(),
         "null": measure_null(model, prompts, options).plot(),
         "scores-by-refusal-tokens": plot_scores(by_tokens),
         "score-comparison": plot_score_comparison(compared),
@@ -86,6 +92,8 @@ def figures(run: Run) -> dict[str, go.Figure]:
     drawn["refusal-rates"] = plot_refusal_rates(run.effects)
     steered = sweep(model, (harmful, harmless), direction, tokens=by_tokens.tokens, max_new_tokens=16)
     drawn["sweep"] = plot_sweep(steered)
+
+    drawn["cost-curves"] = calibrate(model, harmless[:8], direction, tokens=by_tokens.tokens, max_new_tokens=24).plot()
 
     projections = {
         "as it is": project(model, PROMPT, direction),

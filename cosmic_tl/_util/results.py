@@ -18,6 +18,7 @@ FIGURES = {
     "ClassPca": "projections.plot_pca",
     "Comparison": "comparison.plot_comparison",
     "Cost": "costs.plot_cost",
+    "CostCurves": "cost_curves.plot_cost_curves",
     "Effects": "effects.plot_refusal_rates",
     "GeneratorChoices": "generators.plot_generators",
     "LayerSimilarity": "selection.plot_similarity",

@@ -1,10 +1,10 @@
-"""Commands that edit with a run's direction: steer, sweep, orthogonalize."""
+"""Commands that edit with a run's direction: steer, sweep, calibrate, orthogonalize."""
 
 import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cosmic_tl._util.progress import LOADING, stage
 from cosmic_tl.cli.derive import Only, derived
@@ -217,4 +217,83 @@ def sweep(
     say(f"Open {run.out / 'sweep.html'}")
 
 
-COMMANDS = (steer, sweep, orthogonalize)
+@derived(LOADING, "refusal tokens", "strengths")
+def calibrate(
+    source: RunOptions,
+    settings: Annotated[RunSettings, Only(("n_test", "max_new_tokens", "batch_size"))] = _SWEEP,
+    *,
+    nats: float | None = None,
+    score: float | None = None,
+    statistic: Literal["p95", "mean"] = "p95",
+    alphas: tuple[float, ...] = (0.0, 0.025, 0.05, 0.25, 0.5, 1.0, 2.0),
+) -> None:
+    """The strength of addition, ablation + addition and ACE at equal cost; writes calibration.csv and calibration.html.
+
+    The cost is the KL divergence from the unedited model, per token of its own completions of the run's negative test prompts.
+    A search that was stopped goes on where it was.
+
+    Args:
+        nats: Cost to reach, in nats per token. By default 1, unless a score is given.
+        score: Effect to reach instead: a mean refusal score (log-odds).
+        statistic: Which cost: the 95th percentile over tokens, or their mean.
+        alphas: Strengths that are measured in any case, such as 0,0.5,1.
+    """
+    run = source.run
+    prompts = run.test_prompts(settings.n_test)
+    bridge, direction = source.load()
+    from cosmic_tl._util.files import append_lines, read_lines
+    from cosmic_tl.experiments.calibrate import calibrate as calibrate_all, read_point
+    from cosmic_tl.metrics.refusal_score import find_refusal_tokens
+    from cosmic_tl.report.experiment_pages import write_calibration
+    from cosmic_tl.runs.derived import derivation, digest
+    from cosmic_tl.runs.lock import locked
+
+    chat = run.settings.chat
+    made = derivation(
+        run.out,
+        "calibrate",
+        direction,
+        bridge,
+        chat=asdict(chat),
+        prompts=digest(prompts),
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=settings.batch_size,
+        nats=nats,
+        score=score,
+        statistic=statistic,
+        alphas=list(alphas),
+    )
+    with locked(run.out, run.identity):
+        log = made.part(".jsonl", "nats", "score", "statistic", "alphas")
+        stage("refusal tokens")
+        try:
+            tokens = find_refusal_tokens(bridge, prompts, chat=chat, batch_size=settings.batch_size)
+        except CosmicError as error:
+            if score is not None:
+                raise
+            say(f"Note: no refusal scores ({error})", file=sys.stderr)
+            tokens = None
+        stage("strengths")
+        found = calibrate_all(
+            bridge,
+            prompts[1],
+            direction,
+            nats=nats,
+            score=score,
+            statistic=statistic,
+            tokens=tokens,
+            alphas=alphas,
+            chat=chat,
+            max_new_tokens=settings.max_new_tokens,
+            batch_size=settings.batch_size,
+            known=read_lines(log, read_point),
+            on_row=lambda row: append_lines(log, [row]),
+        )
+        page = write_calibration(found, run.summary, run=str(run.out), command=shlex.join(["cosmic-tl", *sys.argv[1:]]))
+        made.write({"calibration.csv": found.points.to_csv(index=False), "calibration.html": page})
+    print_frame(found.table)
+    say(found.said())
+    say(f"Open {run.out / 'calibration.html'}")
+
+
+COMMANDS = (steer, sweep, calibrate, orthogonalize)

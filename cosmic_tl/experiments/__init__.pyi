@@ -2,6 +2,9 @@ from .behaviour_sweep import (
     BehaviourSweep as BehaviourSweep,
     sweep_behaviour as sweep_behaviour,
 )
+from .calibrate import (
+    calibrate as calibrate,
+)
 from .capability import (
     Capability as Capability,
     measure_capability as measure_capability,
@@ -17,6 +20,9 @@ from .conditions import (
 from .cost import (
     Cost as Cost,
     measure_cost as measure_cost,
+)
+from .cost_curves import (
+    CostCurves as CostCurves,
 )
 from .effects import (
     Effects as Effects,

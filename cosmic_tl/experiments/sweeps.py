@@ -124,6 +124,27 @@ class Sweep(Result):
         rows.sort(key=lambda row: (methods.index(row["method"]), SIDES.index(row["side"])))
         return pd.DataFrame(rows)
 
+    def peaks(self) -> pd.DataFrame:
+        """The strength at which each prompt's refusal score is highest: prompts peak at different strengths, so that their mean
+        can fall where most still rise.
+
+        Returns:
+            One row per method, side and prompt: method, side, prompt, peak_alpha, last (whether that is the largest α, so that
+            the score may rise further), score. Empty without refusal scores.
+
+        Example:
+            >>> row = {"method": "affine", "side": "positive", "prompt": "hi", "sample": 0, "verdict": "refusal"}
+            >>> rows = [{**row, "alpha": alpha, "score": score} for alpha, score in ((0.0, 1.0), (1.0, 3.0), (2.0, 2.0))]
+            >>> Sweep(pd.DataFrame(rows)).peaks()[["peak_alpha", "last"]].values.tolist()
+            [[1.0, False]]
+        """
+        steered = self.scores[self.scores.method != BASELINE[0]]
+        best = steered.loc[steered.groupby(["method", "side", "prompt"], sort=False).score.idxmax()]
+        largest = steered.groupby("method").alpha.max()
+        found = best.rename(columns={"alpha": "peak_alpha"}).reset_index(drop=True)
+        found["last"] = found.peak_alpha == found.method.map(largest)
+        return found[["method", "side", "prompt", "peak_alpha", "last", "score"]]
+
     def non_monotonic(self, tolerance: float = 0.05) -> pd.DataFrame:
         """Where more steering refuses less: stretches of α whose refusal rate is below what a smaller α reached.
 

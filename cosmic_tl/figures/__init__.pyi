@@ -4,6 +4,9 @@ from .behaviours import (
 from .comparison import (
     plot_comparison as plot_comparison,
 )
+from .cost_curves import (
+    plot_cost_curves as plot_cost_curves,
+)
 from .costs import (
     plot_capability as plot_capability,
     plot_cost as plot_cost,

@@ -8,10 +8,13 @@ from plotly.subplots import make_subplots
 from cosmic_tl._util.border import checked
 from cosmic_tl.data.contrast_set import Side
 from cosmic_tl.experiments.comparison import Comparison
-from cosmic_tl.figures.style import BLUE, LINE, ORANGE, PALE, finish
+from cosmic_tl.figures.style import COLOURS, LINE, PALE, finish
 from cosmic_tl.figures.text import as_text
 
-EDITS: Mapping[str, tuple[Side, str]] = {"removal": ("positive", BLUE), "induction": ("negative", ORANGE)}
+EDITS: Mapping[str, tuple[Side, str]] = {
+    "removal": ("positive", COLOURS["removal"]),
+    "induction": ("negative", COLOURS["induction"]),
+}
 """Edit to the side that it is measured on, and its colour."""
 
 

@@ -30,6 +30,7 @@ def continuation_logits(
     *,
     batch_size: int | None = None,
     plain_text: bool = False,
+    at_once: int = 1,
     label: str = "likelihoods",
 ) -> Iterator[tuple[int, Float[Tensor, "token vocab"]]]:
     """The logits that predict each token of each continuation, in float32; one row at a time, short rows first.
@@ -44,6 +45,7 @@ def continuation_logits(
         interventions: Edits to apply. Defaults to none. For token scopes, a continuation is completion.
         batch_size: Rows per forward pass. Default: by memory, at most 32.
         plain_text: Whether continuations count as prompt for token scopes, as in plain text, which has no completion.
+        at_once: How many such iterators are gone through side by side, and share the memory for logits. Default 1.
         label: Name on the progress bar.
 
     Yields:
@@ -73,7 +75,8 @@ def continuation_logits(
             )
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), len(continuations[i])))
     with track(len(order), label) as advance:
-        for batch in batches(model, [prompts[i] for i in order], batch_size, n_logits=max(map(len, continuations))):
+        n_logits = at_once * max(map(len, continuations))
+        for batch in batches(model, [prompts[i] for i in order], batch_size, n_logits=n_logits):
             rows = [order[row] for row in batch.rows]
             tails = [torch.tensor(continuations[row][:-1], dtype=torch.long) for row in rows]
             tail = pad_sequence(tails, batch_first=True).to(batch.ids.device)

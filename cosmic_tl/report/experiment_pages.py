@@ -1,9 +1,11 @@
-"""Pages of what other commands make of a finished run: sweeps and adversarial suffixes."""
+"""Pages of what other commands make of a finished run: sweeps, strengths at equal cost, and adversarial suffixes."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from cosmic_tl.experiments.cost_curves import CostCurves
 from cosmic_tl.experiments.sweeps import BASELINE, Sweep
+from cosmic_tl.figures.cost_curves import plot_cost_curves
 from cosmic_tl.figures.suffixes import plot_head_attention, plot_head_contributions, plot_suffix_cosines
 from cosmic_tl.figures.sweeps import plot_sweep
 from cosmic_tl.generation.sampling import generation_sentence
@@ -73,6 +75,38 @@ def write_sweep(found: Sweep, summary: Mapping[str, Any], *, run: str = "", comm
             "Rates by method, side and strength",
         ),
         generation=generation_sentence(found.generation) if found.generation else "",
+        command=command,
+    )
+
+
+def write_calibration(found: CostCurves, summary: Mapping[str, Any], *, run: str = "", command: str = "") -> str:
+    """The page of strengths at equal cost (`calibration.html`) as text.
+
+    Args:
+        found: From `calibrate`.
+        summary: The run's, as in `summary.json`.
+        run: The run's directory. Defaults to none.
+        command: The command that repeats the search. Defaults to none.
+
+    Example:
+        >>> import pandas as pd
+        >>> points = pd.DataFrame({"edit": ["addition"] * 2, "alpha": [0.0, 1.0], "kl_p95": [0.0, 1.0]})
+        >>> points = points.assign(kl_mean=[0.0, 0.5], score=[-2.0, 3.0], n_tokens=9)
+        >>> summary = {"model": "demo", "prompts": "demo", "direction": {"layer": 6, "position": -4}}
+        >>> "<title>Effect against cost" in write_calibration(CostCurves(points, "kl_p95", 1.0, 4), summary)
+        True
+    """
+    picture = Picture(plot_cost_curves(found))
+    return render(
+        "calibration",
+        title=picture.title,
+        heading=picture.title,
+        about=[*_about(summary, run), f"{found.n_prompts} negative test prompts"],
+        found=found,
+        picture=picture,
+        points=found.points.to_dict("records"),
+        targets=table(found.table, "Each edit at the target"),
+        numbers=table(found.points, "Every strength that was tried"),
         command=command,
     )
 

@@ -66,9 +66,9 @@ MAKE = {
     ),
     "Cost": lambda demo, prompts, selection: ct.measure_cost(demo, {"removal": selection.removal()}, texts=TEXTS),
     "Effects": lambda demo, prompts, selection: ct.measure_effects(demo, prompts, selection, n=2, max_new_tokens=4),
-    "GeneratorChoices": lambda demo, prompts, selection: ct.select_cosmic(
-        demo, prompts, replace(SMALL, n_positions=1, directions=("dim", "pca"))
-    ).generators,
+    "GeneratorChoices": lambda demo, prompts, selection: (
+        ct.select_cosmic(demo, prompts, replace(SMALL, n_positions=1, directions=("dim", "pca"))).generators
+    ),
     "LayerSimilarity": lambda demo, prompts, selection: ct.layer_similarities(
         demo, [side[:4] for side in prompts.sides("val")], selection
     ),

@@ -246,6 +246,24 @@ def test_a_run_can_be_judged_costed_swept_and_exported(command, tmp_path):
     assert "<title>Refusal against the strength of steering</title>" in (out / "sweep.html").read_text()
     code, _, error = command("sweep", out, "--alphas", "a")
     assert code == 2 and "alphas: expected numbers like" in error
+    alike = ["--n-test", "2", "--max-new-tokens", "8", "--alphas", "0.5"]
+    code, text, error = command("calibrate", out, "--nats", "0.5", *alike)
+    assert code == 0 and "At a 95th percentile of 0.5 nats per token: addition α = " in text, error
+    points = pd.read_csv(out / "calibration.csv")
+    assert points.edit.nunique() == 3 and (points.kl_p95[points.alpha == 0.0] == 0.0).any()
+    assert "<title>Effect against cost</title>" in (out / "calibration.html").read_text()
+    (log,) = (out / "resume").glob("calibrate-*.jsonl")
+    known = log.read_text().splitlines()
+    log.write_text("\n".join(known[:4]) + "\n")
+    code, _, error = command("calibrate", out, "--nats", "0.5", *alike)  # goes on to the same
+    assert code == 0 and log.read_text().splitlines() == known, error
+    assert pd.read_csv(out / "calibration.csv").equals(points)
+    log.write_text(known[0].replace('"alpha": 0.0', '"alpha": "x"') + "\n")
+    code, _, error = command("calibrate", out, "--nats", "0.5", *alike)
+    assert code == 2 and "line 1" in error
+    log.write_text("\n".join(known) + "\n")
+    code, _, error = command("calibrate", out, "--nats", "0.5", "--score", "1")
+    assert code == 2 and "nats, score: found 0.5 and 1.0" in error
     code, text, error = command("orthogonalize", out, "--out", tmp_path / "edited", "--n-test", "4")
     assert code == 0, error
     assert "evaluated removal by ACE (affine mode); weight orthogonalization is directional ablation" in text

@@ -207,3 +207,28 @@ def test_prompts_are_needed_on_both_sides(demo):
     direction = Direction(torch.ones(128), torch.zeros(128), layer=3, position=-1)
     with pytest.raises(CosmicError, match="negative: found no prompts"):
         sweep(demo, (["hi"], []), direction)
+
+
+def test_each_prompt_has_its_own_peak():
+    scores = {"early": [1.0, 5.0, 2.0], "late": [0.0, 1.0, 6.0], "tie": [3.0, 3.0, 1.0]}
+    rows = [
+        {
+            "method": method,
+            "side": "positive",
+            "prompt": prompt,
+            "sample": 0,
+            "verdict": "refusal",
+            "alpha": alpha,
+            "score": sign * score,
+        }
+        for method, sign in (("none", 9.0), ("affine", 1.0), ("addition", -1.0))
+        for prompt, some in scores.items()
+        for alpha, score in zip((0.0, 1.0, 2.0) if method != "none" else (0.0,), some, strict=False)
+    ]
+    peaks = Sweep(pd.DataFrame(rows)).peaks().set_index(["method", "prompt"])
+    assert len(peaks) == 6  # the model without an edit has none
+    affine = peaks.loc["affine"]
+    assert affine.peak_alpha.to_dict() == {"early": 1.0, "late": 2.0, "tie": 0.0}  # the smallest of equal ones
+    assert affine["last"].to_dict() == {"early": False, "late": True, "tie": False}
+    assert peaks.loc["addition"].peak_alpha.to_dict() == {"early": 0.0, "late": 0.0, "tie": 2.0}
+    assert Sweep(pd.DataFrame(rows).drop(columns="score")).peaks().empty

@@ -1,20 +1,44 @@
+"""Tests on a real model are left out without one."""
+
 import os
-import subprocess
-import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
 
-def collected(*args, **environment):
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("COSMIC_TL_REAL", "PYTEST"))}
-    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider"]
-    command += ["-o", "addopts=--strict-markers", *args]  # without run-time types, which take long to load
-    done = subprocess.run(command, cwd=ROOT, env={**env, **environment}, capture_output=True, text=True, check=False)
-    return done.stdout
+@pytest.fixture
+def collected(monkeypatch, capfd):
+    """What pytest says that it would run. In this process, which has imported everything already."""
+
+    def collect(*args, **environment):
+        with monkeypatch.context() as patch:
+            for name in [name for name in os.environ if name.startswith(("COSMIC_TL_REAL", "PYTEST_ADDOPTS"))]:
+                patch.delenv(name)
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            patch.chdir(ROOT)
+            capfd.readouterr()
+            pytest.main(
+                [
+                    "-q",
+                    "--collect-only",
+                    "-p",
+                    "no:cacheprovider",
+                    "-p",
+                    "no:xdist",
+                    "-o",
+                    "addopts=--strict-markers",
+                    *args,
+                ]
+            )
+            return capfd.readouterr().out
+
+    return collect
 
 
-def test_without_a_model_real_tests_are_deselected_and_one_line_says_how_to_run_them():
+def test_without_a_model_real_tests_are_deselected_and_one_line_says_how_to_run_them(collected):
     found = collected("tests/real")
     assert "test_real" not in found and "skipped" not in found and " deselected" in found
     assert found.count("make test-real MODEL=…") == 1
