@@ -27,10 +27,10 @@ test: $(VENV)/.installed ## all tests but those on a real model
 	$(PYTEST) --jaxtyping-packages=cosmic_tl,beartype.beartype $(SHAPES)
 	$(PYTEST) $(addprefix --ignore=,$(SHAPES))
 
-test-real: $(VENV)/.installed ## the toolkit on your model: MODEL=directory or hub id, PROMPTS=file, N=prompts per side, ARGS=for pytest
+test-real: $(VENV)/.installed ## the toolkit on your model: MODEL=directory or hub id, PROMPTS=file, N=prompts per side, ARGS=for pytest, THREADS=number
 	@test -n "$(MODEL)" || { echo 'Give a model: make test-real MODEL=path/or/hub-id [PROMPTS=file.json] [N=32]'; exit 2; }
 	# One process, which has the model once and all cores.
-	env -u OMP_NUM_THREADS COSMIC_TL_REAL_MODEL="$(MODEL)" COSMIC_TL_REAL_PROMPTS="$(PROMPTS)" COSMIC_TL_REAL_N="$(N)" \
+	env -u OMP_NUM_THREADS $(if $(THREADS),OMP_NUM_THREADS=$(THREADS)) COSMIC_TL_REAL_MODEL="$(MODEL)" COSMIC_TL_REAL_PROMPTS="$(PROMPTS)" COSMIC_TL_REAL_N="$(N)" \
 		$(BIN)/python -m pytest tests/real -n0 --durations=10 $(ARGS)
 
 test-reliability: $(VENV)/.installed ## a hundred stops of each command at random moments, and at its file operations; half an hour

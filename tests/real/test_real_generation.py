@@ -34,7 +34,7 @@ def greedy(plain, ids, mask):
 
 
 def texts_of(prompts):
-    return [text for side in ("positive", "negative") for text in prompts.side(side, "test")[:3]]
+    return [text for side in ("positive", "negative") for text in prompts.side(side, "test")[:2]]
 
 
 def test_one_at_a_time(real_model, neutral, real_prompts):

@@ -146,7 +146,7 @@ def test_the_null_scores_what_the_formulas_give(real_model, plain, real_prompts,
 @pytest.mark.slow
 def test_bfloat16_scores_lie_close_to_those_in_float32(real_model_path, affine_selection, real_prompts, real_n):
     model = load_model(real_model_path, dtype="bfloat16")
-    half = select_cosmic(model, real_prompts, CosmicOptions(n_train=real_n, n_val=real_n))
+    half = select_cosmic(model, real_prompts, options_of("affine", real_n))
     assert half.evaluation_layers == affine_selection.evaluation_layers
     # Candidates that can win. Elsewhere, as in early layers, a difference of means is smaller than what bfloat16 can hold.
     top = affine_selection.table.score >= affine_selection.winner.score - NEAR

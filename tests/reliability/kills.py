@@ -30,8 +30,10 @@ OPTIONS = {
     "run": RUN,
     "run, linear": f"{RUN} --mode linear",
     "run, refusal tokens": f"{RUN} --select refusal-tokens --min-induce -50",
+    "run, generators": f"{RUN} --directions dim,pca",
     "sweep": "sweep run --n-test 2 --max-new-tokens 4 --alphas 0,1",
     "suffix": "suffix run --steps 15 --n-candidates 32 --n-tokens 8 --n-prompts 1 --n-test 2 --max-new-tokens 8",
+    "calibrate": "calibrate run --n-test 2 --max-new-tokens 4 --alphas 0.5",
     "judge": "judge run",
 }
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND

@@ -68,7 +68,7 @@ def test_a_run_in_use_is_left_alone_until_its_process_has_ended(demo, prompts, t
     with pytest.raises(CosmicError, match="is in use"):
         run(demo, prompts, out, SETTINGS, overwrite=True)
     few = ["--n-test", "1", "--max-new-tokens", "2"]
-    for command in (["judge"], ["sweep", *few], ["suffix", "--n-prompts", "1"]):
+    for command in (["judge"], ["sweep", *few], ["calibrate", *few], ["suffix", "--n-prompts", "1"]):
         monkeypatch.setattr(sys, "argv", ["cosmic-tl", command[0], str(out), *command[1:]])
         with pytest.raises(SystemExit) as ended:
             cli.main()
