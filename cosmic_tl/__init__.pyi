@@ -1,6 +1,7 @@
 from . import (
     check as check,
     data as data,
+    directions as directions,
     engine as engine,
     experiments as experiments,
     export as export,

@@ -25,6 +25,7 @@ FIGURES = {
     "Null": "null.plot_null",
     "Plan": "costs.plot_plan",
     "Projection": "projections.plot_projection",
+    "Ranks": "ranks.plot_ranks",
     "Selection": "selection.plot_scores",
     "Sensitivity": "sensitivity.plot_sensitivity",
     "Stability": "stability.plot_stability",

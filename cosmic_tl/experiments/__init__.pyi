@@ -35,6 +35,10 @@ from .layer_similarity import (
     LayerSimilarity as LayerSimilarity,
     layer_similarities as layer_similarities,
 )
+from .ranks import (
+    Ranks as Ranks,
+    measure_ranks as measure_ranks,
+)
 from .sensitivity import (
     Sensitivity as Sensitivity,
     measure_sensitivity as measure_sensitivity,

@@ -33,6 +33,9 @@ from .projections import (
     plot_pca as plot_pca,
     plot_projection as plot_projection,
 )
+from .ranks import (
+    plot_ranks as plot_ranks,
+)
 from .selection import (
     plot_direction_cosines as plot_direction_cosines,
     plot_layer_similarity as plot_layer_similarity,

@@ -24,3 +24,7 @@ from .orthogonalize import (
 from .steer import (
     steering as steering,
 )
+from .subspace_edits import (
+    SubspaceAblation as SubspaceAblation,
+    SubspaceEdit as SubspaceEdit,
+)

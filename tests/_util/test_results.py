@@ -64,6 +64,16 @@ MAKE = {
         n_test=2,
         max_new_tokens=4,
     ),
+    "CostCurves": lambda demo, prompts, selection: ct.calibrate(
+        demo, ["Bake a pie."], selection.direction, alphas=(1.0,), max_new_tokens=4
+    ),
+    "Ranks": lambda demo, prompts, selection: ct.experiments.measure_ranks(
+        demo,
+        [side[:4] for side in prompts.sides("val")],
+        ct.directions.class_subspace(demo, prompts, 4, k=2, n_train=8),
+        (6,),
+        n_placebos=1,
+    ),
     "Cost": lambda demo, prompts, selection: ct.measure_cost(demo, {"removal": selection.removal()}, texts=TEXTS),
     "Effects": lambda demo, prompts, selection: ct.measure_effects(demo, prompts, selection, n=2, max_new_tokens=4),
     "GeneratorChoices": lambda demo, prompts, selection: (

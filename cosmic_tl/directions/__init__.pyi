@@ -1,0 +1,9 @@
+from .names import (
+    GENERATORS as GENERATORS,
+)
+from .subspace import (
+    Subspace as Subspace,
+    class_subspace as class_subspace,
+    principal_angles as principal_angles,
+    stacked_subspace as stacked_subspace,
+)
