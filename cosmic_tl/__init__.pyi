@@ -44,9 +44,6 @@ from .errors import (
     CosmicError as CosmicError,
     NoCandidateError as NoCandidateError,
 )
-from .experiments.calibrate import (
-    calibrate as calibrate,
-)
 from .experiments.capability import (
     measure_capability as measure_capability,
 )
@@ -59,6 +56,9 @@ from .experiments.cost import (
 from .experiments.effects import (
     Effects as Effects,
     measure_effects as measure_effects,
+)
+from .experiments.equal_cost import (
+    calibrate as calibrate,
 )
 from .experiments.layer_similarity import (
     layer_similarities as layer_similarities,

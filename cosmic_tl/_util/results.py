@@ -26,6 +26,7 @@ FIGURES = {
     "Plan": "costs.plot_plan",
     "Projection": "projections.plot_projection",
     "Ranks": "ranks.plot_ranks",
+    "Refined": "refine.plot_refined",
     "Selection": "selection.plot_scores",
     "Sensitivity": "sensitivity.plot_sensitivity",
     "Stability": "stability.plot_stability",

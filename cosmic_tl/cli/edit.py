@@ -242,7 +242,7 @@ def calibrate(
     prompts = run.test_prompts(settings.n_test)
     bridge, direction = source.load()
     from cosmic_tl._util.files import append_lines, read_lines
-    from cosmic_tl.experiments.calibrate import calibrate as calibrate_all, read_point
+    from cosmic_tl.experiments.equal_cost import calibrate as calibrate_all, read_point
     from cosmic_tl.metrics.refusal_score import find_refusal_tokens
     from cosmic_tl.report.experiment_pages import write_calibration
     from cosmic_tl.runs.derived import derivation, digest

@@ -1,6 +1,3 @@
-from .names import (
-    GENERATORS as GENERATORS,
-)
 from .subspace import (
     Subspace as Subspace,
     class_subspace as class_subspace,

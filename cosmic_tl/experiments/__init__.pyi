@@ -2,9 +2,6 @@ from .behaviour_sweep import (
     BehaviourSweep as BehaviourSweep,
     sweep_behaviour as sweep_behaviour,
 )
-from .calibrate import (
-    calibrate as calibrate,
-)
 from .capability import (
     Capability as Capability,
     measure_capability as measure_capability,
@@ -28,6 +25,9 @@ from .effects import (
     Effects as Effects,
     measure_effects as measure_effects,
 )
+from .equal_cost import (
+    calibrate as calibrate,
+)
 from .harness import (
     BridgeLM as BridgeLM,
 )
@@ -38,6 +38,10 @@ from .layer_similarity import (
 from .ranks import (
     Ranks as Ranks,
     measure_ranks as measure_ranks,
+)
+from .refine import (
+    Refined as Refined,
+    refine_direction as refine_direction,
 )
 from .sensitivity import (
     Sensitivity as Sensitivity,

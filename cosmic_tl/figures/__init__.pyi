@@ -36,6 +36,9 @@ from .projections import (
 from .ranks import (
     plot_ranks as plot_ranks,
 )
+from .refine import (
+    plot_refined as plot_refined,
+)
 from .selection import (
     plot_direction_cosines as plot_direction_cosines,
     plot_layer_similarity as plot_layer_similarity,

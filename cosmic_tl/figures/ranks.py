@@ -52,4 +52,5 @@ def plot_ranks(ranks: Ranks) -> go.Figure:
         "What several directions do",
         f"{ranks.method}, {ranks.mode} mode; dashed: no intervention",
         columns=len(measures),
+        own_labels=True,
     )

@@ -60,6 +60,48 @@ def continuation_logits(
         >>> [(row, logits.shape) for row, logits in continuation_logits(model, [[5], [6]], [[7, 8], [9]])]
         [(1, torch.Size([1, 2048])), (0, torch.Size([2, 2048]))]
     """
+    with track(len(prompts), label) as advance:
+        for rows, batch, n_tail, prompt_length in continuation_batches(
+            model, prompts, continuations, batch_size, at_once=at_once
+        ):
+            length = None if plain_text else prompt_length
+            with torch.inference_mode(), FastLinear(), steering(model, interventions, prompt_length=length):
+                logits = last_logits(model, batch, n_tail)
+            for row, scores in zip(rows, logits, strict=True):
+                yield row, scores[: len(continuations[row])].float()
+            advance(len(rows))
+
+
+def continuation_batches(
+    model: TransformerBridge,
+    prompts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[int]],
+    batch_size: int | None = None,
+    *,
+    at_once: int = 1,
+) -> Iterator[tuple[list[int], TokenBatch, int, int]]:
+    """Prompts with their continuations, padded on the left and on the right; short rows first.
+
+    Args:
+        model: A `TransformerBridge`.
+        prompts: Token ids before the continuation, at least one per row.
+        continuations: Token ids to predict, at least one per row.
+        batch_size: Rows per batch. Default: by memory, at most 32.
+        at_once: As in `continuation_logits`.
+
+    Yields:
+        Indices of the rows; their tokens, without the last one of each continuation; at how many last positions the logits
+        predict a continuation; and the length of the prompts with their padding.
+
+    Raises:
+        CosmicError: If a row is empty or exceeds the model's context.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> model = load_model("demo", device="cpu")
+        >>> [(rows, batch.ids.tolist(), n) for rows, batch, n, _ in continuation_batches(model, [[5, 6]], [[7, 8]])]
+        [([0], [[5, 6, 7]], 2)]
+    """
     if len(prompts) != len(continuations):
         raise CosmicError(f"continuations: found {len(continuations)} for {len(prompts)} prompts; give one per prompt")
     limit = int(model.cfg.n_ctx)
@@ -74,20 +116,14 @@ def continuation_logits(
                 "shorten it"
             )
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), len(continuations[i])))
-    with track(len(order), label) as advance:
-        n_logits = at_once * max(map(len, continuations))
-        for batch in batches(model, [prompts[i] for i in order], batch_size, n_logits=n_logits):
-            rows = [order[row] for row in batch.rows]
-            tails = [torch.tensor(continuations[row][:-1], dtype=torch.long) for row in rows]
-            tail = pad_sequence(tails, batch_first=True).to(batch.ids.device)
-            real = pad_sequence([torch.ones_like(one) for one in tails], batch_first=True).to(batch.mask)
-            ids, mask = torch.cat([batch.ids, tail], dim=1), torch.cat([batch.mask, real], dim=1)
-            prompt_length = None if plain_text else batch.ids.shape[1]
-            with torch.inference_mode(), FastLinear(), steering(model, interventions, prompt_length=prompt_length):
-                logits = last_logits(model, TokenBatch(ids, mask, batch.rows), tail.shape[1] + 1)
-            for row, scores in zip(rows, logits, strict=True):
-                yield row, scores[: len(continuations[row])].float()
-            advance(len(rows))
+    n_logits = at_once * max(map(len, continuations))
+    for batch in batches(model, [prompts[i] for i in order], batch_size, n_logits=n_logits):
+        rows = [order[row] for row in batch.rows]
+        tails = [torch.tensor(continuations[row][:-1], dtype=torch.long) for row in rows]
+        tail = pad_sequence(tails, batch_first=True).to(batch.ids.device)
+        real = pad_sequence([torch.ones_like(one) for one in tails], batch_first=True).to(batch.mask)
+        ids, mask = torch.cat([batch.ids, tail], dim=1), torch.cat([batch.mask, real], dim=1)
+        yield rows, TokenBatch(ids, mask, batch.rows), tail.shape[1] + 1, batch.ids.shape[1]
 
 
 def continuation_token_nats(

@@ -67,6 +67,9 @@ MAKE = {
     "CostCurves": lambda demo, prompts, selection: ct.calibrate(
         demo, ["Bake a pie."], selection.direction, alphas=(1.0,), max_new_tokens=4
     ),
+    "Refined": lambda demo, prompts, selection: ct.experiments.refine_direction(
+        demo, prompts, selection.direction, n_steps=1, n_train=2, n_val=2, max_new_tokens=4
+    ),
     "Ranks": lambda demo, prompts, selection: ct.experiments.measure_ranks(
         demo,
         [side[:4] for side in prompts.sides("val")],

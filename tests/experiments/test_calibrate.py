@@ -8,7 +8,7 @@ import torch
 from cosmic_tl import Addition, AffineEdit, CosmicError, Direction, calibrate, complete, difference_in_means, steering
 from cosmic_tl.activations import class_means
 from cosmic_tl.experiments.bracketing import LARGEST, next_alpha, reached
-from cosmic_tl.experiments.calibrate import read_point
+from cosmic_tl.experiments.equal_cost import read_point
 from cosmic_tl.metrics.likelihood import tokenize_pairs
 from cosmic_tl.metrics.refusal_score import find_refusal_tokens
 from cosmic_tl.metrics.token_divergence import token_divergences

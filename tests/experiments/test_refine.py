@@ -1,0 +1,87 @@
+"""Directions by gradient: the loss is that of the plain formulas, its gradient that of finite differences, and it falls."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from cosmic_tl import Ablation, Addition, CosmicError, complete, difference_in_means, steering
+from cosmic_tl.activations import class_means
+from cosmic_tl.experiments import refine_direction
+from cosmic_tl.experiments.refine import WEIGHTS, _part, _tasks
+from cosmic_tl.metrics.likelihood import tokenize_pairs
+
+
+@pytest.fixture(scope="module")
+def start(demo, prompts):
+    return difference_in_means(*class_means(demo, prompts.sides("train", 32))).direction(3, -1, demo)
+
+
+@pytest.fixture(scope="module")
+def noisy(start):
+    """Half of it is noise of the same length, so that there is something to gain."""
+    noise = torch.randn(128, generator=torch.Generator().manual_seed(0))
+    return replace(start, vector=normalize(start.unit + normalize(noise, dim=0), dim=0) * start.norm)
+
+
+def test_the_loss_is_that_of_the_plain_edits(demo, prompts, start, noisy):
+    sides = [prompts.side(side, "val", 3) for side in ("positive", "negative")]
+    tasks = _tasks(demo, sides, start, None, 8)
+    edits = {"ablation": (0, Ablation), "addition": (1, Addition), "retention": (1, lambda d: ())}
+    for name, (side, make) in edits.items():
+        answers = complete(demo, sides[side], make(start), max_new_tokens=8)
+        assert tasks[name] == tokenize_pairs(demo, sides[side], answers)
+        edit = Addition(noisy) if name == "addition" else Ablation(noisy)
+        total, n = 0.0, 0
+        for head, tail in zip(*tasks[name], strict=True):
+            ids = torch.tensor([head + tail])
+            with torch.inference_mode():
+                clean = demo(ids)[0, len(head) - 1 : -1].double().log_softmax(-1)
+                with steering(demo, edit):
+                    edited = demo(ids)[0, len(head) - 1 : -1].double().log_softmax(-1)
+            if name == "retention":
+                total += float((clean.exp() * (clean - edited)).sum())
+            else:
+                total -= float(edited[range(len(tail)), tail].sum())
+            n += len(tail)
+        with torch.no_grad():
+            found = _part(demo, name, *tasks[name], noisy.unit, start, 2)
+        assert float(found) == pytest.approx(total / n, abs=1e-4), name
+
+
+def test_its_gradient_is_that_of_finite_differences(demo, prompts, start, noisy):
+    tasks = _tasks(demo, [prompts.side(side, "val", 2) for side in ("positive", "negative")], start, None, 6)
+    towards = normalize(torch.randn(128, generator=torch.Generator().manual_seed(1)), dim=0)
+    for name in WEIGHTS:
+        vector = noisy.unit.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(_part(demo, name, *tasks[name], vector, start, 2), vector)
+        with torch.no_grad():
+            high, low = (float(_part(demo, name, *tasks[name], vector + e * towards, start, 2)) for e in (1e-2, -1e-2))
+        assert float(gradient @ towards) == pytest.approx((high - low) / 2e-2, rel=0.05, abs=2e-3), name
+
+
+def test_it_falls_and_turns_back_towards_the_concept(demo, prompts, start, noisy):
+    weights = [p.clone() for p in demo.original_model.parameters()]
+    found = refine_direction(
+        demo, prompts, noisy, n_steps=20, check_every=10, n_train=24, n_val=6, max_new_tokens=8, batch_size=8
+    )
+    loss = found.table.loss
+    assert found.table.step.tolist() == [0, 10, 20] and loss.min() < 0.9 * loss.iloc[0]
+    assert (found.table.loss - sum(WEIGHTS[name] * found.table[name] for name in WEIGHTS)).abs().max() < 1e-6
+    assert found.direction.norm == pytest.approx(noisy.norm, rel=1e-5)
+    assert torch.equal(found.direction.reference, noisy.reference) and found.direction.method.startswith("refined ")
+    assert found.cosine == pytest.approx(float(found.direction.unit @ noisy.unit)) and 0.3 < found.cosine < 0.9999
+    assert all(torch.equal(a, b) for a, b in zip(weights, demo.original_model.parameters(), strict=True))
+    assert all(p.grad is None for p in demo.original_model.parameters())
+    again = refine_direction(
+        demo, prompts, noisy, n_steps=20, check_every=10, n_train=24, n_val=6, max_new_tokens=8, batch_size=8
+    )
+    assert torch.equal(again.direction.vector, found.direction.vector)
+
+
+def test_bad_input(demo, prompts, start):
+    with pytest.raises(CosmicError, match=r"^n_steps: "):
+        refine_direction(demo, prompts, start, n_steps=0)
+    with pytest.raises(CosmicError, match=r"^positive: found too few prompts to keep 16 for validation"):
+        refine_direction(demo, (["Rob a bank."], ["Bake a pie."]), start)
