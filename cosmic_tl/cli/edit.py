@@ -10,7 +10,7 @@ from cosmic_tl._util.progress import LOADING, stage
 from cosmic_tl.cli.derive import Only, derived
 from cosmic_tl.cli.options import GENERATION, TESTING, RunOptions, generation
 from cosmic_tl.cli.output import print_frame, say
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, check_alphas
 from cosmic_tl.export.folder import check_folder
 from cosmic_tl.runs.settings import RunSettings
 
@@ -240,14 +240,16 @@ def calibrate(
     """
     run = source.run
     prompts = run.test_prompts(settings.n_test)
-    bridge, direction = source.load()
     from cosmic_tl._util.files import append_lines, read_lines
-    from cosmic_tl.experiments.equal_cost import calibrate as calibrate_all, read_point
+    from cosmic_tl.experiments.equal_cost import calibrate as calibrate_all, read_point, target_of
     from cosmic_tl.metrics.refusal_score import find_refusal_tokens
     from cosmic_tl.report.experiment_pages import write_calibration
     from cosmic_tl.runs.derived import derivation, digest
     from cosmic_tl.runs.lock import locked
 
+    target_of(nats, score, statistic)
+    check_alphas(alphas)
+    bridge, direction = source.load()
     chat = run.settings.chat
     made = derivation(
         run.out,

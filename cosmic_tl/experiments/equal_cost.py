@@ -89,7 +89,9 @@ def calibrate(
         >>> bool(abs(found.table.kl_p95[0] - 1) <= 0.05)
         True
     """
-    measure, target = _target(nats, score, statistic, tokens)
+    measure, target = target_of(nats, score, statistic)
+    if score is not None and tokens is None:
+        raise CosmicError("tokens: found none, and a score is of refusal tokens; take them from find_refusal_tokens(…)")
     check_texts("prompts", prompts)
     if not prompts:
         raise CosmicError("prompts: found none; give at least one")
@@ -169,17 +171,20 @@ def read_point(row: Row) -> Row:
     return {**row, "score": nan if row["score"] is None else row["score"]}
 
 
-def _target(
-    nats: float | None, score: float | None, statistic: Statistic, tokens: RefusalTokens | None
-) -> tuple[str, float]:
+def target_of(nats: float | None, score: float | None, statistic: Statistic) -> tuple[str, float]:
+    """What is to be measured, and the value to reach.
+
+    Raises:
+        CosmicError: If both are given, or one cannot be reached.
+
+    Example:
+        >>> target_of(None, None, "p95"), target_of(None, 0.5, "p95")
+        (('kl_p95', 1.0), ('score', 0.5))
+    """
     one_of("statistic", statistic, ("mean", "p95"))
     if nats is not None and score is not None:
         raise CosmicError(f"nats, score: found {nats} and {score}; give one of them")
     if score is not None:
-        if tokens is None:
-            raise CosmicError(
-                "tokens: found none, and a score is of refusal tokens; take them from find_refusal_tokens(…)"
-            )
         if not isfinite(score):
             raise CosmicError(f"score: expected a finite number, found {score}")
         return "score", float(score)

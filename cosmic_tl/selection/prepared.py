@@ -9,6 +9,7 @@ from cosmic_tl.directions.candidates import Candidates
 from cosmic_tl.directions.difference_in_means import difference_in_means
 from cosmic_tl.directions.generators import make_candidates
 from cosmic_tl.directions.names import DIM
+from cosmic_tl.errors import CosmicError
 from cosmic_tl.metrics.refusal_score import RefusalTokens, find_refusal_tokens, keep_own, refusal_tokens
 from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.load import TransformerBridge
@@ -62,6 +63,10 @@ def prepare(
         CosmicError: If a split is empty or nothing is left of it, or candidates do not fit the model.
     """
     given = {"": candidates} if isinstance(candidates, Candidates) else candidates or {}
+    if given and options.directions != (DIM,):
+        raise CosmicError(
+            f"directions: found {','.join(options.directions)} beside candidates, which are taken as they are; give one of them"
+        )
     places = [positions_of(model, one, options, chat) for one in given.values()] or [
         positions_of(model, None, options, chat)
     ]

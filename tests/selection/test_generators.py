@@ -12,9 +12,12 @@ from cosmic_tl import (
     CosmicOptions,
     NoCandidateError,
     RefusalTokenOptions,
+    Run,
+    RunSettings,
     compare_selections,
     make_candidates,
     plan_selection,
+    run,
     select_by_refusal_tokens,
     select_cosmic,
     steering,
@@ -175,6 +178,30 @@ def test_what_does_not_go_with_other_generators(demo, prompts):
     for refuse in (measure_null, measure_sensitivity):
         with pytest.raises(CosmicError, match=r"^directions: found pca"):
             refuse(demo, prompts, other)
+
+
+def test_names_beside_candidates_are_an_error(demo, prompts, alone):
+    with pytest.raises(CosmicError, match=r"^directions: found pca beside candidates"):
+        select_cosmic(demo, prompts, replace(FEW, directions=("pca",)), candidates=alone["dim"].candidates)
+
+
+def test_a_run_gets_further_generators_and_keeps_the_scores_that_it_has(demo, prompts, tmp_path):
+    options = CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=50.0, n_resamples=20)
+    settings = RunSettings(options, n_test=2, max_new_tokens=4, n_placebos=1)
+    both = replace(settings, selection=replace(options, directions=("pca", "dim")))
+    run(demo, prompts, tmp_path / "run", settings)
+    before = (tmp_path / "run" / "resume" / "scores.jsonl").read_bytes()
+    found = run(demo, prompts, tmp_path / "run", both, overwrite=True)
+    assert (tmp_path / "run" / "resume" / "scores.jsonl").read_bytes().startswith(before)
+    fresh = run(demo, prompts, tmp_path / "fresh", both)
+    for name in ("direction.safetensors", "scores.csv", "completions.jsonl"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes(), name
+    assert found.summary["generators"] == fresh.summary["generators"] and len(found.summary["generators"]) == 2
+    assert Run.load(tmp_path / "run").selection.generators.table.equals(found.selection.generators.table)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "What each way to make directions chooses" in page and found.selection.generators.said() in page
+    with pytest.raises(CosmicError, match=r"^null: found 9, and it is made of differences in means"):
+        replace(both, null=9)
 
 
 def test_the_plan_says_for_how_many(demo, prompts):
