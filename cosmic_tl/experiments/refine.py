@@ -36,8 +36,8 @@ Ids = Sequence[Sequence[int]]
 class Refined(Result):
     """A direction that gradient descent found, and how its loss fell."""
 
-    direction: Direction
-    """The one with the lowest loss on validation prompts: the same place, norm and reference as the one that it began with."""
+    best: Direction
+    """The direction with the lowest loss on validation prompts, of the same place, norm and reference as the one it began with."""
     start: Direction
     table: pd.DataFrame
     """One row per check: step, ablation and addition (cross-entropy of the targets, nats per token), retention (KL divergence,
@@ -52,10 +52,10 @@ class Refined(Result):
             >>> Refined(d, d, pd.DataFrame()).cosine
             1.0
         """
-        return float(self.direction.unit @ self.start.unit)
+        return float(self.best.unit @ self.start.unit)
 
     def _lines(self) -> list[str]:
-        return [f"Refined({self.direction!r}, cosine {self.cosine:.3f} to the one that it began with)"]
+        return [f"Refined({self.best!r}, cosine {self.cosine:.3f} to the one that it began with)"]
 
 
 @checked

@@ -69,15 +69,15 @@ def test_it_falls_and_turns_back_towards_the_concept(demo, prompts, start, noisy
     loss = found.table.loss
     assert found.table.step.tolist() == [0, 10, 20] and loss.min() < 0.9 * loss.iloc[0]
     assert (found.table.loss - sum(WEIGHTS[name] * found.table[name] for name in WEIGHTS)).abs().max() < 1e-6
-    assert found.direction.norm == pytest.approx(noisy.norm, rel=1e-5)
-    assert torch.equal(found.direction.reference, noisy.reference) and found.direction.method.startswith("refined ")
-    assert found.cosine == pytest.approx(float(found.direction.unit @ noisy.unit)) and 0.3 < found.cosine < 0.9999
+    assert found.best.norm == pytest.approx(noisy.norm, rel=1e-5)
+    assert torch.equal(found.best.reference, noisy.reference) and found.best.method.startswith("refined ")
+    assert found.cosine == pytest.approx(float(found.best.unit @ noisy.unit)) and 0.3 < found.cosine < 0.9999
     assert all(torch.equal(a, b) for a, b in zip(weights, demo.original_model.parameters(), strict=True))
     assert all(p.grad is None for p in demo.original_model.parameters())
     again = refine_direction(
         demo, prompts, noisy, n_steps=20, check_every=10, n_train=24, n_val=6, max_new_tokens=8, batch_size=8
     )
-    assert torch.equal(again.direction.vector, found.direction.vector)
+    assert torch.equal(again.best.vector, found.best.vector)
 
 
 def test_bad_input(demo, prompts, start):
