@@ -37,7 +37,7 @@ class Refined(Result):
     """A direction that gradient descent found, and how its loss fell."""
 
     best: Direction
-    """The direction with the lowest loss on validation prompts, of the same place, norm and reference as the one it began with."""
+    """The direction with the lowest loss on validation prompts; place, norm and reference are those of `start`."""
     start: Direction
     table: pd.DataFrame
     """One row per check: step, ablation and addition (cross-entropy of the targets, nats per token), retention (KL divergence,
