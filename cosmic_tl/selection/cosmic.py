@@ -1,9 +1,9 @@
 """COSMIC: choose a direction by cosine similarity, without looking at outputs (Siu et al. 2025, section 3)."""
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from math import inf, isnan, nan
+from math import inf, isnan
 
 import pandas as pd
 from jaxtyping import Float, Float64
@@ -20,15 +20,8 @@ from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.model.positions import post_instruction_positions
 from cosmic_tl.selection.among import best_of
 from cosmic_tl.selection.cosmic_scores import CosmicScorer, shared_by_both
-from cosmic_tl.selection.filters import (
-    Filter,
-    apply_filters,
-    check_places,
-    choose,
-    common_filters,
-    score_table,
-    settle,
-)
+from cosmic_tl.selection.cosmic_table import cosmic_table
+from cosmic_tl.selection.filters import check_places, choose, settle
 from cosmic_tl.selection.notes import (
     before_any_edit,
     notes_about,
@@ -94,53 +87,6 @@ def evaluation_layers(
     first = n_layers // 2 if exclude_first_half else 0
     ranked = sorted(range(first, n_layers), key=lambda layer: (float(similarity[layer]), layer))
     return tuple(sorted(ranked[: max(1, int(share * n_layers + 1e-9))]))
-
-
-def _position_rule(table: pd.DataFrame) -> tuple["pd.Series[bool]", "pd.Series[bool]"]:
-    """The position −1 rule: later than both medians, over the other positions, of the best layer by each score.
-
-    Returns:
-        Which candidates it drops, and for which that is not decided. Scores that are not known are of late layers, and
-        would only move a median up: what the known ones keep is kept.
-    """
-    others = table[table.position != -1]
-    no = pd.Series(False, index=table.index)
-    if others.empty:
-        return no, no
-    late = table.position == -1
-    for score in ("s_comply", "s_refuse"):
-        valid = others[others[score].notna()]
-        peaks = valid.loc[valid.groupby("position")[score].idxmax(), "layer"]
-        late &= table.layer > (peaks.sort_values().iloc[(len(peaks) - 1) // 2] if len(peaks) else -1)
-    return (no, late) if others.not_needed.str.contains("s_").any() else (late, no)
-
-
-def _table(
-    scores: Mapping[ScoreKey, float],
-    cells: Iterable[Cell],
-    clean: float,
-    n_layers: int,
-    options: CosmicOptions,
-    finalists: Container[Cell] | None = None,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The score table with its filters applied as far as scores are known."""
-    table = score_table(scores, cells, COSMIC_MEASURES)
-    table.insert(table.columns.get_loc("kl"), "score", table.s_comply + table.s_refuse)
-    for name in ("comply", "refuse"):
-        table[f"share_{name}"] = (table[f"s_{name}"] - clean) / (1 - clean) if clean < 1 else nan
-    filters = common_filters(table, COSMIC_MEASURES, n_layers, options.max_layer_share, options.max_kl)
-    if finalists is not None:
-        out = [cell not in finalists for cell in zip(table.layer, table.position, strict=True)]
-        option = "successive_halving=False (without --successive-halving)"
-        filters.append(Filter("successive halving", pd.Series(out, index=table.index), option))
-    if options.last_position_rule and (options.cell is None or options.full_table):  # which looks at other candidates
-        rule = "last_position_rule=False (--no-last-position-rule)"
-        dropped, open_ = _position_rule(table)
-        filters.append(Filter("position -1 rule", dropped, rule))
-        table.loc[open_, "not_needed"] = [
-            f"{other}, position -1 rule".removeprefix(", ") for other in table.not_needed[open_]
-        ]
-    return apply_filters(table, filters)
 
 
 def _halve(cells: Sequence[Cell], scorer_on: Callable[[float, Scores], CosmicScorer], rough: Scores) -> list[Cell]:
@@ -321,7 +267,7 @@ def _select(
     clean = scorer.clean_similarity
 
     def table_of() -> tuple[pd.DataFrame, pd.DataFrame]:
-        return _table({**rough, **scorer.scores}, cells, clean, n_layers, options, finalists)
+        return cosmic_table({**rough, **scorer.scores}, cells, clean, n_layers, options, finalists)
 
     # A candidate that is asked for leaves nothing to settle.
     table, filters = table_of() if options.cell else _settle(scorer.compute, plan, scorer.scores, table_of)

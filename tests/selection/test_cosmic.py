@@ -8,7 +8,8 @@ import torch
 from cosmic_tl import CosmicError, CosmicOptions, NoCandidateError, mean_activations, select_cosmic
 from cosmic_tl.metrics.divergence import kl_divergence
 from cosmic_tl.metrics.refusal_score import RefusalTokens
-from cosmic_tl.selection.cosmic import CLOSE, ROUNDING, _settle, _table, evaluation_layers
+from cosmic_tl.selection.cosmic import CLOSE, ROUNDING, _settle, evaluation_layers
+from cosmic_tl.selection.cosmic_table import cosmic_table
 from cosmic_tl.selection.filters import choose
 from cosmic_tl.selection.notes import before_any_edit, notes_about, warnings_about
 from cosmic_tl.selection.plan import Plan
@@ -30,7 +31,7 @@ def make_table(scores, options=None, n_layers=10, clean=0.5):
         if value is not None
         for name in parts(measure)
     }
-    return _table(known, scores, clean, n_layers, options or CosmicOptions())
+    return cosmic_table(known, scores, clean, n_layers, options or CosmicOptions())
 
 
 def grid(n_layers=10, positions=(-3, -2, -1), **peaks):
@@ -309,7 +310,9 @@ def test_the_choice_asks_for_just_what_decides_it(late_refuse, late_comply, chos
     rows = [(*cell, m, "lazy") for cell in late if cell[1] != -1 for m in ("s_comply", "s_refuse")]
     plan = Plan(pd.DataFrame(rows, columns=["layer", "position", "measure", "status"]), 0, 0, (5,), (1, 1), 0)
     answers = Answers(full, scores)
-    table, filters = _settle(answers.compute, plan, scores, lambda: _table(scores, full, 0.5, 10, CosmicOptions()))
+    table, filters = _settle(
+        answers.compute, plan, scores, lambda: cosmic_table(scores, full, 0.5, 10, CosmicOptions())
+    )
     winner = choose(table, filters)
     assert (winner.layer, winner.position) == chosen
     assert {what[0] for what in answers.asked if what[1] >= 8} == asked

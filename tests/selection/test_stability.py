@@ -25,8 +25,8 @@ from cosmic_tl.directions.difference_in_means import difference_in_means
 from cosmic_tl.errors import NoCandidateError
 from cosmic_tl.model.chat import tokenize
 from cosmic_tl.model.positions import post_instruction_positions
-from cosmic_tl.selection.cosmic import _table
 from cosmic_tl.selection.cosmic_scores import CosmicScorer, shared_by_both
+from cosmic_tl.selection.cosmic_table import cosmic_table
 from cosmic_tl.selection.filters import choose
 from cosmic_tl.selection.redrawn import Resamples
 from cosmic_tl.selection.resampling import Resampled, Rules, draw_weights, weighted_lengths, weighted_scores, winners
@@ -98,7 +98,7 @@ def test_winners_are_those_of_the_filters(rule):
             at = (r, positions.index(position), layer)
             scores |= {(layer, position, "s_comply"): comply[at], (layer, position, "s_refuse"): refuse[at]}
             scores |= {(layer, position, name): kl[at] for name in parts(KL)[:3]} | {(layer, position, parts(KL)[3]): 0}
-        table, filters = _table(scores, cells, 0.5, n_layers, options)
+        table, filters = cosmic_table(scores, cells, 0.5, n_layers, options)
         if r == 0:
             assert kept.ravel().tolist() == table.kept.tolist()
         try:
