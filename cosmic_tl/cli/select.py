@@ -3,7 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cosmic_tl._util.displays import number
 from cosmic_tl._util.progress import LOADING
@@ -13,6 +13,10 @@ from cosmic_tl.cli.output import print_frame, print_result, say, write_csv
 from cosmic_tl.model.options import ChatFormat
 from cosmic_tl.runs.settings import STAGES, RunSettings
 from cosmic_tl.selection.options import CosmicOptions, RefusalTokenOptions
+
+if TYPE_CHECKING:
+    from cosmic_tl.data.contrast_set import ContrastSet
+    from cosmic_tl.model.load import TransformerBridge
 
 _WEAK = CosmicOptions(exclude_first_half=True)
 
@@ -38,8 +42,21 @@ def run(
     bridge = model.load()
     from cosmic_tl.runs.job import run as run_all
 
+    if settings.null and isinstance(settings.selection, CosmicOptions) and not (out / "summary.json").exists():
+        _say_cost_of_null(bridge, contrast, settings, settings.selection)
+
     command = shlex.join(["cosmic-tl", *sys.argv[1:]])
     print_result(run_all(bridge, contrast, out, settings, command=command, overwrite=overwrite))
+
+
+def _say_cost_of_null(
+    bridge: "TransformerBridge", contrast: "ContrastSet", settings: RunSettings, options: CosmicOptions
+) -> None:
+    from cosmic_tl.selection.cosmic import plan_selection
+
+    found = plan_selection(bridge, contrast, options, chat=settings.chat)
+    null, own = number(found.null_macs(settings.null) / 1e9), number(found.macs / 1e9)
+    say(f"The null takes up to {null} GMACs, the selection {own}.", file=sys.stderr)
 
 
 @derived(LOADING)

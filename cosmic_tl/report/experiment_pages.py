@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import pandas as pd
+
 from cosmic_tl.experiments.cost_curves import CostCurves
 from cosmic_tl.experiments.sweeps import BASELINE, Sweep
 from cosmic_tl.figures.cost_curves import plot_cost_curves
@@ -70,6 +72,7 @@ def write_sweep(found: Sweep, summary: Mapping[str, Any], *, run: str = "", comm
         stretches=table(in_percent(terms.of(found.non_monotonic())), "Stretches that are not monotonic"),
         picture=picture,
         scored="score_mean" in rates,
+        peaks=table(terms.of(_peaks(found)), "Where the scores of single prompts peak"),
         numbers=table(
             in_percent(terms.of(rates[[name for name in NUMBERS if name in rates]])),
             "Rates by method, side and strength",
@@ -77,6 +80,13 @@ def write_sweep(found: Sweep, summary: Mapping[str, Any], *, run: str = "", comm
         generation=generation_sentence(found.generation) if found.generation else "",
         command=command,
     )
+
+
+def _peaks(found: Sweep) -> pd.DataFrame:
+    """By method and side: the median prompt's peak, and the share of prompts that peak before the largest α."""
+    some = found.peaks().groupby(["method", "side"], sort=False)
+    rows = some.agg(median_peak=("peak_alpha", "median"), earlier=("last", lambda last: f"{1 - last.mean():.0%}"))
+    return rows.reset_index()
 
 
 def write_calibration(found: CostCurves, summary: Mapping[str, Any], *, run: str = "", command: str = "") -> str:

@@ -10,6 +10,7 @@ from cosmic_tl._util.displays import number
 from cosmic_tl._util.results import Result
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.model.shortcuts import shared_prefix, shortcuts
+from cosmic_tl.selection.equal_kl import STEPS
 from cosmic_tl.selection.options import Cell, CosmicOptions
 
 _JOINT = {"qkv": "q", "gate_up_proj": "gate"}
@@ -148,6 +149,21 @@ class Plan(Result):
         lazy = self.cells[(self.cells.measure == "kl") & (self.cells.status == "lazy")]
         made = int(self.cells[self.cells.status == "pass"].macs.sum())
         return self.clean_macs + made + (int(lazy.macs.max()) if len(lazy) else 0)
+
+    def null_macs(self, n: int) -> float:
+        """Multiply-adds of `measure_null` beside such a selection, at most: most searches for equal KL end early.
+
+        Args:
+            n: Null directions of each kind.
+
+        Example:
+            >>> rows = {"measure": ["s_comply", "s_refuse", "kl"], "status": ["pass", "pass", "lazy"], "macs": [10, 10, 20]}
+            >>> Plan(pd.DataFrame(rows), 2, 170, (3,), (4, 4), 0).null_macs(n=1)
+            171.0
+        """
+        # On half of the prompts, at the mean cost of a candidate.
+        comply, refuse, kl = (self.cells[self.cells.measure == name].macs.mean() / 2 for name in COSMIC_MEASURES)
+        return float(self.macs / 2 + (1 + 2 * n) * (comply + refuse) + n * STEPS * kl)
 
     @property
     def table(self) -> pd.DataFrame:

@@ -210,7 +210,7 @@ def stability_of(
 
 def _best_scores(
     score: Grid, choices: Int[np.ndarray, " weights"], chosen: tuple[int, int], weights: Weights
-) -> Float64[Tensor, " resample"]:
+) -> Float64[Tensor, " drawn"]:
     flat = score.reshape(len(score), -1)
     best = np.where(choices < 0, np.nan, np.take_along_axis(flat, np.maximum(choices, 0)[:, None], axis=1)[:, 0])
     return torch.from_numpy(np.concatenate([score[:1, chosen[0], chosen[1]], best[weights.drawn]]))

@@ -1,6 +1,7 @@
 import json
 import os
 import pty
+import re
 import shutil
 import subprocess
 import sys
@@ -178,6 +179,16 @@ def test_a_concept_of_ones_own_is_swept_by_its_name(command, tmp_path):
     page = (out / "sweep.html").read_text()
     assert "Concept against the strength of steering" in page and "A prompts" in page and "B prompts" in page
     assert "harmful prompts" not in page
+
+
+def test_the_null_says_before_what_it_takes(command, tmp_path):
+    few = [word if word != "4" else "8" for word in QUICK]  # which are halved
+    code, _, error = command("run", "--out", tmp_path / "run", *few, "--null", "2")
+    assert code == 0, error
+    assert re.search(r"^The null takes up to [\d.,]+ GMACs, the selection [\d.,]+\.$", error, flags=re.MULTILINE), error
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["null"]["tests"][0]["n"] == 2
+    code, _, error = command("run", "--out", tmp_path / "run", *few, "--null", "2")
+    assert code == 0 and "The null takes" not in error  # it is there
 
 
 def test_a_sweep_has_what_was_asked_for(command, finished):
