@@ -13,7 +13,7 @@ from cosmic_tl.data.contrast_set import ContrastSet, Prompts, sides_of
 from cosmic_tl.directions.candidates import Candidates
 from cosmic_tl.directions.names import GENERATORS, PAIRED, check_generators
 from cosmic_tl.directions.pca import Rows
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, first_line
 from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.fingerprint import model_fingerprint
 from cosmic_tl.model.layer_by_layer import layer_by_layer
@@ -145,7 +145,12 @@ def _fitted(
     difference = means[0] - means[1]
     if not difference.norm() > SAME * means[1].norm():
         return torch.zeros_like(difference)
-    vector = torch.as_tensor(fit(rows[0][:, position], rows[1][:, position])).double()
+    try:
+        vector = torch.as_tensor(fit(rows[0][:, position], rows[1][:, position])).double()
+    except (ValueError, RuntimeError) as error:  # such as a singular matrix
+        raise CosmicError(
+            f"directions: {name} cannot be fitted to {len(rows[0])} + {len(rows[1])} prompts ({first_line(error)}); give more"
+        ) from error
     if vector.shape != difference.shape or not vector.isfinite().all() or not vector.any():
         raise CosmicError(
             f"directions: {name} gives {_named(vector)}, expected a finite vector of {len(difference)} numbers that is not zero"

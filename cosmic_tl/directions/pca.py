@@ -6,6 +6,8 @@ from torch import Tensor
 
 Rows = Float64[Tensor, "_ d_model"]
 """Activations of some prompts at one layer and position."""
+NOTHING = 1e-12
+"""Length below which rows are rounding."""
 
 
 def principal_component(positive: Rows, negative: Rows) -> Float64[Tensor, " d_model"]:
@@ -53,11 +55,12 @@ def paired_component(positive: Rows, negative: Rows) -> Float64[Tensor, " d_mode
 
 
 def first_right_vector(rows: Rows) -> Float64[Tensor, " d_model"]:
-    """The unit vector along which the rows are longest.
+    """The unit vector along which the rows are longest; zero if they are all zero, but for rounding.
 
     Example:
         >>> first_right_vector(torch.tensor([[3.0, 0.0], [0.0, 1.0]]).double()).abs()
         tensor([1., 0.], dtype=torch.float64)
     """
-    found: Tensor = torch.linalg.svd(rows, full_matrices=False)[2][0]
+    _, singular, right = torch.linalg.svd(rows, full_matrices=False)
+    found: Tensor = right[0] * (singular[0] > NOTHING)
     return found

@@ -79,8 +79,8 @@ def calibrate(
         on_row: Called with each new row, so that a search can be resumed.
 
     Raises:
-        CosmicError: If both or an impossible target are given, tokens are missing, the model says nothing to the prompts, or as
-            `steering`.
+        CosmicError: If both or an impossible target are given, tokens are missing, known rows are of other completions, the model
+            says nothing to the prompts, or as `steering`.
 
     Example:
         >>> from cosmic_tl import Addition, Direction, load_model
@@ -107,6 +107,14 @@ def calibrate(
     heads, tails = tokenize_pairs(model, [prompts[i] for i in spoken], [own[i] for i in spoken], chat)
     rows = tokenize(model, prompts, chat) if tokens is not None else []
     points: dict[str, list[Row]] = {name: [] for name in named}
+    n_tokens = sum(map(len, tails))
+    for row in known:
+        if row["n_tokens"] != n_tokens or isnan(row["score"]) != (tokens is None):
+            found = f"{row['n_tokens']} tokens {'without' if isnan(row['score']) else 'with'} a score"
+            raise CosmicError(
+                f"known: found a row of {found}, and these completions have {n_tokens} "
+                f"{'without' if tokens is None else 'with'} one; leave it out"
+            )
     ready = {(str(row["edit"]), float(row["alpha"])): row for row in known}
 
     def measured(wanted: Sequence[tuple[str, float]]) -> None:

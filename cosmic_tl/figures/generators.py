@@ -19,7 +19,7 @@ def plot_generators(choices: GeneratorChoices) -> go.Figure:
         >>> import pandas as pd
         >>> table = pd.DataFrame({"generator": ["pca", "dim"], "layer": [3, 4], "position": [-1, -2], "wins": [0.7, 0.3]})
         >>> table = table.assign(behind=[0.0, 0.1], behind_low=[0.0, -0.1], behind_high=[0.0, 0.2], failure="")
-        >>> plot_generators(GeneratorChoices(table, "sum")).data[0].x.tolist()
+        >>> plot_generators(GeneratorChoices(table)).data[0].x.tolist()
         [0.7, 0.3]
     """
     table = choices.table[choices.table.failure == ""]

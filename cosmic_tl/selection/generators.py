@@ -24,23 +24,23 @@ class GeneratorChoices(Result):
     kl, or bypass, induce and kl), cosine (to the direction that is chosen of all), wins (share of the resamples in which its
     choice is the best of all generators'), behind (the best score minus its own) with its interval (`behind_low`, `behind_high`),
     and failure (why none of its candidates can be chosen). In each resample every generator chooses anew, with its filters;
-    intervals hold simultaneously for all generators (Bonferroni). wins and intervals are missing where stability is not known."""
-    score: str
-    """What the score is called."""
+    intervals hold simultaneously for all generators (Bonferroni), over the resamples in which both of the two choose one. wins
+    and intervals are missing where stability is not known."""
 
     def said(self) -> str:
         """Which is best, and which cannot be told from it, in a sentence.
 
         Example:
             >>> row = {"generator": ["pca", "dim"], "score": [1.5, 1.4], "wins": [0.7, 0.3], "behind_low": [0.0, -0.1]}
-            >>> GeneratorChoices(pd.DataFrame(row).assign(failure=""), "sum").said()
+            >>> GeneratorChoices(pd.DataFrame(row).assign(failure="")).said()
             'Of the generators pca has the highest score (best in 70% of the resamples); not to be told from it: dim'
         """
         best, rest = self.table.iloc[0], self.table.iloc[1:]
+        others = rest[rest.failure == ""]
         known = f" (best in {best.wins:.0%} of the resamples)" if best.wins == best.wins else ""
         found = f"Of the generators {best.generator} has the highest score{known}"
-        if known:
-            tied = rest.generator[rest.behind_low <= 0]
+        if known and len(others):
+            tied = others.generator[others.behind_low <= 0]
             found += (
                 f"; not to be told from it: {', '.join(tied)}" if len(tied) else "; it is better than each other one"
             )
@@ -52,7 +52,7 @@ class GeneratorChoices(Result):
 
         Example:
             >>> row = {"generator": ["pca"], "score": [1.5], "wins": [float("nan")]}
-            >>> GeneratorChoices(pd.DataFrame(row), "sum").summary()
+            >>> GeneratorChoices(pd.DataFrame(row)).summary()
             [{'generator': 'pca', 'score': 1.5, 'wins': None}]
         """
         plain = self.table.astype(object)
@@ -86,9 +86,8 @@ def generator_choices(chosen: "Selection") -> GeneratorChoices | None:
     resampled = len(drawn) == len(ordered)
     if resampled:
         scores = np.stack([best.numpy() for best in drawn.values()])[:, 1:]
-        scores = np.where(np.isnan(scores), -np.inf, scores)
-        usable = ~np.isneginf(scores).all(0)
-        best_of_all = scores.argmax(0)[usable]
+        usable = ~np.isnan(scores).all(0)
+        best_of_all = np.where(np.isnan(scores), -np.inf, scores).argmax(0)[usable]
     rows = []
     for k, (name, one) in enumerate(ordered.items()):
         winner = one.winner
@@ -117,7 +116,7 @@ def generator_choices(chosen: "Selection") -> GeneratorChoices | None:
     ]
     columns += ["behind", "behind_low", "behind_high", "failure"]
     table = pd.DataFrame(rows).reindex(columns=columns).astype({"layer": "Int64", "position": "Int64"})
-    return GeneratorChoices(table, chosen.measures.get("score", "score"))
+    return GeneratorChoices(table)
 
 
 def _interval(here: float, drawn: np.ndarray, comparisons: int) -> tuple[float, float]:

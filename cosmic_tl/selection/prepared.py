@@ -70,8 +70,13 @@ def prepare(
     places = [positions_of(model, one, options, chat) for one in given.values()] or [
         positions_of(model, None, options, chat)
     ]
-    for one in places:
-        check_places(int(model.cfg.n_layers), len(one), options)
+    for name, one in zip(given, places, strict=False):
+        if one.labels != places[0].labels:
+            raise CosmicError(
+                f"candidates: {name!r} has the columns {', '.join(one.labels)} and {next(iter(given))!r} "
+                f"{', '.join(places[0].labels)}; give all generators the same"
+            )
+    check_places(int(model.cfg.n_layers), len(places[0]), options)
     val = prompts.sides("val", options.n_val)
     makes = not given and set(options.directions) != {DIM}
     train = None

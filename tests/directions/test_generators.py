@@ -195,6 +195,18 @@ def test_a_function_of_your_own_and_what_it_must_not_give(demo, prompts):
             make_candidates(demo, prompts, {"mine": bad}, n_train=4)
 
 
+def test_prompts_that_are_too_few_are_no_direction(demo, prompts):
+    """LAT's one difference is gone once it is centred; what is left is rounding."""
+    with pytest.raises(CosmicError, match=r"^directions: lat gives zeros"):
+        make_candidates(demo, prompts, ["lat"], n_train=1)
+
+    def singular(positive, negative):
+        return torch.linalg.solve(torch.zeros(128, 128).double(), positive[0])
+
+    with pytest.raises(CosmicError, match=r"^directions: mine cannot be fitted to 2 \+ 2 prompts \(.*\); give more$"):
+        make_candidates(demo, prompts, {"mine": singular}, n_train=2)
+
+
 @pytest.mark.parametrize(
     ("names", "said"), [([], "found none"), (["pac"], "unknown generator 'pac'"), (["pca,pca"], "2 times")]
 )

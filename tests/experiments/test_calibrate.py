@@ -96,6 +96,18 @@ def test_a_stopped_search_goes_on_to_the_same_points(demo, asked, direction, tok
     assert again.points.equals(whole.points) and len(more) == len(rows) - 5
 
 
+def test_rows_of_other_completions_are_not_taken(demo, asked, direction, tokens):
+    rows = []
+    calibrate(demo, asked, direction, tokens=tokens, max_new_tokens=4, alphas=(0.5,), on_row=rows.append)
+    known = [read_point(row) for row in rows]
+    with pytest.raises(
+        CosmicError, match=r"^known: found a row of 20 tokens with a score, and these completions have 40"
+    ):
+        calibrate(demo, asked, direction, tokens=tokens, max_new_tokens=8, known=known)
+    with pytest.raises(CosmicError, match=r"with a score, and these completions have 20 without one; leave it out"):
+        calibrate(demo, asked, direction, max_new_tokens=4, known=known)
+
+
 def test_quadratic_regime(demo, asked, direction):
     found = calibrate(demo, asked, direction, max_new_tokens=8, alphas=(0.02, 0.05, 0.1, 1.0))
     (row,) = found.quadratic.itertuples()  # affine edits change the model at α = 0

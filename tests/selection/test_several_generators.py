@@ -180,6 +180,15 @@ def test_what_does_not_go_with_other_generators(demo, prompts):
             refuse(demo, prompts, other)
 
 
+def test_candidates_with_other_columns_are_an_error(demo, prompts, alone):
+    """Cells are those of the first; another generator's would be left out, or taken for others."""
+    named = Candidates.from_vectors({(3, -1): torch.ones(128)}, n_layers=8, names=["mine"])
+    with pytest.raises(
+        CosmicError, match=r"^candidates: 'b' has the columns mine and 'a' .*; give all generators the same"
+    ):
+        select_cosmic(demo, prompts, FEW, candidates={"a": alone["dim"].candidates, "b": named})
+
+
 def test_names_beside_candidates_are_an_error(demo, prompts, alone):
     with pytest.raises(CosmicError, match=r"^directions: found pca beside candidates"):
         select_cosmic(demo, prompts, replace(FEW, directions=("pca",)), candidates=alone["dim"].candidates)
