@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from cosmic_tl._util.border import checked
 from cosmic_tl.data.contrast_set import Side
 from cosmic_tl.experiments.comparison import Comparison
-from cosmic_tl.figures.style import COLOURS, LINE, PALE, finish
+from cosmic_tl.figures.style import COLOURS, PALE, finish, whiskers
 from cosmic_tl.figures.text import as_text
 
 EDITS: Mapping[str, tuple[Side, str]] = {
@@ -40,18 +41,11 @@ def plot_comparison(comparison: Comparison) -> go.Figure:
     names = [as_text(label) for label in labels]
     for edit, (side, colour) in EDITS.items():
         rates = [effects.rate(side, f"{edit}, {label}") for label in labels]
+        value, low, high = np.array([(one.value, one.low, one.high) for one in rates]).T
         figure.add_scatter(
-            x=[one.value for one in rates],
+            x=value,
             y=names,
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": [one.high - one.value for one in rates],
-                "arrayminus": [one.value - one.low for one in rates],
-                "color": LINE,
-                "thickness": 1.5,
-                "width": 3,
-            },
+            error_x=whiskers(value, low, high),
             mode="markers",
             name=edit,
             marker={"color": colour, "size": 8},

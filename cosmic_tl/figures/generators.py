@@ -4,7 +4,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from cosmic_tl._util.border import checked
-from cosmic_tl.figures.style import BLUE, LINE, ORANGE, VERMILION, finish
+from cosmic_tl.figures.style import BLUE, LINE, ORANGE, VERMILION, finish, whiskers
 from cosmic_tl.selection.generators import GeneratorChoices
 
 
@@ -45,15 +45,7 @@ def plot_generators(choices: GeneratorChoices) -> go.Figure:
     figure.add_scatter(
         x=table.behind,
         y=names,
-        error_x={
-            "type": "data",
-            "symmetric": False,
-            "array": table.behind_high - table.behind,
-            "arrayminus": table.behind - table.behind_low,
-            "color": LINE,
-            "thickness": 1.5,
-            "width": 3,
-        },
+        error_x=whiskers(table.behind, table.behind_low, table.behind_high),
         mode="markers",
         marker={"color": colours, "size": 8},
         customdata=table[["behind_low", "behind_high"]],

@@ -1,13 +1,11 @@
 """The figure of how sure a choice is."""
 
-from typing import Any
-
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from cosmic_tl._util.border import checked
 from cosmic_tl.errors import check_count
-from cosmic_tl.figures.style import BLUE, LINE, ORANGE, PALE, VERMILION, finish
+from cosmic_tl.figures.style import BLUE, LINE, ORANGE, PALE, VERMILION, finish, whiskers
 from cosmic_tl.figures.text import as_text
 from cosmic_tl.selection.stability import Stability
 
@@ -57,15 +55,10 @@ def plot_stability(stability: Stability, n: int = 10) -> go.Figure:
         col=1,
     )
     for k, measure in enumerate(panels, 2):
-        errors: dict[str, Any] = {"type": "data", "symmetric": False, "color": LINE, "thickness": 1.5, "width": 3}
         figure.add_scatter(
             x=table[measure],
             y=names,
-            error_x=errors
-            | {
-                "array": table[f"{measure}_high"] - table[measure],
-                "arrayminus": table[measure] - table[f"{measure}_low"],
-            },
+            error_x=whiskers(table[measure], table[f"{measure}_low"], table[f"{measure}_high"]),
             mode="markers",
             marker={"color": colours, "size": 8},
             customdata=table[[f"{measure}_low", f"{measure}_high"]],

@@ -156,6 +156,23 @@ def colour_scale(values: np.ndarray, signed: bool = False) -> dict[str, object]:
     return {"colorscale": SEQUENTIAL, "zmin": low, "zmax": high}
 
 
+def whiskers(values: Any, low: Any, high: Any) -> dict[str, Any]:
+    """Error bars of intervals, as Plotly takes them.
+
+    Args:
+        values: Numbers, as a series or an array.
+        low: Lower ends of their intervals.
+        high: Upper ends.
+
+    Example:
+        >>> found = whiskers(np.array([0.5]), np.array([0.25]), np.array([1.0]))
+        >>> found["array"].tolist(), found["arrayminus"].tolist()
+        ([0.5], [0.25])
+    """
+    ends = {"array": high - values, "arrayminus": values - low}
+    return {"type": "data", "symmetric": False, "color": LINE, "thickness": 1.5, "width": 3, **ends}
+
+
 def finish(figure: go.Figure, title: str, subtitle: str = "", **layout: Any) -> go.Figure:
     """Give a figure the toolkit's template, a title and a layout, at screen size.
 

@@ -156,7 +156,7 @@ def test_comparison_by_generator_and_method(demo, prompts):
             float(selection.direction.unit @ found.selections["COSMIC, dim"].direction.unit)
         )
     assert table.wins.isna().tolist() == [False, False, True]
-    assert found.plot().data[0].x == tuple(table.positive_removal)
+    assert found.plot().data[0].x.tolist() == table.positive_removal.tolist()
 
 
 def test_generators_read_the_stream_under_a_surrounding_edit(demo, prompts, alone):
