@@ -31,6 +31,17 @@ Place = tuple[int, Part]
 EVERYWHERE: Place = (-1, "stream")
 
 
+def written(n_layers: int) -> list[tuple[int, Site]]:
+    """Hook points of whatever enters or is added to the stream, in every block: where an edit of `EVERYWHERE` acts.
+
+    Example:
+        >>> len(written(8))
+        24
+    """
+    sites: tuple[Site, ...] = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out")
+    return [(block, site) for block in range(n_layers) for site in sites]
+
+
 def _rank_one(direction: Direction, reads: float, offset: float) -> AffineMap:
     unit = direction.unit[None]
     at = torch.tensor([offset], dtype=torch.float64)
@@ -172,8 +183,7 @@ class Ablation(_OfDirection):
             >>> len(Ablation(Direction(torch.ones(4), torch.zeros(4), 3, -1)).points(8))
             24
         """
-        sites: tuple[Site, ...] = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out")
-        return [(block, site) for block in range(n_layers) for site in sites]
+        return written(n_layers)
 
     def check(self, model: TransformerBridge) -> None:
         """Check that it fits the model.

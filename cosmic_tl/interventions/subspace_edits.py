@@ -6,7 +6,7 @@ from cosmic_tl._util.border import checked
 from cosmic_tl.directions.subspace import Subspace
 from cosmic_tl.errors import CosmicError, check_alpha
 from cosmic_tl.interventions.affine_map import AffineMap
-from cosmic_tl.interventions.edits import EVERYWHERE, Edit, Place
+from cosmic_tl.interventions.edits import EVERYWHERE, Edit, Place, written
 from cosmic_tl.model.hooks import Scope, Site
 from cosmic_tl.model.load import TransformerBridge
 
@@ -48,8 +48,7 @@ class SubspaceAblation(Edit):
             >>> len(SubspaceAblation(plane).points(8))
             24
         """
-        sites: tuple[Site, ...] = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out")
-        return [(block, site) for block in range(n_layers) for site in sites]
+        return written(n_layers)
 
     def check(self, model: TransformerBridge) -> None:
         """Check that it fits the model.
