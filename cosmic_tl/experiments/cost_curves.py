@@ -90,9 +90,10 @@ class CostCurves(Result):
             >>> CostCurves(points, "kl_p95", 0.9, 4).said()
             'At a 95th percentile of 0.9 nats per token: addition α = 1'
         """
+        cost = f"{self.target:g} nat{'s' * (self.target != 1)} per token"
         what = {
-            "kl_mean": f"a mean of {self.target:g} nats per token",
-            "kl_p95": f"a 95th percentile of {self.target:g} nats per token",
+            "kl_mean": f"a mean of {cost}",
+            "kl_p95": f"a 95th percentile of {cost}",
             "score": f"a refusal score of {self.target:g}",
         }[self.measure]
         found = [
