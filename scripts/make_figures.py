@@ -43,7 +43,7 @@ from cosmic_tl.figures import (
     save_figures,
 )
 from cosmic_tl.runs.result import Run
-from cosmic_tl.selection import measure_null
+from cosmic_tl.selection import measure_null, measure_null_grid
 from cosmic_tl.suffixes import SuffixOptions, analyse_suffix, compliant_targets, find_suffix
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
@@ -83,6 +83,7 @@ def figures(run: Run) -> dict[str, go.Figure]:
             CosmicOptions(mode=mode, n_val=32, directions=("dim", "pca", "lat", "probe", "lda", "projected")),
         ).generators.plot(),
         "null": measure_null(model, prompts, options).plot(),
+        "null-grid": measure_null_grid(model, prompts, selection, options).plot(),
         "scores-by-refusal-tokens": plot_scores(by_tokens),
         "score-comparison": plot_score_comparison(compared),
         "layer-similarity": plot_layer_similarity(selection),

@@ -10,6 +10,10 @@ from .comparison import (
     Comparison as Comparison,
     compare_selections as compare_selections,
 )
+from .cone import (
+    Cone as Cone,
+    refine_cone as refine_cone,
+)
 from .conditions import (
     Condition as Condition,
     standard_conditions as standard_conditions,
@@ -30,6 +34,10 @@ from .equal_cost import (
 )
 from .harness import (
     BridgeLM as BridgeLM,
+)
+from .independence import (
+    Independence as Independence,
+    measure_independence as measure_independence,
 )
 from .layer_similarity import (
     LayerSimilarity as LayerSimilarity,

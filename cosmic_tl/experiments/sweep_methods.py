@@ -1,4 +1,15 @@
-"""Ways to steer by a direction with a strength, for sweeps."""
+"""Ways to steer by a direction with a strength, for sweeps.
+
+Marshall et al. 2025 compare three, all at the direction's own layer:
+
+===================  ===================================  ===========================================
+method               edit                                 origin
+===================  ===================================  ===========================================
+addition (CAA)       `x + α r`                            where the prompt happens to be
+ablation + addition  `x − (x·r̂) r̂ + α r`                  the component along `r̂` is 0
+affine (ACE)         `x − (x·r̂) r̂ + (nu·r̂) r̂ + α r`       the negative class's mean
+===================  ===================================  ===========================================
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace

@@ -1,15 +1,5 @@
 """Standardised α sweeps: refusal against the strength of steering, side by side for several ways to steer.
 
-Marshall et al. 2025 compare three, all at the direction's own layer:
-
-===================  ===================================  ===========================================
-method               edit                                 origin
-===================  ===================================  ===========================================
-addition (CAA)       `x + α r`                            where the prompt happens to be
-ablation + addition  `x − (x·r̂) r̂ + α r`                  the component along `r̂` is 0
-affine (ACE)         `x − (x·r̂) r̂ + (nu·r̂) r̂ + α r`       the negative class's mean
-===================  ===================================  ===========================================
-
 A method is standardised if its α means the same on every prompt: with ACE 0 reads as the negative class and 1 as the
 positive one, on harmful and harmless prompts alike.
 """

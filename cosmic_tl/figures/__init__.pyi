@@ -23,11 +23,17 @@ from .export import (
 from .generators import (
     plot_generators as plot_generators,
 )
+from .independence import (
+    plot_independence as plot_independence,
+)
 from .judges import (
     plot_agreement as plot_agreement,
 )
 from .null import (
     plot_null as plot_null,
+)
+from .null_grid import (
+    plot_null_grid as plot_null_grid,
 )
 from .projections import (
     plot_pca as plot_pca,
@@ -37,6 +43,7 @@ from .ranks import (
     plot_ranks as plot_ranks,
 )
 from .refine import (
+    plot_cone as plot_cone,
     plot_refined as plot_refined,
 )
 from .selection import (

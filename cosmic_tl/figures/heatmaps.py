@@ -12,6 +12,9 @@ from plotly.subplots import make_subplots
 from cosmic_tl.figures.style import UNKNOWN, colour_scale, position_labels, token_label
 from cosmic_tl.selection.result import Selection
 
+ROW = 1.5
+"""Height of a heatmap's row, in em."""
+
 
 @dataclass(frozen=True, eq=False)
 class Panel:
@@ -128,6 +131,36 @@ def unknown_cells(selections: Iterable[Selection]) -> str:
     return f"grey: {', or '.join(meanings)}" if meanings else ""
 
 
+def height_of(panels: Sequence[Panel]) -> float:
+    """Height of a figure of heatmaps, in em.
+
+    Example:
+        >>> height_of([Panel("a", np.ones((8, 5)), list("abcde"))])
+        7.5
+    """
+    return max(4.5, ROW * max(len(panel.labels) for panel in panels))
+
+
+def mark_cell(figure: go.Figure, k: int, layer: int, row: int) -> None:
+    """Frame a cell in panel `k`.
+
+    Example:
+        >>> figure = heatmaps([Panel("a", np.ones((8, 1)), ["x"])])
+        >>> mark_cell(figure, 0, layer=3, row=0)
+        >>> len(figure.layout.shapes)
+        2
+    """
+    axis = str(k + 1) if k else ""
+    for colour, width in (("#ffffff", 4.5), ("#000000", 2)):  # one of the two is visible on any colour
+        figure.add_shape(
+            type="rect",
+            name="chosen",
+            **{"xref": f"x{axis}", "x0": layer - 0.5, "x1": layer + 0.5},
+            **{"yref": f"y{axis}", "y0": row - 0.5, "y1": row + 0.5},
+            line={"color": colour, "width": width},
+        )
+
+
 def mark_choice(figure: go.Figure, k: int, selection: Selection) -> None:
     """Frame the chosen cell in panel `k`, and cross out those that a filter dropped.
 
@@ -142,16 +175,8 @@ def mark_choice(figure: go.Figure, k: int, selection: Selection) -> None:
     """
     labels = dict(zip(selection.positions.indices, candidate_labels(selection), strict=True))
     dropped, chosen = selection.table[~selection.table.kept], selection.direction
-    row = chosen.position + len(labels)
+    mark_cell(figure, k, chosen.layer, chosen.position + len(labels))
     axis = str(k + 1) if k else ""
-    for colour, width in (("#ffffff", 4.5), ("#000000", 2)):  # one of the two is visible on any colour
-        figure.add_shape(
-            type="rect",
-            name="chosen",
-            **{"xref": f"x{axis}", "x0": chosen.layer - 0.5, "x1": chosen.layer + 0.5},
-            **{"yref": f"y{axis}", "y0": row - 0.5, "y1": row + 0.5},
-            line={"color": colour, "width": width},
-        )
     for layers, positions, symbol, name in (
         (dropped.layer, dropped.position, "x", "filtered"),
         ([chosen.layer], [chosen.position], "star", "chosen"),

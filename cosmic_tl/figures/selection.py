@@ -12,14 +12,10 @@ from cosmic_tl.directions.candidates import Candidates
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.experiments.layer_similarity import LayerSimilarity
 from cosmic_tl.experiments.variants import Variants
-from cosmic_tl.figures.heatmaps import Panel, heatmaps, mark_choice, score_panel, unknown_cells
+from cosmic_tl.figures.heatmaps import ROW, Panel, heatmaps, height_of, mark_choice, score_panel, unknown_cells
 from cosmic_tl.figures.style import BLUE, DIVERGING, UNKNOWN, VERMILION, finish, position_labels
 from cosmic_tl.figures.text import as_text
 from cosmic_tl.selection.result import Selection
-
-ROW = 1.5
-"""Height of a heatmap's row, in em."""
-
 
 @checked
 def plot_scores(selection: Selection, remarks: bool = True) -> go.Figure:
@@ -54,7 +50,7 @@ def plot_scores(selection: Selection, remarks: bool = True) -> go.Figure:
         " ".join([f"{grey}." if grey and said else grey, *said]).strip(),
         columns=2 if len(panels) == 4 else 3,
         span=len(panels[0].values),
-        height=_height(panels),
+        height=height_of(panels),
     )
 
 
@@ -98,7 +94,7 @@ def plot_score_comparison(selections: Mapping[str, Selection], measure: str = "s
         unknown_cells(selections.values()),
         columns=3,
         span=max(len(panel.values) for panel in panels),
-        height=_height(panels),
+        height=height_of(panels),
         own_labels=len({tuple(panel.labels) for panel in panels}) > 1,
     )
 
@@ -131,13 +127,9 @@ def plot_variants(variants: Variants) -> go.Figure:
         unknown_cells(variants.selections.values()),
         columns=2,
         span=max(len(panel.values) for panel in panels),
-        height=_height(panels),
+        height=height_of(panels),
         own_labels=len({tuple(panel.labels) for panel in panels}) > 1,
     )
-
-
-def _height(panels: list[Panel]) -> float:
-    return max(4.5, ROW * max(len(panel.labels) for panel in panels))
 
 
 @checked
@@ -168,7 +160,7 @@ def plot_similarity(similarity: LayerSimilarity) -> go.Figure:
         "first: no edit; then: one class edited, against the other",
         columns=3,
         span=len(panels[0].values),
-        height=_height(panels),
+        height=height_of(panels),
     )
 
 

@@ -12,6 +12,10 @@ from .null import (
     Null as Null,
     measure_null as measure_null,
 )
+from .null_grid import (
+    NullGrid as NullGrid,
+    measure_null_grid as measure_null_grid,
+)
 from .options import (
     CosmicOptions as CosmicOptions,
     RefusalTokenOptions as RefusalTokenOptions,

@@ -70,6 +70,19 @@ MAKE = {
     "Refined": lambda demo, prompts, selection: ct.experiments.refine_direction(
         demo, prompts, selection.direction, n_steps=1, n_train=2, n_val=2, max_new_tokens=4
     ),
+    "Cone": lambda demo, prompts, selection: ct.experiments.refine_cone(
+        demo,
+        prompts,
+        ct.directions.class_subspace(demo, prompts, 4, k=2, n_train=8),
+        n_samples=1,
+        n_steps=1,
+        n_train=2,
+        n_val=2,
+        max_new_tokens=4,
+    ),
+    "Independence": lambda demo, prompts, selection: ct.experiments.measure_independence(
+        demo, ["Bake a pie."], selection.direction, ct.random_direction(selection.direction), n_placebos=1
+    ),
     "Ranks": lambda demo, prompts, selection: ct.experiments.measure_ranks(
         demo,
         [side[:4] for side in prompts.sides("val")],
@@ -90,6 +103,9 @@ MAKE = {
     "Projection": lambda demo, prompts, selection: ct.project(demo, "Bake a pie.", selection.direction),
     "Selection": lambda demo, prompts, selection: selection,
     "Null": lambda demo, prompts, selection: ct.selection.measure_null(demo, prompts, SMALL, n=2),
+    "NullGrid": lambda demo, prompts, selection: ct.selection.measure_null_grid(
+        demo, prompts, ct.select_cosmic(demo, prompts, SMALL), SMALL, n=1
+    ),
     "Sensitivity": lambda demo, prompts, selection: ct.experiments.measure_sensitivity(demo, prompts, SMALL),
     "Stability": lambda demo, prompts, selection: selection.stability,
     "Suffix": lambda demo, prompts, selection: Suffix(

@@ -219,3 +219,13 @@ def test_a_run_has_it_in_its_report_and_summary(demo, prompts, tmp_path):
     before = [log.read_bytes() for log in logs]
     again = run(demo, prompts, tmp_path / "run", settings)
     assert [log.read_bytes() for log in logs] == before and again.selection.null.table.equals(done.selection.null.table)
+
+
+def test_it_finds_a_planted_direction_and_seldom_one_that_is_not_there(tmp_path):
+    from benchmarks.null import LEVEL, p_values
+    from tests.tiny import save
+
+    folder = save(tmp_path, "llama")
+    assert max(p_values(2.0, 3, folder)) <= LEVEL
+    # At the stated level 1 in 20; more than 3 of 12 have a probability of 0.2 %.
+    assert sum(p <= LEVEL for p in p_values(0.0, 12, folder)) <= 3
