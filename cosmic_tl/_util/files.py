@@ -9,6 +9,9 @@ from typing import Any, BinaryIO, TypeVar
 
 from cosmic_tl.errors import CosmicError, first_line
 
+RESUME = "resume"
+"""Subdirectory with what stopped commands had finished."""
+
 T = TypeVar("T")
 
 
@@ -179,3 +182,20 @@ def _row(line: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return found if isinstance(found, dict) else None
+
+
+def check_resume(folder: Path) -> None:
+    """Make sure that a directory, if it is there, holds nothing but what stopped commands had finished.
+
+    Raises:
+        CosmicError: If it is a file, or holds anything else.
+
+    Example:
+        >>> check_resume(Path("pyproject.toml"))
+        Traceback (most recent call last):
+        cosmic_tl.errors.CosmicError: resume: 'pyproject.toml' is a file; give a directory
+    """
+    if folder.exists() and not folder.is_dir():
+        raise CosmicError(f"resume: {str(folder)!r} is a file; give a directory")
+    if folder.is_dir() and any(path.name != RESUME for path in folder.iterdir()):
+        raise CosmicError(f"resume: {str(folder)!r} holds something else; give a directory of its own")

@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cosmic_tl._util.files import settings_file
+from cosmic_tl._util.files import check_resume, settings_file
 from cosmic_tl._util.progress import LOADING, stage
 from cosmic_tl.cli.derive import Only
 from cosmic_tl.errors import CosmicError
@@ -29,7 +29,7 @@ def generation(settings: "RunSettings") -> dict[str, Any]:
     return {name: getattr(settings, name) for name in GENERATION}
 
 
-def check_paths(csv: Path | None = None, **files: Path | None) -> None:
+def check_paths(csv: Path | None = None, resume: Path | None = None, **files: Path | None) -> None:
     """Files that are read have to be there, and the folder of a table that is written: hours may pass before.
 
     Example:
@@ -40,6 +40,8 @@ def check_paths(csv: Path | None = None, **files: Path | None) -> None:
     for name, path in files.items():
         if path is not None and not path.is_file():
             raise CosmicError(f"{name}: no file {str(path)!r}; check the path")
+    if resume is not None:
+        check_resume(resume)
     if csv is not None and not csv.parent.is_dir():
         raise CosmicError(f"csv: no folder {str(csv.parent)!r}; make it first")
     if csv is not None and csv.is_dir():

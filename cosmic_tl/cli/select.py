@@ -118,6 +118,7 @@ def variants(
     options: CosmicOptions,
     *,
     folds: int = 0,
+    resume: Path | None = None,
     csv: Path | None = None,
 ) -> None:
     """Select under each of COSMIC's variants of layer ranking and target, and tabulate what each chooses.
@@ -125,20 +126,24 @@ def variants(
     Args:
         folds: Instead, select under the same settings on all training prompts, on either half, and without each of this many
             folds; 0 for the variants.
+        resume: Directory that keeps what is done, from which the same command goes on when it was stopped.
         csv: Also write the table to this file.
     """
-    check_paths(csv)
+    check_paths(csv, resume=resume)
     contrast = data.load()
     bridge = model.load()
     from cosmic_tl.experiments.variants import compare_training_folds, compare_variants, standard_variants
+    from cosmic_tl.runs.kept import kept_scores
     from cosmic_tl.selection.cosmic import plan_selection
 
     if folds:
         cost = plan_selection(bridge, contrast, options, chat=chat).macs / 1e9
         say(f"{3 + folds} selections of up to {number(cost)} GMACs, and their KL passes")
-        found = compare_training_folds(bridge, contrast, options, n_folds=folds, chat=chat)
-    else:
-        found = compare_variants(bridge, contrast, standard_variants(options), chat=chat)
+    with kept_scores(resume, "variants", bridge, chat) as keep:
+        if folds:
+            found = compare_training_folds(bridge, contrast, options, n_folds=folds, chat=chat, keep=keep)
+        else:
+            found = compare_variants(bridge, contrast, standard_variants(options), chat=chat, keep=keep)
     print_frame(found.table)
     write_csv(found.table, csv)
 
@@ -150,6 +155,7 @@ def sensitivity(
     chat: ChatFormat,
     options: CosmicOptions,
     *,
+    resume: Path | None = None,
     csv: Path | None = None,
 ) -> None:
     """Tabulate what COSMIC chooses under other shares of evaluation layers, targets, positions and numbers of validation prompts.
@@ -157,14 +163,17 @@ def sensitivity(
     All from one set of passes, up to the highest layer that any of these settings reads.
 
     Args:
+        resume: Directory that keeps what is done, from which the same command goes on when it was stopped.
         csv: Also write the table to this file.
     """
-    check_paths(csv)
+    check_paths(csv, resume=resume)
     contrast = data.load()
     bridge = model.load()
     from cosmic_tl.experiments.sensitivity import measure_sensitivity
+    from cosmic_tl.runs.kept import kept_scores
 
-    found = measure_sensitivity(bridge, contrast, options, chat=chat)
+    with kept_scores(resume, "sensitivity", bridge, chat) as keep:
+        found = measure_sensitivity(bridge, contrast, options, chat=chat, keep=keep)
     print_frame(found.table)
     write_csv(found.table, csv)
 

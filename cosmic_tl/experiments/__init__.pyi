@@ -10,13 +10,13 @@ from .comparison import (
     Comparison as Comparison,
     compare_selections as compare_selections,
 )
-from .cone import (
-    Cone as Cone,
-    refine_cone as refine_cone,
-)
 from .conditions import (
     Condition as Condition,
     standard_conditions as standard_conditions,
+)
+from .cone import (
+    Cone as Cone,
+    refine_cone as refine_cone,
 )
 from .cost import (
     Cost as Cost,

@@ -172,4 +172,5 @@ def orthonormal(basis: Float[Tensor, "rank d_model"]) -> Float[Tensor, "rank d_m
                 [-0., -1.]])
     """
     columns, upper = torch.linalg.qr(basis.T)
-    return (columns * upper.diagonal().sign()).T.contiguous()
+    found: Tensor = (columns * upper.diagonal().sign()).T.contiguous()
+    return found

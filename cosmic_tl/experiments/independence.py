@@ -1,4 +1,4 @@
-"""Representational independence (Wollschläger et al. 2025): whether removing one direction changes how much of another is there."""
+"""Representational independence (Wollschläger et al. 2025): whether removing one direction changes another."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -131,7 +131,9 @@ def measure_independence(
             for i, found in intervened(model, rows, edits, Reading(layers), along, batch_size=batch_size):
                 cosines[i] = found
                 advance(1)
-            for i, (name, seed) in enumerate([("nothing", -1), ("the other", -1), *(("random", k) for k in range(n_placebos))]):
+            for i, (name, seed) in enumerate(
+                [("nothing", -1), ("the other", -1), *(("random", k) for k in range(n_placebos))]
+            ):
                 frames.append(
                     pd.DataFrame(
                         {

@@ -27,7 +27,7 @@ from cosmic_tl.selection.cosmic_scores import CosmicScorer, shared_by_both
 from cosmic_tl.selection.options import Cell, CosmicOptions, Target
 from cosmic_tl.selection.plan import COSMIC_MEASURES, Plan, plan_cosmic
 from cosmic_tl.selection.resampling import Resampled, Rules, winners
-from cosmic_tl.selection.scores import KL, Products, undefined
+from cosmic_tl.selection.scores import KL, Keep, Products, Scores, undefined
 
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
 """Shares of the layers at which activations are compared."""
@@ -93,12 +93,12 @@ class _Scorer(CosmicScorer):
         options: CosmicOptions,
         batch_size: int | None,
         centre: Mapping[int, Tensor],
+        known: tuple[Scores, Products],
     ) -> None:
         self.settings, self.shared = settings, centre
         self.read = sorted({layer for one in settings for layer in one.layers})
-        found: Products = {}
         plain = replace(options, target="mean")
-        super().__init__(model, rows[0], rows[1], candidates, self.read, plain, batch_size, {}, found)
+        super().__init__(model, rows[0], rows[1], candidates, self.read, plain, batch_size, *known)
 
     def reduce(self, outcome: Outcome) -> Float64[Tensor, "prompt layer d_model"]:
         """`y[l, -1]` at every layer that is read."""
@@ -149,6 +149,7 @@ def measure_sensitivity(
     *,
     chat: ChatFormat | None = None,
     batch_size: int | None = None,
+    keep: Keep | None = None,
 ) -> Sensitivity:
     """What COSMIC chooses under other settings: one varied at a time, the filters as asked for.
 
@@ -163,6 +164,7 @@ def measure_sensitivity(
         options: What is asked for. Default the paper's.
         chat: Formatting. Defaults to the plain chat template.
         batch_size: Rows (prompts times candidates) per forward pass. Default: by available memory.
+        keep: Gives what is already known for prompts and options, and takes new scores as they come. Default: nothing is kept.
 
     Raises:
         CosmicError: If the options name one candidate, successive halving, filtered prompts or another generator than "dim"; or
@@ -195,7 +197,8 @@ def measure_sensitivity(
     settings = _settings(options, similarity, len(positions), (len(rows[0]), len(rows[1])))
     read = sorted({layer for one in settings for layer in one.layers})
     centre = dict(zip(read, shared_by_both(means, read), strict=True))
-    scorer = _Scorer(model, rows, candidates, settings, options, batch_size, centre)
+    known: tuple[Scores, Products] = ({}, {}) if keep is None else keep(prompts, options)
+    scorer = _Scorer(model, rows, candidates, settings, options, batch_size, centre, known)
     cells = [(layer, position) for layer in range(n_layers) for position in positions.indices]
     full = replace(options, full_table=True)  # another setting's rule may look at any of them
     none = [cell for cell in cells if undefined(candidates, cell)]

@@ -19,6 +19,7 @@ from cosmic_tl.model.positions import post_instruction_positions
 from cosmic_tl.selection.cosmic import select_cosmic
 from cosmic_tl.selection.options import CosmicOptions
 from cosmic_tl.selection.result import Selection
+from cosmic_tl.selection.scores import Keep
 
 WIDE_SHARE = 0.25
 """Share of the layers that the wider ranking keeps."""
@@ -74,6 +75,7 @@ def compare_variants(
     *,
     chat: ChatFormat | None = None,
     batch_size: int | None = None,
+    keep: Keep | None = None,
 ) -> Variants:
     """Select once under each of several settings, on the same training means.
 
@@ -83,6 +85,7 @@ def compare_variants(
         variants: Name to settings; the first is what the others are compared with. Default: `standard_variants`.
         chat: Formatting. Defaults to the plain chat template.
         batch_size: Rows (prompts times candidates) per forward pass. Default: by available memory.
+        keep: Gives what is already known for prompts and options, and takes new scores as they come. Default: nothing is kept.
 
     Raises:
         CosmicError: If there are no variants, the first one's filters leave nothing, or as `select_cosmic`.
@@ -99,7 +102,7 @@ def compare_variants(
     if not variants:
         raise CosmicError("variants: none given; name at least one")
     cases = {name: (prompts, options) for name, options in variants.items()}
-    return _compared(model, cases, chat, batch_size)
+    return _compared(model, cases, chat, batch_size, keep)
 
 
 @checked
@@ -163,6 +166,7 @@ def compare_training_folds(
     n_folds: int = FOLDS,
     chat: ChatFormat | None = None,
     batch_size: int | None = None,
+    keep: Keep | None = None,
 ) -> Variants:
     """Select once on all training prompts, on either half, and without each fold: how far the choice hangs on them.
 
@@ -176,6 +180,7 @@ def compare_training_folds(
         n_folds: Number of folds. Default 5.
         chat: Formatting. Defaults to the plain chat template.
         batch_size: Rows (prompts times candidates) per forward pass. Default: by available memory.
+        keep: Gives what is already known for prompts and options, and takes new scores as they come. Default: nothing is kept.
 
     Raises:
         CosmicError: As `training_folds`, or as `select_cosmic` on all training prompts.
@@ -189,7 +194,7 @@ def compare_training_folds(
     """
     options = options or CosmicOptions()
     sets = training_folds(prompts, options, n_folds)
-    return _compared(model, {name: (some, options) for name, some in sets.items()}, chat, batch_size)
+    return _compared(model, {name: (some, options) for name, some in sets.items()}, chat, batch_size, keep)
 
 
 def _compared(
@@ -197,6 +202,7 @@ def _compared(
     cases: Mapping[str, tuple[ContrastSet, CosmicOptions]],
     chat: ChatFormat | None,
     batch_size: int | None,
+    keep: Keep | None,
 ) -> Variants:
     known: dict[tuple[int, int, int | None], tuple[MeanActivations, MeanActivations]] = {}
     selections: dict[str, Selection] = {}
@@ -209,7 +215,17 @@ def _compared(
             known[key] = class_means(model, train, positions=positions, chat=chat, batch_size=batch_size)
         row: dict[str, object] = {"variant": name, "mode": options.mode, "target": options.target}
         try:
-            found = select_cosmic(model, prompts, options, chat=chat, batch_size=batch_size, means=known[key])
+            scores, products = (None, None) if keep is None else keep(prompts, options)
+            found = select_cosmic(
+                model,
+                prompts,
+                options,
+                chat=chat,
+                batch_size=batch_size,
+                scores=scores,
+                products=products,
+                means=known[key],
+            )
         except NoCandidateError as error:
             if not selections:
                 raise

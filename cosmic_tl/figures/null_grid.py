@@ -3,7 +3,7 @@
 import plotly.graph_objects as go
 
 from cosmic_tl._util.border import checked
-from cosmic_tl.figures.heatmaps import Panel, height_of, heatmaps, mark_cell
+from cosmic_tl.figures.heatmaps import Panel, heatmaps, height_of, mark_cell
 from cosmic_tl.figures.style import finish, position_labels
 from cosmic_tl.selection.null_grid import NullGrid
 

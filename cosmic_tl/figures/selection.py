@@ -17,6 +17,7 @@ from cosmic_tl.figures.style import BLUE, DIVERGING, UNKNOWN, VERMILION, finish,
 from cosmic_tl.figures.text import as_text
 from cosmic_tl.selection.result import Selection
 
+
 @checked
 def plot_scores(selection: Selection, remarks: bool = True) -> go.Figure:
     """Scores of all candidates by layer and position; the chosen cell is framed and starred, filtered cells are crossed.

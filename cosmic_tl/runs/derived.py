@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cosmic_tl._util.files import write_atomically
+from cosmic_tl._util.files import RESUME, write_atomically
 from cosmic_tl.directions.direction import Direction, versions
 from cosmic_tl.model.fingerprint import model_fingerprint
 from cosmic_tl.model.load import TransformerBridge, model_label
@@ -26,8 +26,6 @@ DERIVED = {
 RECORD = "derived.json"
 """What each of them was made from, by command."""
 JUDGE_CACHE = "judge-cache.jsonl"
-RESUME = "resume"
-"""Subdirectory with what stopped commands had finished."""
 LOCK = "lock"
 """File in it that the command which writes into the run holds."""
 

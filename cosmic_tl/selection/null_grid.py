@@ -28,8 +28,8 @@ class NullGrid(Result):
 
     table: pd.DataFrame
     """One row per measure and candidate: measure ("s_comply", "s_refuse" or "score"), layer, position, observed (missing where
-    the selection did not need it), null (mean over the shuffled-label directions there), sd (theirs; missing for one of them), and
-    above (observed minus null)."""
+    the selection did not need it), null (mean over the shuffled-label directions there), sd (theirs; missing for a single one),
+    and above (observed minus null)."""
     n: int
     """Shuffled-label directions per candidate."""
     layer: int
@@ -78,7 +78,7 @@ def measure_null_grid(
         batch_size: Rows (prompts times candidates) per forward pass. Default: by available memory.
 
     Raises:
-        CosmicError: If the selection is not COSMIC's or has fewer shuffled-label directions, or the options are others than its own.
+        CosmicError: If the selection is not COSMIC's or has fewer shuffled-label directions, or the options are not its own.
 
     Example:
         >>> from cosmic_tl import load_model, load_prompts, select_cosmic
@@ -154,4 +154,3 @@ def _of_equal_norm(candidates: Candidates, seed: int) -> Candidates:
     scaled = null * (real.norm(dim=-1) / null.norm(dim=-1))[..., None]
     references = candidates.references + (real - scaled) / 2
     return replace(candidates, vectors=scaled, references=references, shuffled={}, noise=None, spread=None)
-

@@ -11,13 +11,14 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from cosmic_tl._util.progress import SCORES, stage, track
+from cosmic_tl.data.contrast_set import ContrastSet
 from cosmic_tl.directions.candidates import Candidates
 from cosmic_tl.engine import Outcome, Reading, intervened
 from cosmic_tl.interventions.edits import Interventions
 from cosmic_tl.interventions.modes import Edits
 from cosmic_tl.metrics.divergence import kl_divergence
 from cosmic_tl.model.load import TransformerBridge, has_float64
-from cosmic_tl.selection.options import Cell
+from cosmic_tl.selection.options import Cell, CosmicOptions
 from cosmic_tl.selection.resampling import Grid, Weights
 
 ScoreKey = tuple[int, int, str]
@@ -27,6 +28,8 @@ Products = MutableMapping[ScoreKey, Tensor]
 """What a measure follows from for any weights of the prompts (`cosmic_tl.selection.resampling`), in float32. Of a cosine
 `[prompt, other + prompt]`: the inner products of each steered prompt's activations with the clean ones of the other side, and
 with the steered ones of its own. Of anything else `[prompt]`: its values."""
+Keep = Callable[[ContrastSet, CosmicOptions], tuple[Scores, Products]]
+"""What is known of the selections under some options, and takes what is found."""
 KL = "kl"
 KL_DETAILS = ("kl_median", "kl_max", "kl_max_prompt")
 """What is known of the divergence beside its mean over prompts: a single prompt can make up most of that."""

@@ -162,6 +162,13 @@ def test_other_settings_and_other_training_prompts(command, tmp_path):
     assert code == 0, error
     assert text.startswith("5 selections of up to ") and "without fold 2" in text
     assert pd.read_csv(tmp_path / "f.csv").variant.tolist()[:2] == ["all", "first half"]
+    for name, *rest in (("sensitivity",), ("variants", "--folds", "2")):
+        table, kept = tmp_path / ("s.csv" if name == "sensitivity" else "f.csv"), tmp_path / f"kept-{name}"
+        for out in ("first.csv", "again.csv"):
+            assert command(name, *few, *rest, "--resume", kept, "--csv", tmp_path / out)[0] == 0
+            assert (tmp_path / out).read_text() == table.read_text()
+    code, _, error = command("sensitivity", *few, "--resume", tmp_path)
+    assert code == 2 and error.startswith("Error: resume: ") and "holds something else" in error
     code, _, error = command("variants", *few, "--folds", "9")
     assert code == 2 and "n_folds: found 9, and there are 8 training prompts" in error
     code, _, error = command("sensitivity", *few, "--cell", "3,-1")

@@ -22,13 +22,19 @@ def asked(prompts):
 
 def _cosines(model, prompt, direction, edit=()):
     """Of the last token, layer by layer, by a plain forward pass."""
-    text = model.tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
+    text = model.tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+    )
     ids = torch.tensor([model.tokenizer(text, add_special_tokens=False)["input_ids"]])
     kept = {}
-    hooks = [(f"blocks.{layer}.hook_resid_post", lambda x, hook, at=layer: kept.update({at: x[0, -1].double()})) for layer in range(8)]
+
+    def keep(x, hook):
+        kept[hook.name] = x[0, -1].double()
+
+    hooks = [(f"blocks.{layer}.hook_resid_post", keep) for layer in range(8)]
     with torch.inference_mode(), steering(model, edit), model.hooks(fwd_hooks=hooks):
         model(ids)
-    return torch.stack([cosine_similarity(kept[layer], direction.unit.double(), dim=0) for layer in range(8)])
+    return torch.stack([cosine_similarity(stream, direction.unit.double(), dim=0) for stream in kept.values()])
 
 
 def test_it_is_what_plain_passes_give(demo, pair, asked):
@@ -49,8 +55,9 @@ def test_directions_of_one_concept_depend_on_each_other_and_random_ones_do_not(d
     same = measure_independence(demo, asked, *pair)
     apart = measure_independence(demo, asked, pair[0], random_direction(pair[0], 3))
     assert same.total > 10 * apart.total
-    # Random directions at the same angle do less: it is not the angle alone.
-    assert (same.scores.change > same.scores.largest).all()
+    # What layer 3 writes is read on the way to layer 5: random directions at the same angle do less. Not so the other way.
+    second = same.scores.set_index("read").loc["second"]
+    assert second.change > 1.5 * second.largest
 
 
 def test_placebos_have_the_same_angle_and_another_seed(demo, pair, asked):
@@ -67,5 +74,5 @@ def test_bad_input(demo, pair, asked):
         measure_independence(demo, asked, pair[0], pair[0])
     with pytest.raises(CosmicError, match=r"^n_placebos: "):
         measure_independence(demo, asked, *pair, n_placebos=0)
-    with pytest.raises(CosmicError, match="d_model"):
+    with pytest.raises(CosmicError, match=r"^direction: it has width 7"):
         measure_independence(demo, asked, pair[0], Direction(torch.ones(7), None, 3, -1))

@@ -226,6 +226,6 @@ def test_it_finds_a_planted_direction_and_seldom_one_that_is_not_there(tmp_path)
     from tests.tiny import save
 
     folder = save(tmp_path, "llama")
-    assert max(p_values(2.0, 3, folder)) <= LEVEL
-    # At the stated level 1 in 20; more than 3 of 12 have a probability of 0.2 %.
-    assert sum(p <= LEVEL for p in p_values(0.0, 12, folder)) <= 3
+    assert max(p_values(2.0, 2, folder)) <= LEVEL
+    # At the stated level 1 in 20; more than 2 of 8 have a probability of 0.6 %.
+    assert sum(p <= LEVEL for p in p_values(0.0, 8, folder)) <= 2
