@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cosmic_tl._util.files import settings_file, writing
+from cosmic_tl._util.files import RESUME, settings_file, writing
 from cosmic_tl._util.packing import read_packed, write_packed
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.errors import CosmicError
@@ -16,7 +16,6 @@ from cosmic_tl.runs.derived import (
     JUDGE_CACHE,
     LOCK,
     RECORD,
-    RESUME,
     digest,
     direction_digest,
     write_json,

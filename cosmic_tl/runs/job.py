@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from cosmic_tl._util.border import checked
-from cosmic_tl._util.files import append_lines, read_lines, write_atomically
+from cosmic_tl._util.files import RESUME, append_lines, read_lines, write_atomically
 from cosmic_tl._util.progress import stage, stages
 from cosmic_tl._util.sealed import DAMAGE, read_sealed, write_sealed
 from cosmic_tl.activations import MeanActivations, class_means
@@ -37,7 +37,6 @@ from cosmic_tl.model.load import TransformerBridge, model_label, short_label
 from cosmic_tl.model.positions import post_instruction_positions
 from cosmic_tl.report.page import write_report
 from cosmic_tl.runs.checks import check_run
-from cosmic_tl.runs.derived import RESUME
 from cosmic_tl.runs.directory import RESULTS, RESUME_FILES, check_directory, prepare_directory, write_choice
 from cosmic_tl.runs.lock import locked
 from cosmic_tl.runs.logs import ProductLog, ScoreLog, SizeLog

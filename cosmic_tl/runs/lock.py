@@ -10,9 +10,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from cosmic_tl._util.files import writing
+from cosmic_tl._util.files import RESUME, writing
 from cosmic_tl.errors import CosmicError
-from cosmic_tl.runs.derived import LOCK, RESUME
+from cosmic_tl.runs.derived import LOCK
 from cosmic_tl.runs.directory import check_directory
 
 
