@@ -49,6 +49,8 @@ class Resume:
     past: KeysValues | None = None
     """Keys and values of the tokens before the batch, without padding in between: one row shared by all rows of the
     batch, or several rows, each shared by equally many rows of the batch, in order."""
+    past_mask: Int[Tensor, "row token"] | None = None
+    """1 on real tokens of the past, 0 on padding before them; default all real."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +132,8 @@ def forward(
     mask = batch.mask
     if resume.past:
         n_past = resume.past[-1][0].shape[2]
-        mask = torch.cat([mask.new_ones(mask.shape[0], n_past), mask], dim=1)
+        before = mask.new_ones(1, n_past) if resume.past_mask is None else resume.past_mask
+        mask = torch.cat([before.repeat_interleave(mask.shape[0] // before.shape[0], 0), mask], dim=1)
     options = _options(inner, mask, batch.ids.shape[1], 1)
     cache = DynamicCache()
     for layer, (keys, values) in enumerate(resume.past or ()):

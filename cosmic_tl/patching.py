@@ -1,0 +1,315 @@
+"""Changes at single tokens, many on the same prompts: each pass begins at the changed token, on clean keys and values.
+
+A change of what block `l` writes at one token leaves all earlier tokens and all lower blocks as they were. So only the tokens
+from the changed one on are run, from block `l` on, with the keys and values that the clean pass left behind. Results are those of
+whole passes, to rounding.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cosmic_tl._util.border import checked
+from cosmic_tl.engine import Outcome, Reading
+from cosmic_tl.errors import CosmicError, check_count, one_of
+from cosmic_tl.model.batching import batches, rows_per_pass
+from cosmic_tl.model.components import check_additive
+from cosmic_tl.model.forward import KeysValues, Resume, TokenBatch, forward
+from cosmic_tl.model.hooks import Hook, Site, hook_name, same_for_all_tokens
+from cosmic_tl.model.load import TransformerBridge
+from cosmic_tl.model.shortcuts import out_of_memory, shortcuts
+
+WrittenPart = Literal["stream", "attention", "mlp", "block"]
+"""What is changed: the stream that enters a block, what its attention or its MLP adds, or what the whole block adds."""
+SITES: dict[str, Site] = {
+    "stream": "hook_resid_pre",
+    "attention": "hook_attn_out",
+    "mlp": "hook_mlp_out",
+    "block": "hook_resid_post",
+}
+MOST_ROWS = 256
+"""Rows per pass: more copies of keys and values cost more than larger matrix products gain."""
+
+
+@checked
+@dataclass(frozen=True, eq=False)
+class Change:
+    """What happens to one part of one block, at the patch's token: `x' = x + ((target − x)·read) write`, or `x' = target`.
+
+    Raises:
+        CosmicError: If the part is unknown.
+    """
+
+    layer: int
+    part: WrittenPart
+    target: Float[Tensor, " d_model"]
+    """What the part is to be, along `read`, or altogether."""
+    read: Float[Tensor, " d_model"] | None = None
+    """A unit vector; None replaces the whole activation."""
+    write: Float[Tensor, " d_model"] | None = None
+    """A unit vector; default `read`. Another one moves the activation as far, in another direction: a placebo."""
+
+    def __post_init__(self) -> None:
+        one_of("part", self.part, get_args(WrittenPart))
+
+
+@checked
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """Changes at one token, in one block or in several.
+
+    Raises:
+        CosmicError: If there are none, or the position is not negative.
+    """
+
+    position: int
+    """Counted from the end: −1 is the last token."""
+    changes: tuple[Change, ...]
+
+    def __post_init__(self) -> None:
+        if self.position >= 0:
+            raise CosmicError(f"position: found {self.position}; positions count from the end, and -1 is the last")
+        if not self.changes:
+            raise CosmicError("changes: found none; give at least one")
+
+    @property
+    def first(self) -> int:
+        """The lowest changed block.
+
+        Example:
+            >>> Patch(-1, tuple(Change(layer, "mlp", torch.zeros(4)) for layer in (5, 3))).first
+            3
+        """
+        return min(change.layer for change in self.changes)
+
+    @property
+    def _kind(self) -> tuple[Any, ...]:
+        """Patches of one kind share a pass."""
+        return self.position, self.first, tuple((one.layer, one.part, one.read is None) for one in self.changes)
+
+
+@dataclass(frozen=True, eq=False)
+class _Clean:
+    """A batch's clean pass."""
+
+    tokens: TokenBatch
+    streams: dict[int, Float[Tensor, "prompt position d_model"]]
+    """What enters each block, at the last positions."""
+    past: KeysValues
+    outcome: Outcome
+
+
+def patched(
+    model: TransformerBridge,
+    rows: Sequence[Sequence[int]],
+    patches: Sequence[Patch],
+    reading: Reading,
+    reduce: Callable[[Outcome], Tensor],
+    *,
+    batch_size: int | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """What each of many patches does to the same prompts.
+
+    Args:
+        model: A `TransformerBridge`.
+        rows: Token ids of the prompts, from `tokenize`.
+        patches: Each one on its own.
+        reading: What to read, at the last position.
+        reduce: Turns what some prompts gave under one patch into what to keep, one entry per prompt.
+        batch_size: Rows (prompts times patches) per pass. Default: by available memory, at most 256.
+
+    Yields:
+        A patch's index and its `[prompt, …]` tensor on the CPU.
+
+    Raises:
+        CosmicError: If nothing is to be read, a position or a layer does not exist, a prompt is shorter than that, or memory
+            does not suffice for one patch.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> from cosmic_tl.model.chat import tokenize
+        >>> model = load_model("demo", device="cpu")
+        >>> zero, unit = torch.zeros(128), torch.eye(128)[0]
+        >>> patches = [Patch(-2, (Change(layer, "mlp", zero, unit),)) for layer in range(8)]
+        >>> keep = lambda outcome: outcome.resid_post[7][:, -1]
+        >>> found = dict(patched(model, tokenize(model, ["hi", "hello"]), patches, Reading((7,)), keep))
+        >>> len(found), found[0].shape
+        (8, torch.Size([2, 128]))
+    """
+    if not reading.layers and not reading.logits:
+        raise CosmicError("reading: it names no layers and no logits; say what to read")
+    if reading.n_positions != 1:
+        raise CosmicError(f"reading: found {reading.n_positions} positions; patches are read at the last one")
+    check_count("batch_size", batch_size)
+    _check(model, rows, patches)
+    if not same_for_all_tokens(model):
+        raise CosmicError(
+            "model: an intervention around depends on the tokens' places, which differ here; use one on all tokens"
+        )
+    deepest = max((-patch.position for patch in patches), default=1)
+    exact = shortcuts(model, rows)
+    resume = exact.resume and exact.prefix
+    try:
+        clean = [_clean(model, batch, reading, deepest, resume) for batch in batches(model, rows)]
+        order = sorted(range(len(patches)), key=lambda i: patches[i]._kind)
+        for _, group in groupby(order, key=lambda i: patches[i]._kind):
+            yield from _group(model, clean, {i: patches[i] for i in group}, reading, reduce, batch_size, resume)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise CosmicError("memory: not enough for these patches; use a smaller batch_size, or fewer prompts") from error
+
+
+def _check(model: TransformerBridge, rows: Sequence[Sequence[int]], patches: Sequence[Patch]) -> None:
+    shortest = min(map(len, rows))
+    for patch in patches:
+        if -patch.position > shortest:
+            raise CosmicError(
+                f"position: found {patch.position}, and a prompt has only {shortest} tokens; patch later ones"
+            )
+        for change in patch.changes:
+            hook_name(model, change.layer, SITES[change.part])
+            if len(change.target) != (width := int(model.cfg.d_model)):
+                raise CosmicError(f"target: it has width {len(change.target)}, and the model's stream {width}")
+    if any(change.part in ("attention", "mlp") for patch in patches for change in patch.changes):
+        check_additive(model)
+
+
+def _clean(model: TransformerBridge, batch: TokenBatch, reading: Reading, deepest: int, resume: bool) -> _Clean:
+    streams: list[tuple[int, Site]] = [(layer, "hook_resid_pre") for layer in range(int(model.cfg.n_layers))]
+    read: list[tuple[int, Site]] = [(layer, "hook_resid_post") for layer in reading.layers]
+    found = forward(
+        model,
+        batch,
+        [*(streams if resume else []), *read],
+        n_positions=deepest,
+        logits=True,
+        keep_keys_values=resume,
+    )
+    last = {layer: found.activations[layer, site][:, -1:].clone() for layer, site in read}
+    kept = {layer: found.activations[layer, site] for layer, site in streams} if resume else {}
+    return _Clean(batch, kept, found.keys_values or (), Outcome(batch.rows, last, found.logits))
+
+
+def _group(
+    model: TransformerBridge,
+    clean: Sequence[_Clean],
+    patches: dict[int, Patch],
+    reading: Reading,
+    reduce: Callable[[Outcome], Tensor],
+    batch_size: int | None,
+    resume: bool,
+) -> Iterator[tuple[int, Tensor]]:
+    """Patches of one kind, as many at once as fit."""
+    some = next(iter(patches.values()))
+    if not reading.logits and some.first > max(reading.layers):
+        kept = _in_order([(one.outcome.rows, reduce(one.outcome).cpu()) for one in clean])
+        yield from ((i, kept) for i in patches)
+        return
+    n = max(len(one.tokens.rows) for one in clean)
+    length = -some.position if resume else max(one.tokens.ids.shape[1] for one in clean)
+    together = max(1, (batch_size or min(rows_per_pass(model, length), MOST_ROWS)) // n)
+    numbers = list(patches)
+    for start in range(0, len(numbers), together):
+        chunk = numbers[start : start + together]
+        found: dict[int, list[tuple[tuple[int, ...], Tensor]]] = {i: [] for i in chunk}
+        for one in clean:
+            outcomes = _pass(model, one, [patches[i] for i in chunk], reading, resume)
+            for i, outcome in zip(chunk, outcomes, strict=True):
+                found[i].append((outcome.rows, reduce(outcome).cpu()))
+        yield from ((i, _in_order(parts)) for i, parts in found.items())
+
+
+def _in_order(parts: Sequence[tuple[tuple[int, ...], Tensor]]) -> Tensor:
+    by_row = {row: value for rows, values in parts for row, value in zip(rows, values, strict=True)}
+    return torch.stack([by_row[row] for row in sorted(by_row)])
+
+
+def _pass(
+    model: TransformerBridge, clean: _Clean, patches: Sequence[Patch], reading: Reading, resume: bool
+) -> list[Outcome]:
+    """One pass: the first prompt under each patch, the second under each patch, …"""
+    times, some = len(patches), patches[0]
+    layer = some.first if resume else 0
+    ids, mask = clean.tokens.ids, clean.tokens.mask
+    start = None
+    if resume:
+        past = tuple(
+            (keys[:, :, : some.position], values[:, :, : some.position]) for keys, values in clean.past
+        )  # none where the patch is at the first token
+        stream = clean.streams[layer][:, some.position :].repeat_interleave(times, 0)
+        before = mask[:, : some.position]
+        start = Resume(layer, stream, past if before.shape[1] else (), before if before.shape[1] else None)
+        ids, mask = ids[:, some.position :], mask[:, some.position :]
+    sites: list[tuple[int, Site]] = [(at, "hook_resid_post") for at in reading.layers if at >= layer]
+    reached = forward(
+        model,
+        TokenBatch(ids.repeat_interleave(times, 0), mask.repeat_interleave(times, 0), clean.tokens.rows * times),
+        sites,
+        logits=reading.logits,
+        hooks=_hooks(model, patches),
+        resume=start,
+        last_token_only=resume,
+    )
+    logits = reached.logits
+    return [
+        Outcome(
+            clean.outcome.rows,
+            clean.outcome.resid_post | {at: x[e::times] for (at, _), x in reached.activations.items()},
+            None if logits is None else logits[e::times],
+        )
+        for e in range(times)
+    ]
+
+
+def _hooks(model: TransformerBridge, patches: Sequence[Patch]) -> list[Hook]:
+    hooks: list[Hook] = []
+    last: list[Hook] = []
+    for changes in zip(*(patch.changes for patch in patches), strict=True):
+        layer, part = changes[0].layer, changes[0].part
+        change = _changing(changes, -patches[0].position)
+        if part == "block":
+            entering, change = _added(change)
+            last.append((hook_name(model, layer, "hook_resid_pre"), entering))  # after every change of the input
+        hooks.append((hook_name(model, layer, SITES[part]), change))
+    return [*hooks, *last]
+
+
+def _changing(changes: Sequence[Change], k: int) -> Callable[..., Tensor]:
+    """The hook that changes the `k`-th token from the end, for each row its own patch's way."""
+    target = torch.stack([one.target.double() for one in changes])
+    whole = changes[0].read is None
+    read = target if whole else torch.stack([one.read.double() for one in changes if one.read is not None])
+    write = read if whole else torch.stack([(one.read if one.write is None else one.write).double() for one in changes])  # type: ignore[union-attr]
+
+    def change(x: Tensor, hook: Any = None) -> Tensor:
+        if x.shape[1] < k:  # the last block, in which only the last token is computed
+            return x
+        dtype = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
+        to, along, out = (one.to(dtype).to(x.device) for one in (target, read, write))
+        old = x[:, -k].to(dtype).view(-1, len(changes), x.shape[-1])
+        new = to.expand_as(old) if whole else old + ((to - old) * along).sum(-1, keepdim=True) * out
+        found = x.clone()
+        found[:, -k] = new.reshape(-1, x.shape[-1]).to(x.dtype)
+        return found
+
+    return change
+
+
+def _added(change: Callable[..., Tensor]) -> tuple[Callable[..., None], Callable[..., Tensor]]:
+    """A hook that keeps a block's input, and the change of what the block adds, at its output."""
+    entered: list[Tensor] = []
+
+    def entering(x: Tensor, hook: Any) -> None:
+        entered[:] = [x]
+
+    def leaving(y: Tensor, hook: Any) -> Tensor:
+        x = entered.pop()[:, -y.shape[1] :]
+        return x + change(y - x)
+
+    return entering, leaving

@@ -1,0 +1,178 @@
+"""Patches by resumed passes are those of whole passes under raw hooks, one prompt and one place at a time."""
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from cosmic_tl import Ablation, CosmicError, Direction, load_model, steering
+from cosmic_tl.engine import Reading
+from cosmic_tl.model.chat import tokenize
+from cosmic_tl.patching import Change, Patch, patched
+from tests.tiny import save
+
+
+def _plain(model, row, patch, layers):
+    """The last token's stream after some blocks and its logits, by a whole pass under hooks on the plain modules."""
+    kept, handles = {}, []
+    blocks = model.original_model.model.layers
+    entered = {}
+
+    def changed(x, change):
+        old = x[0, patch.position].double()
+        read = change.read
+        if read is None:
+            new = change.target.double()
+        else:
+            write = change.write if change.write is not None else read
+            new = old + ((change.target.double() - old) @ read.double()) * write.double()
+        x = x.clone()
+        x[0, patch.position] = new.to(x.dtype)
+        return x
+
+    def first(output):
+        return output[0] if isinstance(output, tuple) else output
+
+    def whole(output, x):
+        return (x, *output[1:]) if isinstance(output, tuple) else x
+
+    def hook(module, before=None, after=None):
+        if before is not None:
+            handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        if after is not None:
+            handles.append(module.register_forward_hook(after))
+
+    for change in patch.changes:
+        block = blocks[change.layer]
+        sandwich = hasattr(block, "post_feedforward_layernorm")  # norms stand before what is added
+        attention = block.post_attention_layernorm if sandwich else block.self_attn
+        mlp = block.post_feedforward_layernorm if sandwich else block.mlp
+
+        def enter(module, args, kwargs, c=change):
+            entered[c.layer] = args[0]
+            return ((changed(args[0], c), *args[1:]), kwargs) if c.part == "stream" else None
+
+        def leave(module, args, output, c=change):
+            x = entered[c.layer] if c.part == "block" else 0
+            return whole(output, x + changed(first(output) - x, c))
+
+        if change.part in ("stream", "block"):
+            hook(block, before=enter, after=leave if change.part == "block" else None)
+        else:
+            hook(attention if change.part == "attention" else mlp, after=leave)
+    for layer in layers:
+
+        def keep(module, args, output, at=layer):
+            kept[at] = first(output)[0, -1].double()
+
+        hook(blocks[layer], after=keep)
+    try:
+        with torch.inference_mode():
+            logits = model.original_model(torch.tensor([row])).logits[0, -1].double()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return torch.cat([*(kept[layer] for layer in layers), logits])
+
+
+def _patches(d_model, n_layers, positions=(-1, -2, -4)):
+    generator = torch.Generator().manual_seed(0)
+    unit, other = normalize(torch.randn(2, d_model, generator=generator), dim=1)
+    target = 3 * torch.randn(d_model, generator=generator)
+    found = []
+    for position in positions:
+        for part in ("stream", "attention", "mlp", "block"):
+            for layer in (0, n_layers // 2, n_layers - 1):
+                found.append(Patch(position, (Change(layer, part, target, unit),)))
+                found.append(Patch(position, (Change(layer, part, target, unit, other),)))
+                found.append(Patch(position, (Change(layer, part, target),)))
+            found.append(
+                Patch(position, tuple(Change(layer, part, (layer + 1) * target, unit) for layer in range(n_layers)))
+            )
+    return found
+
+
+def _compare(model, rows, patches, layers, **options):
+    def keep(outcome):
+        return torch.cat(
+            [*(outcome.resid_post[layer][:, -1].double() for layer in layers), outcome.logits.double()], dim=1
+        )
+
+    found = dict(patched(model, rows, patches, Reading(layers, logits=True), keep, **options))
+    assert sorted(found) == list(range(len(patches)))
+    for i, patch in enumerate(patches):
+        expected = torch.stack([_plain(model, row, patch, layers) for row in rows])
+        assert (found[i] - expected).abs().max() < 1e-4 * expected.abs().max(), patch
+
+
+def test_they_are_what_whole_passes_give(demo, prompts):
+    rows = tokenize(demo, [*prompts.side("positive", "val", 3), *prompts.side("negative", "val", 2)])
+    assert len({len(row) for row in rows}) > 1
+    _compare(demo, rows, _patches(128, 8), (4, 7), batch_size=8)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "mistral"])
+def test_on_other_architectures(architecture, tmp_path):
+    model = load_model(save(tmp_path, architecture), device="cpu")
+    rows = tokenize(model, ["hi", "hello there, how are you this morning?"])
+    _compare(model, rows, _patches(32, 3, (-1, -3)), (1, 2))
+
+
+def test_under_an_edit_of_all_tokens(demo, prompts):
+    rows = tokenize(demo, prompts.side("positive", "val", 2))
+    direction = Direction(torch.randn(128, generator=torch.Generator().manual_seed(3)), None, 3, -1)
+    unit = torch.eye(128)[0]
+    patches = [Patch(-2, (Change(4, "mlp", torch.ones(128), unit),))]
+    with steering(demo, Ablation(direction)):
+        ((_, found),) = patched(demo, rows, patches, Reading((7,)), lambda outcome: outcome.resid_post[7][:, -1])
+        with demo.hooks(fwd_hooks=[("blocks.4.hook_mlp_out", _set_first)]):
+            expected = [_last(demo, row) for row in rows]
+    assert (found - torch.stack(expected)).abs().max() < 1e-4
+    with (
+        steering(demo, Ablation(direction, tokens="prompt")),
+        pytest.raises(CosmicError, match=r"^model: an intervention around"),
+    ):
+        list(patched(demo, rows, patches, Reading((7,)), lambda outcome: outcome.resid_post[7]))
+
+
+def _set_first(x, hook):
+    x = x.clone()
+    x[:, -2, 0] = 1.0
+    return x
+
+
+def _last(model, row):
+    kept = []
+    with (
+        torch.inference_mode(),
+        model.hooks(fwd_hooks=[("blocks.7.hook_resid_post", lambda x, hook: kept.append(x[0, -1]))]),
+    ):
+        model(torch.tensor([row]))
+    return kept[0]
+
+
+def test_what_is_not_reached_is_clean_and_costs_nothing(demo, prompts):
+    rows = tokenize(demo, prompts.side("positive", "val", 2))
+    patch = Patch(-1, (Change(6, "mlp", torch.zeros(128)),))
+    ((_, found),) = patched(demo, rows, [patch], Reading((3,)), lambda outcome: outcome.resid_post[3][:, -1])
+    empty = Patch(-1, (Change(0, "mlp", torch.zeros(128), torch.zeros(128)),))
+    ((_, expected),) = patched(demo, rows, [empty], Reading((3,)), lambda outcome: outcome.resid_post[3][:, -1])
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_bad_input(demo):
+    rows, zero = tokenize(demo, ["hi"]), torch.zeros(128)
+    with pytest.raises(CosmicError, match=r"^position: found 0; positions count from the end"):
+        Patch(0, (Change(0, "mlp", zero),))
+    with pytest.raises(CosmicError, match=r"^changes: found none"):
+        Patch(-1, ())
+    with pytest.raises(CosmicError, match=r"^part: "):
+        Change(0, "head", zero)
+    for patch, message in (
+        (Patch(-99, (Change(0, "mlp", zero),)), r"^position: found -99, and a prompt has only"),
+        (Patch(-1, (Change(9, "mlp", zero),)), r"^layer: found 9"),
+        (Patch(-1, (Change(0, "mlp", torch.zeros(4)),)), r"^target: it has width 4"),
+    ):
+        with pytest.raises(CosmicError, match=message):
+            list(patched(demo, rows, [patch], Reading((3,)), lambda outcome: outcome.resid_post[3]))
+    with pytest.raises(CosmicError, match=r"^reading: it names no layers"):
+        list(patched(demo, rows, [Patch(-1, (Change(0, "mlp", zero),))], Reading(), lambda outcome: zero))
