@@ -15,6 +15,7 @@ FIGURES = {
     "Agreement": "judges.plot_agreement",
     "BehaviourSweep": "behaviours.plot_behaviour_sweep",
     "Capability": "costs.plot_capability",
+    "CausalMap": "causal.plot_causal_map",
     "ClassPca": "projections.plot_pca",
     "Comparison": "comparison.plot_comparison",
     "Cone": "refine.plot_cone",

@@ -6,6 +6,10 @@ from .capability import (
     Capability as Capability,
     measure_capability as measure_capability,
 )
+from .causal import (
+    CausalMap as CausalMap,
+    causal_map as causal_map,
+)
 from .comparison import (
     Comparison as Comparison,
     compare_selections as compare_selections,

@@ -1,6 +1,9 @@
 from .behaviours import (
     plot_behaviour_sweep as plot_behaviour_sweep,
 )
+from .causal import (
+    plot_causal_map as plot_causal_map,
+)
 from .comparison import (
     plot_comparison as plot_comparison,
 )

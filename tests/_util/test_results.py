@@ -70,6 +70,9 @@ MAKE = {
     "Refined": lambda demo, prompts, selection: ct.experiments.refine_direction(
         demo, prompts, selection.direction, n_steps=1, n_train=2, n_val=2, max_new_tokens=4
     ),
+    "CausalMap": lambda demo, prompts, selection: ct.experiments.causal_map(
+        demo, prompts, selection, n_train=4, n_val=2, n_positions=1
+    ),
     "Cone": lambda demo, prompts, selection: ct.experiments.refine_cone(
         demo,
         prompts,

@@ -1,0 +1,64 @@
+"""The figure of a causal map."""
+
+import plotly.graph_objects as go
+
+from cosmic_tl._util.border import checked
+from cosmic_tl.data.contrast_set import SIDES
+from cosmic_tl.errors import CosmicError
+from cosmic_tl.experiments.causal import CausalMap
+from cosmic_tl.figures.heatmaps import Panel, heatmaps, height_of
+from cosmic_tl.figures.style import finish, position_labels
+from cosmic_tl.figures.text import as_text
+
+LABELS = {"score": "log-odds", "cosine": "cosine", "kl": "KL (nats)"}
+
+
+@checked
+def plot_causal_map(causal_map: CausalMap, measure: str | None = None) -> go.Figure:
+    """What exchanging one place's contribution does, by layer and position: along the direction, along random ones, altogether.
+
+    Args:
+        causal_map: From `causal_map`.
+        measure: "score", "cosine" or "kl". Default the first one that was measured.
+
+    Raises:
+        CosmicError: If it was not measured.
+
+    Example:
+        >>> import pandas as pd
+        >>> from cosmic_tl import Positions
+        >>> rows = {"side": "positive", "measure": "kl", "treatment": "direction", "layer": [0, 1], "position": -1, "effect": 0.5}
+        >>> table = pd.DataFrame(rows)
+        >>> figure = plot_causal_map(CausalMap(table, table, "block", "removal", "at", Positions(("a",)), (8, 8)))
+        >>> figure.layout.annotations[0].text
+        'harmful prompts: direction'
+    """
+    found = causal_map
+    measure = found.measures[0] if measure is None else measure
+    if measure not in found.measures:
+        raise CosmicError(f"measure: found {measure!r}; it has {', '.join(found.measures)}")
+    labels = position_labels(found.positions)
+    panels = []
+    some = found.table[found.table.measure == measure]
+    for side in [side for side in SIDES if (some.side == side).any()]:
+        for treatment in some.treatment.unique():
+            own = some[(some.side == side) & (some.treatment == treatment)]
+            values = own.pivot(index="layer", columns="position", values="effect").to_numpy(float)
+            title = f"{as_text(found.terms.sides[side])} prompts: {treatment}"
+            panels.append(Panel(title, values, labels, signed=True))
+    figure = heatmaps(panels, shared=True, bar_title=LABELS[measure])
+    n, m = found.n_prompts
+    reach = {"at": "one layer at a time", "up to": "all layers up to each", "from": "all layers from each on"}[
+        found.span
+    ]
+    what = {"stream": "the stream that enters it"}.get(found.part, f"what the {found.part} adds")
+    return finish(
+        figure,
+        f"Where the concept acts: {found.treatment} of {what}",
+        f"change towards the other class, {reach}; {n} + {m} prompts"
+        if measure != "kl"
+        else f"divergence from the clean model, {reach}; {n} + {m} prompts",
+        columns=some.treatment.nunique(),
+        span=len(panels[0].values),
+        height=height_of(panels),
+    )

@@ -1,0 +1,186 @@
+"""Causal maps equal plain hooks, and put a planted cause first."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cosine_similarity, normalize
+
+from cosmic_tl import CosmicError, CosmicOptions, Direction, load_model, load_prompts, select_cosmic
+from cosmic_tl.experiments import causal_map
+from cosmic_tl.metrics import find_refusal_tokens
+from cosmic_tl.metrics.divergence import kl_divergence
+from cosmic_tl.metrics.refusal_score import log_odds
+from cosmic_tl.model.chat import tokenize
+from tests.tiny import save
+
+SIZES = {"n_train": 12, "n_val": 6, "n_positions": 2}
+
+
+@pytest.fixture(scope="module")
+def selection(demo, prompts):
+    return select_cosmic(demo, prompts, CosmicOptions(n_train=32, n_val=16, n_resamples=0))
+
+
+@pytest.fixture(scope="module")
+def tokens(demo, prompts):
+    return find_refusal_tokens(demo, prompts)
+
+
+@pytest.fixture(scope="module")
+def found(demo, prompts, selection, tokens):
+    return causal_map(demo, prompts, selection, tokens=tokens, **SIZES)
+
+
+def _pass(model, row, layer, edit=()):
+    """The last token's stream after a layer and its logits, by a whole pass."""
+    kept = []
+    hooks = [*edit, (f"blocks.{layer}.hook_resid_post", lambda x, hook: kept.append(x[0, -1].double()))]
+    with torch.inference_mode(), model.hooks(fwd_hooks=hooks):
+        logits = model(torch.tensor([row]))[0, -1:]
+    return kept[0], logits
+
+
+def _written(model, prompts, layer, position):
+    """What a block adds at a position, mean over prompts."""
+    added = []
+    for row in tokenize(model, prompts):
+        kept = []
+
+        def keep(x, hook, kept=kept):
+            kept.append(x[0, position].double())
+
+        hooks = [(f"blocks.{layer}.{name}", keep) for name in ("hook_resid_pre", "hook_resid_post")]
+        with torch.inference_mode(), model.hooks(fwd_hooks=hooks):
+            model(torch.tensor([row]))
+        added.append(kept[1] - kept[0])
+    return torch.stack(added).mean(0)
+
+
+@pytest.mark.parametrize(
+    ("layer", "position", "treatment"), [(2, -1, "direction"), (4, -2, "direction"), (3, -2, "whole")]
+)
+def test_it_is_what_plain_hooks_give(demo, prompts, selection, tokens, found, layer, position, treatment):
+    unit, (at,) = selection.direction.unit.double(), selection.evaluation_layers
+    rows = {side: tokenize(demo, prompts.side(side, "val", 6)) for side in ("positive", "negative")}
+    clean = {side: [_pass(demo, row, at) for row in some] for side, some in rows.items()}
+    for side, other, sign in (("positive", "negative", -1), ("negative", "positive", 1)):
+        mean = _written(demo, prompts.side(other, "train", 12), layer, position)
+        there = torch.stack([stream for stream, _ in clean[other]]).mean(0)
+        entered = []
+
+        def leave(y, hook, mean=mean, entered=entered):
+            added = y[0, position].double() - entered[-1][0, position].double()
+            new = mean if treatment == "whole" else added + ((mean - added) @ unit) * unit
+            y = y.clone()
+            y[0, position] = (entered[-1][0, position].double() + new).to(y.dtype)
+            return y
+
+        def enter(x, hook, entered=entered):
+            entered.append(x)
+
+        edit = [(f"blocks.{layer}.hook_resid_pre", enter), (f"blocks.{layer}.hook_resid_post", leave)]
+        effects = []
+        for row, (stream, logits) in zip(rows[side], clean[side], strict=True):
+            moved, now = _pass(demo, row, at, edit)
+            effects.append(
+                [
+                    sign * float(log_odds(now, tokens.ids) - log_odds(logits, tokens.ids)),
+                    float(cosine_similarity(moved, there, dim=0) - cosine_similarity(stream, there, dim=0)),
+                    float(kl_divergence(logits, now)),
+                ]
+            )
+        own = found.table[
+            (found.table.side == side)
+            & (found.table.treatment == treatment)
+            & (found.table.layer == layer)
+            & (found.table.position == position)
+        ].set_index("measure")
+        assert own.effect[["score", "cosine", "kl"]].tolist() == pytest.approx(np.mean(effects, 0).tolist(), abs=1e-4)
+        assert (own.low <= own.effect).all() and (own.effect <= own.high).all()
+
+
+def test_the_concept_acts_where_the_placebo_does_not(found):
+    for side in ("positive", "negative"):
+        first = found.strongest(side, n=1).iloc[0]
+        assert first.effect > 5 * abs(first.placebo) and first.low > 0
+        assert 0.2 < first.share < 1.5
+    shares = found.shares[found.shares.measure == "score"]
+    whole = found.table[(found.table.treatment == "whole") & (found.table.measure == "score")]
+    both = shares.merge(whole, on=["side", "measure", "layer", "position"], suffixes=("", "_whole"))
+    undefined = (both.low_whole <= 0) & (both.high_whole >= 0)
+    assert undefined.any() and (both.share.isna() == undefined).all()
+
+
+def test_spans_add_up_at_their_ends(demo, prompts, selection, tokens, found):
+    options = {"tokens": tokens, "whole": False, **SIZES}
+    up_to, from_on = (causal_map(demo, prompts, selection, span=span, **options) for span in ("up to", "from"))
+
+    def effects(some, layer):
+        own = some.table[(some.table.treatment == "direction") & (some.table.layer == layer)]
+        return own.set_index(["side", "measure", "position"]).effect
+
+    assert (effects(up_to, 0) - effects(found, 0)).abs().max() < 1e-6  # one layer alone
+    assert (effects(from_on, 7) - effects(found, 7)).abs().max() < 1e-6
+    assert (effects(up_to, 7) - effects(from_on, 0)).abs().max() < 1e-6  # all of them
+    assert effects(up_to, 7).max() > effects(found, 7).max()
+    assert up_to.shares.empty
+
+
+def test_removal_leaves_the_negative_prompts_alone(demo, prompts, selection):
+    found = causal_map(demo, prompts, selection, treatment="removal", part="mlp", whole=False, **SIZES)
+    assert found.table.side.unique().tolist() == ["positive"] and found.measures == ["cosine", "kl"]
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """A model in which attention of layer 1 alone brings anything to the last token, and no MLP does anything."""
+    model = load_model(save(tmp_path_factory.mktemp("planted"), "llama"), device="cpu")
+    with torch.no_grad():
+        for number, layer in enumerate(model.original_model.model.layers):
+            layer.mlp.down_proj.weight.zero_()
+            if number != 1:
+                layer.self_attn.o_proj.weight.zero_()
+    return model
+
+
+def test_a_planted_cause_comes_first(planted):
+    words = ("pizza", "dog", "shirt", "river", "poem", "plant")
+    sides = [[f"Say {word} {marker} {marker} {marker}" for word in words] for marker in ("bake", "paint")]
+    prompts = load_prompts(
+        positive={"train": sides[0], "val": sides[0], "test": sides[0]},
+        negative={"train": sides[1], "val": sides[1], "test": sides[1]},
+        shuffle=False,
+    )
+    rows = [tokenize(planted, side) for side in sides]
+    streams = [torch.stack([_pass(planted, row, 2)[0] for row in some]).mean(0) for some in rows]
+    difference = (streams[0] - streams[1]).float()
+    direction = Direction(difference, streams[1].float(), layer=2, position=-1)
+    for part in ("block", "attention"):
+        found = causal_map(planted, prompts, direction, evaluation_layers=(2,), part=part, n_positions=3)
+        for side in ("positive", "negative"):
+            best = found.strongest(side)
+            assert (best.layer[0], best.position[0]) == (1, -1)
+            assert best.effect[0] > 0 and best.effect[1:].abs().max() < 1e-6  # nothing else writes it
+            # The whole activation, replaced by a mean, loses the prompts' own differences too.
+            assert 0.2 < best.share[0] < 1
+    found = causal_map(planted, prompts, direction, evaluation_layers=(2,), part="mlp", n_positions=3)
+    assert found.table.effect.abs().max() < 1e-6
+
+
+def test_bad_input(demo, prompts, selection):
+    bare = selection.direction
+    for options, message in (
+        ({}, r"^tokens: a bare direction comes without anything to measure"),
+        ({"evaluation_layers": (9,)}, r"^evaluation_layers: found \(9,\)"),
+        ({"evaluation_layers": (6,), "treatment": "swap"}, r"^treatment: "),
+        ({"evaluation_layers": (6,), "part": "head"}, r"^part: "),
+        ({"evaluation_layers": (6,), "span": "below"}, r"^span: "),
+        ({"evaluation_layers": (6,), "n_placebos": 0}, r"^n_placebos: "),
+    ):
+        with pytest.raises(CosmicError, match=message):
+            causal_map(demo, prompts, bare, **options)
+    other = replace(bare, vector=normalize(torch.ones(7), dim=0), reference=None)
+    with pytest.raises(CosmicError, match=r"^direction: it has width 7"):
+        causal_map(demo, prompts, other, evaluation_layers=(6,))
