@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import RLock
 from typing import Any, NoReturn
 
 RUN = "run demo --n-train 8 --n-val 4 --positions 1 --max-kl 50 --n-test 2 --max-new-tokens 4 --placebos 1 --out run"
@@ -38,6 +39,8 @@ OPTIONS = {
 }
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 Fault = Callable[[], None]
+LONGEST = 600
+"""Seconds that a command may take."""
 
 
 def warm() -> None:
@@ -73,8 +76,11 @@ _said: dict[int, tuple[int, Path]] = {}
 
 def _work(command: str, where: Path, log: int, fault: Fault | None, at: int) -> NoReturn:
     import torch
+    from tqdm import tqdm
 
     torch.set_num_threads(1)  # replaces the parent's pool of threads, before several threads want to at once
+    tqdm.set_lock(RLock())  # forks share the other one, and one that is killed never gives it back
+    signal.alarm(LONGEST)  # ends a trial that hangs, as a failure
     code = 1
     try:
         os.chdir(where)
