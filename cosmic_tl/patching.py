@@ -5,10 +5,10 @@ from the changed one on are run, from block `l` on, with the keys and values tha
 whole passes, to rounding.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,7 @@ from torch import Tensor
 from cosmic_tl._util.border import checked
 from cosmic_tl.engine import Outcome, Reading
 from cosmic_tl.errors import CosmicError, check_count, one_of
+from cosmic_tl.interventions.options import WrittenPart
 from cosmic_tl.model.batching import batches, rows_per_pass
 from cosmic_tl.model.components import check_additive
 from cosmic_tl.model.forward import KeysValues, Resume, TokenBatch, forward
@@ -24,8 +25,6 @@ from cosmic_tl.model.hooks import Hook, Site, hook_name, same_for_all_tokens
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.model.shortcuts import out_of_memory, shortcuts
 
-WrittenPart = Literal["stream", "attention", "mlp", "block"]
-"""What is changed: the stream that enters a block, what its attention or its MLP adds, or what the whole block adds."""
 SITES: dict[str, Site] = {
     "stream": "hook_resid_pre",
     "attention": "hook_attn_out",
@@ -112,6 +111,7 @@ def patched(
     reduce: Callable[[Outcome], Tensor],
     *,
     batch_size: int | None = None,
+    known: Container[int] = (),
 ) -> Iterator[tuple[int, Tensor]]:
     """What each of many patches does to the same prompts.
 
@@ -122,6 +122,8 @@ def patched(
         reading: What to read, at the last position.
         reduce: Turns what some prompts gave under one patch into what to keep, one entry per prompt.
         batch_size: Rows (prompts times patches) per pass. Default: by available memory, at most 256.
+        known: Indices of patches whose results are not needed. Patches share passes as if they were, so that a stopped
+            computation goes on with the very same numbers; those that share one with others may still be yielded.
 
     Yields:
         A patch's index and its `[prompt, …]` tensor on the CPU.
@@ -158,7 +160,7 @@ def patched(
         clean = [_clean(model, batch, reading, deepest, resume) for batch in batches(model, rows)]
         order = sorted(range(len(patches)), key=lambda i: patches[i]._kind)
         for _, group in groupby(order, key=lambda i: patches[i]._kind):
-            yield from _group(model, clean, {i: patches[i] for i in group}, reading, reduce, batch_size, resume)
+            yield from _group(model, clean, {i: patches[i] for i in group}, reading, reduce, batch_size, known, resume)
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
@@ -203,6 +205,7 @@ def _group(
     reading: Reading,
     reduce: Callable[[Outcome], Tensor],
     batch_size: int | None,
+    known: Container[int],
     resume: bool,
 ) -> Iterator[tuple[int, Tensor]]:
     """Patches of one kind, as many at once as fit."""
@@ -217,6 +220,8 @@ def _group(
     numbers = list(patches)
     for start in range(0, len(numbers), together):
         chunk = numbers[start : start + together]
+        if all(i in known for i in chunk):
+            continue
         found: dict[int, list[tuple[tuple[int, ...], Tensor]]] = {i: [] for i in chunk}
         for one in clean:
             outcomes = _pass(model, one, [patches[i] for i in chunk], reading, resume)

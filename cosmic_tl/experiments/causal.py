@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import nan
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,8 @@ from cosmic_tl.directions.direction import Direction, random_direction
 from cosmic_tl.engine import Outcome, Reading, intervened
 from cosmic_tl.errors import CosmicError, check_count, one_of
 from cosmic_tl.experiments.conditions import REFUSAL, Terms, terms_of
+from cosmic_tl.experiments.options import Span, Treatment
+from cosmic_tl.interventions.options import WrittenPart
 from cosmic_tl.metrics.divergence import kl_divergence
 from cosmic_tl.metrics.refusal_score import RefusalTokens, log_odds
 from cosmic_tl.model.batching import batches
@@ -28,11 +30,10 @@ from cosmic_tl.model.forward import read
 from cosmic_tl.model.hooks import Site
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.model.positions import Positions, post_instruction_positions
-from cosmic_tl.patching import SITES, Change, Patch, WrittenPart, patched
+from cosmic_tl.patching import SITES, Change, Patch, patched
 from cosmic_tl.selection.result import Selection
+from cosmic_tl.selection.scores import Products
 
-Treatment = Literal["interchange", "removal"]
-Span = Literal["at", "up to", "from"]
 DIRECTION, PLACEBO, WHOLE = "direction", "placebo", "whole"
 RESAMPLES = 1000
 """Of the prompts, for the intervals."""
@@ -106,7 +107,9 @@ class CausalMap(Result):
 
     def _lines(self) -> list[str]:
         n, m = self.n_prompts
-        return [f"CausalMap({self.treatment} of the {self.part}, {self.span} each layer, {n} + {m} prompts)"]
+        return [
+            f"CausalMap({self.treatment} of the {self.part}, {self.span.replace('-', ' ')} each layer, {n} + {m} prompts)"
+        ]
 
     def _shown(self) -> pd.DataFrame:
         return pd.concat(
@@ -133,6 +136,7 @@ def causal_map(
     chat: ChatFormat | None = None,
     batch_size: int | None = None,
     seed: int = 0,
+    effects: Products | None = None,
 ) -> CausalMap:
     """Where a concept acts: exchange what each layer writes at each token, along the direction, and see what the model then does.
 
@@ -153,7 +157,7 @@ def causal_map(
         treatment: "interchange" (default) or "removal", which does not touch negative prompts.
         part: What is exchanged: what the whole "block" adds (default), what its "attention" or its "mlp" adds, or the "stream"
             that enters it, with all that was written before.
-        span: One layer "at" a time (default), all layers "up to" each, or all "from" it on.
+        span: One layer "at" a time (default), all layers "up-to" each, or all "from" it on.
         n_train: Training prompts per side, of a contrast set. Default all.
         n_val: Validation prompts per side. Default all.
         n_positions: How many of the last positions. Default every post-instruction token.
@@ -162,6 +166,8 @@ def causal_map(
         chat: Formatting. Defaults to the plain chat template.
         batch_size: Rows (prompts times patches) per pass. Default: by available memory.
         seed: Of the placebos and the resampling. Default 0.
+        effects: What is already known, by layer, position and a name of side and treatment; new ones are put in as they come, so
+            that a mapping that writes them down makes the map resumable. Of the same arguments only.
 
     Raises:
         CosmicError: If there is nothing to measure, a number is out of range, or the direction does not fit the model.
@@ -201,12 +207,15 @@ def causal_map(
     sides = SIDES if treatment == "interchange" else SIDES[:1]
     names = [name for name, wanted in (("score", tokens is not None), ("cosine", layers), ("kl", True)) if wanted]
     tables, shares = [], []
+    effects = {} if effects is None else effects
     n_patches = len(sides) * int(model.cfg.n_layers) * len(positions) * (1 + n_placebos + whole)
     with track(n_patches, "places") as advance:
         for number, side in enumerate(sides):
             measured = _measuring(clean, number, tokens, layers)
             patches = list(_patches(means[1 - number], direction.unit, random, part, treatment, span, positions, whole))
-            found: dict[tuple[str, int, int], list[Tensor]] = {}
+            keys = [(layer, position, f"{side}, {name}") for (name, layer, position), _ in patches]
+            known = {i for i, key in enumerate(keys) if key in effects}
+            advance(len(known))
             for i, effect in patched(
                 model,
                 rows[number],
@@ -214,11 +223,16 @@ def causal_map(
                 Reading(layers, logits=True),
                 measured,
                 batch_size=batch_size,
+                known=known,
             ):
-                found.setdefault(patches[i][0], []).append(effect)
-                advance(1)
-            effects = {key: torch.stack(some).mean(0) for key, some in found.items()}
-            one, other = _summarized(effects, names, seed)
+                if i not in known:
+                    effects[keys[i]] = effect.float()
+                    advance(1)
+            found: dict[tuple[str, int, int], list[Tensor]] = {}
+            for (name, layer, position), _ in patches:
+                one_place = found.setdefault((name.partition(" ")[0], layer, position), [])
+                one_place.append(effects[layer, position, f"{side}, {name}"].double())
+            one, other = _summarized({key: torch.stack(some).mean(0) for key, some in found.items()}, names, seed)
             tables.append(one.assign(side=side))
             shares.append(other.assign(side=side))
     order = ["side", "measure", "treatment", "layer", "position", "effect", "low", "high"]
@@ -302,7 +316,7 @@ def _patches(
     """Treatment, layer and position of each patch, and the patch."""
     n_layers = len(other)
     for layer in range(n_layers):
-        reach = {"at": range(layer, layer + 1), "up to": range(layer + 1), "from": range(layer, n_layers)}[span]
+        reach = {"at": range(layer, layer + 1), "up-to": range(layer + 1), "from": range(layer, n_layers)}[span]
         for position in positions.indices:
             mean = {at: other[at, position] for at in reach}
             along = mean if treatment == "interchange" else {at: torch.zeros_like(mean[at]) for at in reach}
@@ -311,8 +325,8 @@ def _patches(
                 return Patch(position, tuple(Change(at, part, to, *vectors) for at, to in changes.items()))
 
             yield (DIRECTION, layer, position), patch(along, unit)
-            for one in random:
-                yield (PLACEBO, layer, position), patch(along, unit, one)
+            for number, one in enumerate(random):
+                yield (f"{PLACEBO} {number}", layer, position), patch(along, unit, one)
             if whole:
                 yield (WHOLE, layer, position), patch(mean)
 

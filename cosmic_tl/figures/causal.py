@@ -48,7 +48,7 @@ def plot_causal_map(causal_map: CausalMap, measure: str | None = None) -> go.Fig
             panels.append(Panel(title, values, labels, signed=True))
     figure = heatmaps(panels, shared=True, bar_title=LABELS[measure])
     n, m = found.n_prompts
-    reach = {"at": "one layer at a time", "up to": "all layers up to each", "from": "all layers from each on"}[
+    reach = {"at": "one layer at a time", "up-to": "all layers up to each", "from": "all layers from each on"}[
         found.span
     ]
     what = {"stream": "the stream that enters it"}.get(found.part, f"what the {found.part} adds")

@@ -6,6 +6,9 @@ from cosmic_tl.errors import CosmicError, one_of
 
 Mode = Literal["linear", "affine", "ace"]
 """How a direction is removed and induced; "ace" is accepted for "affine"."""
+WrittenPart = Literal["stream", "attention", "mlp", "block"]
+"""A part of the model at one layer: the stream that enters a block, what its attention or its MLP adds, or what the whole block
+adds."""
 InductionTokens = Literal["all", "prompt"]
 
 

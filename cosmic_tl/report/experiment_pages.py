@@ -1,12 +1,14 @@
-"""Pages of what other commands make of a finished run: sweeps, strengths at equal cost, and adversarial suffixes."""
+"""Pages of what other commands make of a finished run: sweeps, strengths at equal cost, causal maps, adversarial suffixes."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
+from cosmic_tl.experiments.causal import CausalMap
 from cosmic_tl.experiments.cost_curves import CostCurves
 from cosmic_tl.experiments.sweeps import BASELINE, Sweep
+from cosmic_tl.figures.causal import plot_causal_map
 from cosmic_tl.figures.cost_curves import plot_cost_curves
 from cosmic_tl.figures.suffixes import plot_head_attention, plot_head_contributions, plot_suffix_cosines
 from cosmic_tl.figures.sweeps import plot_sweep
@@ -117,6 +119,47 @@ def write_calibration(found: CostCurves, summary: Mapping[str, Any], *, run: str
         points=found.points.to_dict("records"),
         targets=table(found.table, "Each edit at the target"),
         numbers=table(found.points, "Every strength that was tried"),
+        command=command,
+    )
+
+
+CAPTIONS = {
+    "score": "Change of the refusal score (log-odds that the answer begins with a refusal token) towards the other class.",
+    "cosine": "Change of the cosine to the other class's mean, at the evaluation layers.",
+    "kl": "Divergence of the next token's distribution from that of the clean model.",
+}
+
+
+def write_causal(found: CausalMap, summary: Mapping[str, Any], *, run: str = "", command: str = "") -> str:
+    """The page of a causal map (`causal.html`) as text.
+
+    Args:
+        found: From `causal_map`.
+        summary: The run's, as in `summary.json`.
+        run: The run's directory. Defaults to none.
+        command: The command that repeats the map. Defaults to none.
+    """
+    pictures = {measure: Picture(plot_causal_map(found, measure)) for measure in found.measures}
+    first, (n, m) = found.measures[0], found.n_prompts
+    title = next(iter(pictures.values())).title
+    return render(
+        "causal",
+        title=title,
+        heading=title,
+        about=[
+            *_about(summary, run),
+            f"{n} {found.terms.sides['positive']} and {m} {found.terms.sides['negative']} prompts",
+        ],
+        found=found,
+        what="the stream that enters a block" if found.part == "stream" else f"what the {found.part} adds",
+        strongest={
+            side: table(found.strongest(side), f"Strongest places, {found.terms.sides[side]} prompts ({first})")
+            for side in found.table.side.unique()
+        },
+        pictures=pictures,
+        captions=CAPTIONS,
+        rows=found.table.to_dict("records"),
+        numbers=table(found.terms.of(found.table), "Every place"),
         command=command,
     )
 

@@ -14,6 +14,7 @@ from cosmic_tl.model.load import TransformerBridge, model_label
 
 DERIVED = {
     "sweep": ("sweep.csv", "sweep.html"),
+    "causal": ("causal.csv", "causal.html"),
     "calibrate": ("calibration.csv", "calibration.html"),
     "suffix": (
         "suffix.json",

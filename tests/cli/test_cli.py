@@ -282,6 +282,20 @@ def test_a_run_can_be_judged_costed_swept_and_exported(command, tmp_path):
     log.write_text("\n".join(known) + "\n")
     code, _, error = command("calibrate", out, "--nats", "0.5", "--score", "1")
     assert code == 2 and "nats, score: found 0.5 and 1.0" in error
+    few = ["--n-test", "4", "--positions", "1"]
+    code, text, error = command("causal", out, *few)
+    assert code == 0 and "Strongest places, harmful prompts (score):" in text, error
+    table = pd.read_csv(out / "causal.csv")
+    assert set(table.treatment) == {"direction", "placebo", "whole"} and set(table.measure) == {"score", "cosine", "kl"}
+    assert "<title>Where the concept acts" in (out / "causal.html").read_text()
+    (log,) = (out / "resume").glob("causal-*.jsonl")
+    known = log.read_text().splitlines()
+    log.write_text("\n".join(known[:20]) + "\n")
+    code, _, error = command("causal", out, *few)  # goes on to the same
+    assert code == 0 and sorted(log.read_text().splitlines()) == sorted(known), error
+    assert pd.read_csv(out / "causal.csv").equals(table)
+    code, _, error = command("causal", out, "--n-test", "4", "--part", "head")
+    assert code == 2 and "part" in error
     code, text, error = command("orthogonalize", out, "--out", tmp_path / "edited", "--n-test", "4")
     assert code == 0, error
     assert "evaluated removal by ACE (affine mode); weight orthogonalization is directional ablation" in text

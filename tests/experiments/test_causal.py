@@ -115,7 +115,7 @@ def test_the_concept_acts_where_the_placebo_does_not(found):
 
 def test_spans_add_up_at_their_ends(demo, prompts, selection, tokens, found):
     options = {"tokens": tokens, "whole": False, **SIZES}
-    up_to, from_on = (causal_map(demo, prompts, selection, span=span, **options) for span in ("up to", "from"))
+    up_to, from_on = (causal_map(demo, prompts, selection, span=span, **options) for span in ("up-to", "from"))
 
     def effects(some, layer):
         own = some.table[(some.table.treatment == "direction") & (some.table.layer == layer)]
@@ -126,6 +126,26 @@ def test_spans_add_up_at_their_ends(demo, prompts, selection, tokens, found):
     assert (effects(up_to, 7) - effects(from_on, 0)).abs().max() < 1e-6  # all of them
     assert effects(up_to, 7).max() > effects(found, 7).max()
     assert up_to.shares.empty
+
+
+def test_a_map_that_was_stopped_goes_on_to_the_same(demo, prompts, selection, tokens, found):
+    class Stopped(Exception):
+        pass
+
+    class Limited(dict):
+        def __setitem__(self, key, value):
+            if len(self) == 50:
+                raise Stopped
+            super().__setitem__(key, value)
+
+    some = Limited()
+    with pytest.raises(Stopped):
+        causal_map(demo, prompts, selection, tokens=tokens, effects=some, **SIZES)
+    known = dict(some)
+    again = causal_map(demo, prompts, selection, tokens=tokens, effects=known, **SIZES)
+    assert len(known) > len(some) == 50
+    for one, other in ((again.table, found.table), (again.shares, found.shares)):
+        assert one.equals(other)
 
 
 def test_removal_leaves_the_negative_prompts_alone(demo, prompts, selection):
