@@ -25,7 +25,7 @@ from cosmic_tl import (
     select_cosmic,
     sweep,
 )
-from cosmic_tl.experiments import measure_sensitivity
+from cosmic_tl.experiments import causal_map, measure_sensitivity
 from cosmic_tl.figures import (
     plot_direction_cosines,
     plot_head_attention,
@@ -93,6 +93,10 @@ def figures(run: Run) -> dict[str, go.Figure]:
     drawn["refusal-rates"] = plot_refusal_rates(run.effects)
     steered = sweep(model, (harmful, harmless), direction, tokens=by_tokens.tokens, max_new_tokens=16)
     drawn["sweep"] = plot_sweep(steered)
+
+    drawn["causal-map"] = causal_map(
+        model, prompts, selection, tokens=by_tokens.tokens, n_train=100, n_val=40
+    ).plot()
 
     drawn["cost-curves"] = calibrate(model, harmless[:8], direction, tokens=by_tokens.tokens, max_new_tokens=24).plot()
 
