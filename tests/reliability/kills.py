@@ -77,10 +77,11 @@ _said: dict[int, tuple[int, Path]] = {}
 
 def _work(command: str, where: Path, log: int, fault: Fault | None, at: int) -> NoReturn:
     import torch
-    from tqdm import tqdm
+    import tqdm.auto
 
     torch.set_num_threads(1)  # replaces the parent's pool of threads, before several threads want to at once
-    tqdm.set_lock(RLock())  # forks share the other one, and one that is killed never gives it back
+    for bar in (tqdm.tqdm, tqdm.auto.tqdm):  # forks share their lock, and one that is killed never gives it back
+        bar.set_lock(RLock())
     signal.alarm(LONGEST)  # ends a trial that hangs, as a failure
     code = 1
     try:
