@@ -94,9 +94,7 @@ def figures(run: Run) -> dict[str, go.Figure]:
     steered = sweep(model, (harmful, harmless), direction, tokens=by_tokens.tokens, max_new_tokens=16)
     drawn["sweep"] = plot_sweep(steered)
 
-    drawn["causal-map"] = causal_map(
-        model, prompts, selection, tokens=by_tokens.tokens, n_train=100, n_val=40
-    ).plot()
+    drawn["causal-map"] = causal_map(model, prompts, selection, tokens=by_tokens.tokens, n_train=100, n_val=40).plot()
 
     drawn["cost-curves"] = calibrate(model, harmless[:8], direction, tokens=by_tokens.tokens, max_new_tokens=24).plot()
 
