@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 RESULTS, KEPT = (Path(__file__).with_name(name) for name in ("RESULTS.md", "results.json"))
-ORDER = ("real", "selection", "stability", "extraction", "generation", "scaling", "startup")
+ORDER = ("real", "selection", "causal", "stability", "extraction", "generation", "scaling", "startup")
 COMMANDS = {
     "real": "python -m benchmarks.real MODEL --prompts PROMPTS",
+    "causal": "python -m benchmarks.causal MODEL --prompts PROMPTS",
     "stability,": "python -m benchmarks.stability MODEL --prompts PROMPTS",
 }
 MODES = ("affine", "linear")
@@ -30,6 +31,7 @@ BARS = {
         **{f"{where} {mode} over_floor": "≤ 1.6" for where in ("mid", "last") for mode in MODES},
         **{f"{where} {mode} max_score_difference": "≤ 1e-4" for where in ("mid", "last") for mode in MODES},
     },
+    "causal": {"seconds": "≤ 600", "over_floor": "≤ 1.6", "max_score_difference": "≤ 1e-4"},
     "stability, real": {
         **{f"{mode} time of the resampling alone": "≤ 0.05" for mode in MODES},
         **{f"{mode} time with its passes": "≤ 0.25" for mode in MODES},
