@@ -45,7 +45,7 @@ def plot_causal_map(causal_map: CausalMap, measure: str | None = None) -> go.Fig
             own = some[(some.side == side) & (some.treatment == treatment)]
             values = own.pivot(index="layer", columns="position", values="effect").to_numpy(float)
             title = f"{as_text(found.terms.sides[side])} prompts: {treatment}"
-            panels.append(Panel(title, values, labels, signed=True))
+            panels.append(Panel(title, values, labels, signed=measure != "kl"))
     figure = heatmaps(panels, shared=True, bar_title=LABELS[measure])
     n, m = found.n_prompts
     reach = {"at": "one layer at a time", "up-to": "all layers up to each", "from": "all layers from each on"}[

@@ -8,7 +8,7 @@ import pandas as pd
 from cosmic_tl.experiments.causal import CausalMap
 from cosmic_tl.experiments.cost_curves import CostCurves
 from cosmic_tl.experiments.sweeps import BASELINE, Sweep
-from cosmic_tl.figures.causal import plot_causal_map
+from cosmic_tl.figures.causal import LABELS, plot_causal_map
 from cosmic_tl.figures.cost_curves import plot_cost_curves
 from cosmic_tl.figures.suffixes import plot_head_attention, plot_head_contributions, plot_suffix_cosines
 from cosmic_tl.figures.sweeps import plot_sweep
@@ -142,6 +142,10 @@ def write_causal(found: CausalMap, summary: Mapping[str, Any], *, run: str = "",
     pictures = {measure: Picture(plot_causal_map(found, measure)) for measure in found.measures}
     first, (n, m) = found.measures[0], found.n_prompts
     title = next(iter(pictures.values())).title
+    captions = {
+        side: f"Strongest places, {found.terms.sides[side]} prompts ({LABELS[first]})"
+        for side in found.table.side.unique()
+    }
     return render(
         "causal",
         title=title,
@@ -152,10 +156,7 @@ def write_causal(found: CausalMap, summary: Mapping[str, Any], *, run: str = "",
         ],
         found=found,
         what="the stream that enters a block" if found.part == "stream" else f"what the {found.part} adds",
-        strongest={
-            side: table(found.strongest(side), f"Strongest places, {found.terms.sides[side]} prompts ({first})")
-            for side in found.table.side.unique()
-        },
+        strongest={caption: table(found.strongest(side), caption) for side, caption in captions.items()},
         pictures=pictures,
         captions=CAPTIONS,
         rows=found.table.to_dict("records"),
