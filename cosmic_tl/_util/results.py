@@ -30,6 +30,7 @@ FIGURES = {
     "Plan": "costs.plot_plan",
     "Projection": "projections.plot_projection",
     "Ranks": "ranks.plot_ranks",
+    "Readout": "readout.plot_readout",
     "Refined": "refine.plot_refined",
     "Selection": "selection.plot_scores",
     "Sensitivity": "sensitivity.plot_sensitivity",

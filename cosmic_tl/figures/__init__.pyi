@@ -45,6 +45,9 @@ from .projections import (
 from .ranks import (
     plot_ranks as plot_ranks,
 )
+from .readout import (
+    plot_readout as plot_readout,
+)
 from .refine import (
     plot_cone as plot_cone,
     plot_refined as plot_refined,

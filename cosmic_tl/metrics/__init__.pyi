@@ -20,6 +20,10 @@ from .rates import (
     Rate as Rate,
     rate as rate,
 )
+from .readout import (
+    Readout as Readout,
+    read_tokens as read_tokens,
+)
 from .refusal_score import (
     RefusalTokens as RefusalTokens,
     find_refusal_tokens as find_refusal_tokens,

@@ -73,6 +73,7 @@ MAKE = {
     "CausalMap": lambda demo, prompts, selection: ct.experiments.causal_map(
         demo, prompts, selection, n_train=4, n_val=2, n_positions=1
     ),
+    "Readout": lambda demo, prompts, selection: ct.metrics.read_tokens(demo, selection.direction, n=3),
     "Cone": lambda demo, prompts, selection: ct.experiments.refine_cone(
         demo,
         prompts,
