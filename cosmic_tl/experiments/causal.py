@@ -22,7 +22,7 @@ from cosmic_tl.errors import CosmicError, check_count, one_of
 from cosmic_tl.experiments.conditions import REFUSAL, Terms, terms_of
 from cosmic_tl.experiments.options import Span, Treatment
 from cosmic_tl.interventions.options import WrittenPart
-from cosmic_tl.metrics.divergence import kl_divergence
+from cosmic_tl.metrics.divergence import divergence_from
 from cosmic_tl.metrics.refusal_score import RefusalTokens, log_odds
 from cosmic_tl.model.batching import batches
 from cosmic_tl.model.chat import ChatFormat, tokenize
@@ -285,19 +285,21 @@ def _measuring(
     """How far a side's prompts come towards the other class, prompt by prompt."""
     stream, logits = clean[number]
     there = clean[1 - number][0]
+    divergence = divergence_from(logits)
+    before = None if tokens is None else log_odds(logits, tokens.ids)
     towards = -1 if number == 0 else 1  # positive prompts are to lose their refusal score
 
     def measured(outcome: Outcome) -> Tensor:
         assert outcome.logits is not None
         here, now = list(outcome.rows), outcome.logits.cpu()
         columns = []
-        if tokens is not None:
-            columns.append(towards * (log_odds(now, tokens.ids) - log_odds(logits[here], tokens.ids)))
+        if tokens is not None and before is not None:
+            columns.append(towards * (log_odds(now, tokens.ids) - before[here]))
         if stream is not None and there is not None:
             target = there.mean(0)[None]
             moved = cosine_similarity(_over_layers(outcome, layers), target, dim=1)
             columns.append(moved - cosine_similarity(stream[here], target, dim=1))
-        columns.append(kl_divergence(logits[here], now))
+        columns.append(divergence(here, now))
         return torch.stack(columns, dim=1)
 
     return measured

@@ -53,11 +53,12 @@ def log_odds(logits: Float[Tensor, "batch vocab"], ids: Sequence[int]) -> Float6
         >>> log_odds(torch.zeros(1, 4), [1, 2]).tolist()
         [0.0]
     """
-    chosen = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-    chosen[list(ids)] = True
-    work = logits.double()
+    chosen = list(set(ids))
+    work = logits.to(torch.float64, copy=True)
     # Both sums separately: 1 − P(R) would lose precision near 0.
-    return work[:, chosen].logsumexp(-1) - work[:, ~chosen].logsumexp(-1)
+    inside = work[:, chosen].logsumexp(-1)
+    work[:, chosen] = -torch.inf
+    return inside - work.logsumexp(-1)
 
 
 def _next_logits(

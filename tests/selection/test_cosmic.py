@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cosmic_tl import CosmicError, CosmicOptions, NoCandidateError, mean_activations, select_cosmic
-from cosmic_tl.metrics.divergence import kl_divergence
+from cosmic_tl.metrics.divergence import divergence_from, kl_divergence
 from cosmic_tl.metrics.refusal_score import RefusalTokens
 from cosmic_tl.selection.cosmic import CLOSE, ROUNDING, _settle, evaluation_layers
 from cosmic_tl.selection.cosmic_table import cosmic_table
@@ -215,6 +215,9 @@ def test_kl_matches_torch_where_nothing_is_tiny():
     p, q = torch.randn(5, 7, generator=torch.Generator().manual_seed(0)), torch.zeros(5, 7)
     exact = torch.nn.functional.kl_div(q.log_softmax(-1), p.log_softmax(-1), log_target=True, reduction="none").sum(-1)
     assert kl_divergence(p, q).float() == pytest.approx(exact, abs=1e-4)
+    assert divergence_from(p)([3, 1], q[:2]).numpy() == pytest.approx(
+        kl_divergence(p[[3, 1]], q[:2]).numpy(), abs=1e-12
+    )
 
 
 @pytest.mark.parametrize(

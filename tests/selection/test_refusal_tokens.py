@@ -31,6 +31,8 @@ def plain_score(model, texts, ids, interventions=()):
 
 def test_log_odds_is_the_papers_formula():
     logits = torch.randn(5, 50, dtype=torch.float64)
+    before = logits.clone()
+    assert torch.equal(log_odds(logits, [7, 3, 7]), log_odds(logits, [3, 7])) and torch.equal(logits, before)
     p = logits.softmax(-1)[:, [3, 7]].sum(-1)
     assert (log_odds(logits, [3, 7]) - (p.log() - (1 - p).log())).abs().max() < 1e-12
     # Where P(R) rounds to 1 the plain formula is infinite.
