@@ -14,6 +14,7 @@ from cosmic_tl._util.border import checked
 from cosmic_tl.activations import MeanActivations
 from cosmic_tl.data.contrast_set import ContrastSet
 from cosmic_tl.directions.candidates import Candidates
+from cosmic_tl.directions.difference_in_means import difference_in_means
 from cosmic_tl.metrics.refusal_score import telling_tokens
 from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.load import TransformerBridge
@@ -25,6 +26,7 @@ from cosmic_tl.selection.filters import check_places, choose, settle
 from cosmic_tl.selection.notes import (
     before_any_edit,
     notes_about,
+    ranking_warnings,
     repeatability_notes,
     stability_notes,
     warnings_about,
@@ -239,6 +241,7 @@ def _select(
     layers = options.evaluation_layers or evaluation_layers(
         similarity, options.evaluation_share, options.exclude_first_half
     )
+    ranked = () if options.evaluation_layers else ranking_warnings(difference_in_means(*prepared.means), layers)
     centre = shared_by_both(prepared.means, layers) if options.target == "centred" else None
     resamples = options.n_resamples and options.cell is None and not options.successive_halving
     unsaid = why_not_resampled([len(side) for side in rows], bool(scores) and products is None) if resamples else ()
@@ -299,7 +302,7 @@ def _select(
         table,
         filters,
         tuple(notes),
-        warnings_about(winner),
+        (*ranked, *warnings_about(winner)),
         tuple(layers),
         similarity,
         positions,

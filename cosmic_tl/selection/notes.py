@@ -23,6 +23,8 @@ MOST_PROMPTS = 300
 """Validation prompts per side up to which inner products are kept: their number grows with the square."""
 REPEATABLE = 0.9
 """A direction whose expected cosine with that of a fresh sample is lower is noted."""
+BY_CHANCE = 0.5
+"""The same of the difference at a ranked evaluation layer, of which is warned."""
 MOST = 0.5
 """A prompt that carries more than this share of a divergence is noted, and a choice that wins less of the resamples."""
 
@@ -172,6 +174,35 @@ def repeatability_notes(candidates: Candidates, cell: Cell) -> tuple[str, ...]:
         "The expected cosine between the chosen direction and that of as many other training prompts is "
         f"{float(cosines[cell]):.2f}; "
         + (f"{n:,.0f} per side would make it 0.95." if n < inf else "no number is known to suffice."),
+    )
+
+
+def ranking_warnings(candidates: Candidates, layers: Sequence[int]) -> tuple[str, ...]:
+    """That the ranking picked layers where the classes differ by chance.
+
+    On prompts without a template the last tokens differ from prompt to prompt, and the lowest layers hold hardly more than these:
+    their means are far apart whatever the classes are.
+
+    Args:
+        candidates: Differences in means, with what is known of their noise.
+        layers: The evaluation layers that were ranked lowest in similarity.
+
+    Example:
+        >>> r, one = torch.tensor([[[2.0, 0.0]]] * 2).double(), torch.ones(2, 1).double()
+        >>> ranking_warnings(Candidates(r, r, "example", noise=3 * one, spread=90 * one), (0,))
+        ('At evaluation layer 0 the classes differ by chance: ...',)
+    """
+    if candidates.repeatability is None:
+        return ()
+    # What leaves a block enters the next one.
+    entering = candidates.repeatability[1:, -1].tolist() + candidates.repeatability[-1:, -1].tolist()
+    if not (doubtful := [layer for layer in layers if entering[layer] < BY_CHANCE]):
+        return ()
+    plural = "s" * (len(doubtful) > 1)
+    return (
+        f"At evaluation layer{plural} {', '.join(map(str, doubtful))} the classes differ by chance: the differences of two fresh "
+        f"samples would have an expected cosine of {min(entering[layer] for layer in doubtful):.2f}. The ranking fell for how "
+        "single prompts end. Give evaluation_layers, exclude_first_half=True or more training prompts.",
     )
 
 

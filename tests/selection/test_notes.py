@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cosmic_tl import (
+    ChatFormat,
     ContrastSet,
     CosmicError,
     CosmicOptions,
@@ -123,3 +124,22 @@ def test_filtering_needs_tokens_that_tell(demo, prompts):
     alike = ContrastSet("alike", *({"train": texts, "val": texts},) * 2)
     with pytest.raises(CosmicError, match="without filter_prompts"):
         select_cosmic(demo, alike, replace(OPTIONS, filter_prompts=True))
+
+
+def test_a_ranking_that_fell_for_how_prompts_end_is_warned_of(demo, prompts):
+    """Both sides from one distribution, without a template: the lowest layers differ most, by their last tokens."""
+    texts = [text for pair in zip(prompts.positive["train"], prompts.negative["train"], strict=False) for text in pair]
+    half = len(texts) // 2 // 2 * 2
+    mixed = replace(
+        prompts,
+        positive={**prompts.positive, "train": tuple(texts[0:half:4] + texts[1:half:4])},
+        negative={**prompts.negative, "train": tuple(texts[2:half:4] + texts[3:half:4])},
+    )
+    options = CosmicOptions(n_train=24, n_val=6, n_positions=2, max_kl=50.0, n_resamples=0)
+    plain = ChatFormat(use_template=False)
+    found = select_cosmic(demo, mixed, options, chat=plain)
+    assert any("the classes differ by chance" in text for text in found.warnings), found.warnings
+    named = select_cosmic(demo, mixed, replace(options, evaluation_layers=(6,)), chat=plain)
+    assert not any("by chance" in text for text in named.warnings)  # what is asked for was not ranked
+    real = select_cosmic(demo, prompts, options)
+    assert not any("by chance" in text for text in real.warnings)
