@@ -52,6 +52,8 @@ class Change:
     """A unit vector; None replaces the whole activation."""
     write: Float[Tensor, " d_model"] | None = None
     """A unit vector; default `read`. Another one moves the activation as far, in another direction: a placebo."""
+    position: int | None = None
+    """At another token than the patch's, after it; default the patch's."""
 
     def __post_init__(self) -> None:
         one_of("part", self.part, get_args(WrittenPart))
@@ -60,19 +62,24 @@ class Change:
 @checked
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """Changes at one token, in one block or in several.
+    """Changes at one token or at several, in one block or in several.
 
     Raises:
-        CosmicError: If there are none, or the position is not negative.
+        CosmicError: If there are none, or a position is not negative, or before the patch's.
     """
 
     position: int
-    """Counted from the end: −1 is the last token."""
+    """Counted from the end: −1 is the last token. Where passes begin."""
     changes: tuple[Change, ...]
 
     def __post_init__(self) -> None:
-        if self.position >= 0:
-            raise CosmicError(f"position: found {self.position}; positions count from the end, and -1 is the last")
+        for position in (self.position, *(one.position for one in self.changes if one.position is not None)):
+            if position >= 0:
+                raise CosmicError(f"position: found {position}; positions count from the end, and -1 is the last")
+            if position < self.position:
+                raise CosmicError(
+                    f"position: found a change at {position}, before the patch's {self.position}; begin there"
+                )
         if not self.changes:
             raise CosmicError("changes: found none; give at least one")
 
@@ -89,7 +96,8 @@ class Patch:
     @property
     def _kind(self) -> tuple[Any, ...]:
         """Patches of one kind share a pass."""
-        return self.position, self.first, tuple((one.layer, one.part, one.read is None) for one in self.changes)
+        places = ((one.layer, one.part, one.position or self.position, one.read is None) for one in self.changes)
+        return self.position, self.first, tuple(places)
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,7 +285,7 @@ def _hooks(model: TransformerBridge, patches: Sequence[Patch]) -> list[Hook]:
     last: list[Hook] = []
     for changes in zip(*(patch.changes for patch in patches), strict=True):
         layer, part = changes[0].layer, changes[0].part
-        change = _changing(changes, -patches[0].position)
+        change = _changing(changes, -(changes[0].position or patches[0].position))
         if part == "block":
             entering, change = _added(change)
             last.append((hook_name(model, layer, "hook_resid_pre"), entering))  # after every change of the input

@@ -10,7 +10,8 @@ def plain_patch(hf, row, patch, layers):
     entered = {}
 
     def changed(x, change):
-        old = x[0, patch.position].double()
+        position = patch.position if change.position is None else change.position
+        old = x[0, position].double()
         read = change.read
         if read is None:
             new = change.target.double()
@@ -18,7 +19,7 @@ def plain_patch(hf, row, patch, layers):
             write = change.write if change.write is not None else read
             new = old + ((change.target.double() - old) @ read.double()) * write.double()
         x = x.clone()
-        x[0, patch.position] = new.to(x.dtype)
+        x[0, position] = new.to(x.dtype)
         return x
 
     def first(output):

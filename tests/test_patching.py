@@ -26,6 +26,8 @@ def _patches(d_model, n_layers, positions=(-1, -2, -4)):
             found.append(
                 Patch(position, tuple(Change(layer, part, (layer + 1) * target, unit) for layer in range(n_layers)))
             )
+    several = [(layer, part, at) for layer, at in ((1, -4), (1, -1), (n_layers - 1, -2)) for part in ("block", "mlp")]
+    found.append(Patch(-4, tuple(Change(layer, part, target, unit, None, at) for layer, part, at in several)))
     return found
 
 
@@ -103,6 +105,8 @@ def test_bad_input(demo):
         Patch(0, (Change(0, "mlp", zero),))
     with pytest.raises(CosmicError, match=r"^changes: found none"):
         Patch(-1, ())
+    with pytest.raises(CosmicError, match=r"^position: found a change at -3, before the patch's -2"):
+        Patch(-2, (Change(0, "mlp", zero, position=-3),))
     with pytest.raises(CosmicError, match=r"^part: "):
         Change(0, "head", zero)
     for patch, message in (

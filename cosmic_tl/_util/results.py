@@ -34,6 +34,7 @@ FIGURES = {
     "Refined": "refine.plot_refined",
     "Selection": "selection.plot_scores",
     "Sensitivity": "sensitivity.plot_sensitivity",
+    "SmallestEdit": "smallest.plot_smallest_edit",
     "Stability": "stability.plot_stability",
     "Suffix": "suffixes.plot_suffix_losses",
     "SuffixAnalysis": "suffixes.plot_suffix_cosines",

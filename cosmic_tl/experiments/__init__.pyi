@@ -59,6 +59,10 @@ from .sensitivity import (
     Sensitivity as Sensitivity,
     measure_sensitivity as measure_sensitivity,
 )
+from .smallest import (
+    SmallestEdit as SmallestEdit,
+    smallest_edit as smallest_edit,
+)
 from .sweeps import (
     Sweep as Sweep,
     sweep as sweep,

@@ -198,12 +198,11 @@ def causal_map(
             "tokens: a bare direction comes without anything to measure; give tokens, evaluation_layers or a selection"
         )
     positions = post_instruction_positions(model, chat, n_positions)
-    train = prompts.sides("train", n_train) if isinstance(prompts, ContrastSet) else sides_of(prompts, "train")
-    val = sides_of(prompts, "val", n_val)
+    train, val = prompts_of(prompts, n_train, n_val)
     rows = [tokenize(model, side, chat) for side in val]
-    means = [_part_means(model, tokenize(model, side, chat), part, len(positions), batch_size) for side in train]
+    means = [part_means(model, tokenize(model, side, chat), part, len(positions), batch_size) for side in train]
     random = [random_direction(direction, seed + k).unit for k in range(n_placebos)]
-    clean = [_clean(model, side, layers, batch_size) for side in rows]
+    clean = [clean_passes(model, side, layers, batch_size) for side in rows]
     sides = SIDES if treatment == "interchange" else SIDES[:1]
     names = [name for name, wanted in (("score", tokens is not None), ("cosine", layers), ("kl", True)) if wanted]
     tables, shares = [], []
@@ -211,7 +210,7 @@ def causal_map(
     n_patches = len(sides) * int(model.cfg.n_layers) * len(positions) * (1 + n_placebos + whole)
     with track(n_patches, "places") as advance:
         for number, side in enumerate(sides):
-            measured = _measuring(clean, number, tokens, layers)
+            measured = measuring(clean, number, tokens, layers)
             patches = list(_patches(means[1 - number], direction.unit, random, part, treatment, span, positions, whole))
             keys = [(layer, position, f"{side}, {name}") for (name, layer, position), _ in patches]
             known = {i for i, key in enumerate(keys) if key in effects}
@@ -242,7 +241,20 @@ def causal_map(
     return CausalMap(table, share, part, treatment, span, positions, counts, terms_of(None, labels_of(prompts)))
 
 
-def _part_means(
+def prompts_of(
+    prompts: Prompts, n_train: int | None, n_val: int | None
+) -> tuple[tuple[list[str], list[str]], tuple[list[str], list[str]]]:
+    """Both sides' training and validation prompts; of a pair of lists both are the same.
+
+    Example:
+        >>> prompts_of((["a", "b"], ["c"]), None, 1)
+        ((['a', 'b'], ['c']), (['a'], ['c']))
+    """
+    train = prompts.sides("train", n_train) if isinstance(prompts, ContrastSet) else sides_of(prompts, "train")
+    return train, sides_of(prompts, "val", n_val)
+
+
+def part_means(
     model: TransformerBridge, rows: Sequence[Sequence[int]], part: WrittenPart, n_positions: int, batch_size: int | None
 ) -> Float64[Tensor, "layer position d_model"]:
     """Mean of what a part of every block writes, at the last positions."""
@@ -260,7 +272,7 @@ def _part_means(
     return mean
 
 
-def _clean(
+def clean_passes(
     model: TransformerBridge, rows: Sequence[Sequence[int]], layers: tuple[int, ...], batch_size: int | None
 ) -> tuple[Tensor | None, Tensor]:
     """The mean over evaluation layers of `y[l, -1]`, and the next token's logits, of every prompt."""
@@ -279,7 +291,7 @@ def _over_layers(outcome: Outcome, layers: tuple[int, ...]) -> Float64[Tensor, "
     return torch.stack([outcome.resid_post[layer][:, -1].cpu().double() for layer in layers]).mean(0)
 
 
-def _measuring(
+def measuring(
     clean: Sequence[tuple[Tensor | None, Tensor]], number: int, tokens: RefusalTokens | None, layers: tuple[int, ...]
 ) -> Callable[[Outcome], Float64[Tensor, "prompt measure"]]:
     """How far a side's prompts come towards the other class, prompt by prompt."""
@@ -323,8 +335,13 @@ def _patches(
             mean = {at: other[at, position] for at in reach}
             along = mean if treatment == "interchange" else {at: torch.zeros_like(mean[at]) for at in reach}
 
-            def patch(changes: Mapping[int, Tensor], *vectors: Tensor, position: int = position) -> Patch:
-                return Patch(position, tuple(Change(at, part, to, *vectors) for at, to in changes.items()))
+            def patch(
+                changes: Mapping[int, Tensor],
+                read: Tensor | None = None,
+                write: Tensor | None = None,
+                position: int = position,
+            ) -> Patch:
+                return Patch(position, tuple(Change(at, part, to, read, write) for at, to in changes.items()))
 
             yield (DIRECTION, layer, position), patch(along, unit)
             for number, one in enumerate(random):

@@ -64,6 +64,9 @@ from .selection import (
 from .sensitivity import (
     plot_sensitivity as plot_sensitivity,
 )
+from .smallest import (
+    plot_smallest_edit as plot_smallest_edit,
+)
 from .stability import (
     plot_stability as plot_stability,
 )

@@ -74,6 +74,16 @@ MAKE = {
         demo, prompts, selection, n_train=4, n_val=2, n_positions=1
     ),
     "Readout": lambda demo, prompts, selection: ct.metrics.read_tokens(demo, selection.direction, n=3),
+    "SmallestEdit": lambda demo, prompts, selection: ct.experiments.smallest_edit(
+        demo,
+        prompts,
+        ct.select_cosmic(demo, prompts, replace(SMALL, n_train=16)).direction,
+        ct.metrics.refusal_tokens(demo, ["I'm sorry"]),
+        n_train=8,
+        n_val=4,
+        n_positions=1,
+        most=2,
+    ),
     "Cone": lambda demo, prompts, selection: ct.experiments.refine_cone(
         demo,
         prompts,

@@ -8,8 +8,8 @@ import torch
 from torch.nn.functional import cosine_similarity, normalize
 
 from cosmic_tl import CosmicError, CosmicOptions, Direction, load_model, load_prompts, select_cosmic
-from cosmic_tl.experiments import causal_map
-from cosmic_tl.metrics import find_refusal_tokens
+from cosmic_tl.experiments import causal_map, smallest_edit
+from cosmic_tl.metrics import RefusalTokens, find_refusal_tokens, refusal_tokens
 from cosmic_tl.metrics.divergence import kl_divergence
 from cosmic_tl.metrics.refusal_score import log_odds
 from cosmic_tl.model.chat import tokenize
@@ -187,6 +187,42 @@ def test_a_planted_cause_comes_first(planted):
             assert 0.2 < best.share[0] < 1
     found = causal_map(planted, prompts, direction, evaluation_layers=(2,), part="mlp", n_positions=3)
     assert found.table.effect.abs().max() < 1e-6
+
+
+def test_one_place_is_enough_where_one_place_is_all(planted):
+    sides = [
+        [f"Say {word} {marker} {marker} {marker}" for word in ("pizza", "dog", "river")] for marker in ("bake", "paint")
+    ]
+    rows = [tokenize(planted, side) for side in sides]
+    logits = [torch.cat([_pass(planted, row, 2)[1] for row in some]).mean(0) for some in rows]
+    ids = (int((logits[0] - logits[1]).argmax()),)  # what positive prompts are more likely to be answered with
+    streams = [torch.stack([_pass(planted, row, 2)[0] for row in some]).mean(0) for some in rows]
+    direction = Direction((streams[0] - streams[1]).float(), None, layer=2, position=-1)
+    found = smallest_edit(planted, (sides[0], sides[1]), direction, RefusalTokens(ids, ("x",)), n_positions=3)
+    assert found.places == [(1, -1)] and found.table.share.tolist() == pytest.approx([1, 1], abs=1e-4)
+
+
+def test_few_places_do_what_all_do_and_the_placebo_does_not(demo, prompts, selection, tokens):
+    found = smallest_edit(
+        demo, prompts, selection.direction, tokens, side="negative", most=3, n_train=12, n_val=8, n_positions=2
+    )
+    table = found.table
+    assert table.n.tolist() == [*range(1, len(found.places) + 1), 16] and len(set(found.places)) == len(found.places)
+    assert table.share.iloc[-1] == 1 and table.effect.iloc[0] > 5 * abs(table.placebo.iloc[0])
+    one = causal_map(demo, prompts, selection, tokens=tokens, n_train=12, n_val=8, n_positions=2)
+    first = one.table[
+        (one.table.side == "negative")
+        & (one.table.measure == "score")
+        & (one.table.treatment == "direction")
+        & (one.table.layer == found.places[0][0])
+        & (one.table.position == found.places[0][1])
+    ]
+    assert table.effect[0] == pytest.approx(float(first.effect.iloc[0]), abs=1e-5)
+    with pytest.raises(CosmicError, match=r"^goal: found 2"):
+        smallest_edit(demo, prompts, selection.direction, tokens, goal=2)
+    compliance = refusal_tokens(demo, ["Of course"])  # which the exchange makes more likely
+    with pytest.raises(CosmicError, match=r"^direction: exchanging it at all places changes the score by"):
+        smallest_edit(demo, prompts, selection.direction, compliance, n_train=8, n_val=2, n_positions=1, most=1)
 
 
 def test_bad_input(demo, prompts, selection):
