@@ -53,7 +53,9 @@ def test_they_are_what_whole_passes_give(demo, prompts):
 @pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "mistral"])
 def test_on_other_architectures(architecture, tmp_path):
     model = load_model(save(tmp_path, architecture), device="cpu")
-    rows = tokenize(model, ["hi", "hello there, how are you this morning?"])
+    long = "hello there, how are you this morning? What would you like to eat, and who is to cook it for us?"
+    rows = tokenize(model, ["hi", long])
+    assert len(rows[1]) > 2 * 16  # longer than a sliding window
     _compare(model, rows, _patches(32, 3, (-1, -3)), (1, 2))
 
 
