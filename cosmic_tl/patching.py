@@ -18,12 +18,12 @@ from cosmic_tl._util.border import checked
 from cosmic_tl.engine import Outcome, Reading
 from cosmic_tl.errors import CosmicError, check_count, one_of
 from cosmic_tl.interventions.options import WrittenPart
-from cosmic_tl.model.batching import batches, rows_per_pass
+from cosmic_tl.model.batching import BATCH_SIZE, batches, rows_per_pass
 from cosmic_tl.model.components import check_additive
 from cosmic_tl.model.forward import KeysValues, Resume, TokenBatch, forward
-from cosmic_tl.model.hooks import Hook, Site, hook_name, same_for_all_tokens
+from cosmic_tl.model.hooks import Hook, Site, hook_name, probed, same_for_all_tokens
 from cosmic_tl.model.load import TransformerBridge
-from cosmic_tl.model.shortcuts import out_of_memory, shortcuts
+from cosmic_tl.model.shortcuts import out_of_memory
 
 SITES: dict[str, Site] = {
     "stream": "hook_resid_pre",
@@ -159,13 +159,13 @@ def patched(
     _check(model, rows, patches)
     if not same_for_all_tokens(model):
         raise CosmicError(
-            "model: an intervention around depends on the tokens' places, which differ here; use one on all tokens"
+            "model: an active intervention depends on the tokens' places, which passes that begin late change; use one on all "
+            "tokens"
         )
     deepest = max((-patch.position for patch in patches), default=1)
-    exact = shortcuts(model, rows)
-    resume = exact.resume and exact.prefix
+    resume = _resumes(model)
     try:
-        clean = [_clean(model, batch, reading, deepest, resume) for batch in batches(model, rows)]
+        clean = [_clean(model, batch, reading, deepest, resume) for batch in batches(model, rows, _size(batch_size))]
         order = sorted(range(len(patches)), key=lambda i: patches[i]._kind)
         for _, group in groupby(order, key=lambda i: patches[i]._kind):
             yield from _group(model, clean, {i: patches[i] for i in group}, reading, reduce, batch_size, known, resume)
@@ -173,6 +173,78 @@ def patched(
         if not out_of_memory(error):
             raise
         raise CosmicError("memory: not enough for these patches; use a smaller batch_size, or fewer prompts") from error
+
+
+def unpatched(
+    model: TransformerBridge,
+    rows: Sequence[Sequence[int]],
+    reading: Reading,
+    reduce: Callable[[Outcome], Tensor],
+    *,
+    batch_size: int | None = None,
+) -> Tensor:
+    """What the clean model gives, to the last bit as `patched` gives it where a patch does not reach.
+
+    Args:
+        model: A `TransformerBridge`.
+        rows: Token ids of the prompts, from `tokenize`.
+        reading: What to read, at the last position.
+        reduce: As for `patched`.
+        batch_size: As for `patched`.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> from cosmic_tl.model.chat import tokenize
+        >>> model = load_model("demo", device="cpu")
+        >>> unpatched(model, tokenize(model, ["hi"]), Reading((7,)), lambda outcome: outcome.resid_post[7][:, -1]).shape
+        torch.Size([1, 128])
+    """
+    resume = _resumes(model)
+    found = [_clean(model, batch, reading, 1, resume).outcome for batch in batches(model, rows, _size(batch_size))]
+    return _in_order([(outcome.rows, reduce(outcome).cpu()) for outcome in found])
+
+
+def _size(batch_size: int | None) -> int | None:
+    return None if batch_size is None else min(batch_size, BATCH_SIZE)
+
+
+def _resumes(model: TransformerBridge) -> bool:
+    """Whether a pass that begins at half the depth and at the last tokens, after padded keys and values, is that of a whole
+    pass; tried once per model.
+    """
+
+    def probe() -> bool:
+        n_layers, rows = int(model.cfg.n_layers), [[1, 2, 3, 4, 5, 6], [1, 3, 5]]
+        reading, k = Reading((n_layers - 1,), logits=True), 2
+        nothing = torch.zeros(int(model.cfg.d_model))
+        patch = Patch(-k, (Change(n_layers // 2, "stream", nothing, nothing),))
+        for batch in batches(model, rows, 2):
+            try:
+                clean = _clean(model, batch, reading, k, True)
+                (found,) = _pass(model, clean, [patch], reading, True)
+            except (
+                AttributeError,
+                IndexError,
+                KeyError,
+                NotImplementedError,
+                RuntimeError,
+                TypeError,
+                ValueError,
+            ) as error:
+                if out_of_memory(error):
+                    raise
+                return False
+            tolerance = 1e-4 if model.cfg.dtype in (torch.float32, torch.float64) else 5e-2
+            whole = clean.outcome
+            assert found.logits is not None
+            assert whole.logits is not None
+            last = n_layers - 1
+            for one, other in ((found.logits, whole.logits), (found.resid_post[last], whole.resid_post[last])):
+                if not (one.float() - other.float()).norm() <= tolerance * other.float().norm():
+                    return False
+        return True
+
+    return probed(model, "patches", probe)
 
 
 def _check(model: TransformerBridge, rows: Sequence[Sequence[int]], patches: Sequence[Patch]) -> None:
@@ -218,7 +290,8 @@ def _group(
 ) -> Iterator[tuple[int, Tensor]]:
     """Patches of one kind, as many at once as fit."""
     some = next(iter(patches.values()))
-    if not reading.logits and some.first > max(reading.layers):
+    last = int(model.cfg.n_layers) - 1 if reading.logits else max(reading.layers)
+    if not any(_reaches(change, some.position, last) for change in some.changes):
         kept = _in_order([(one.outcome.rows, reduce(one.outcome).cpu()) for one in clean])
         yield from ((i, kept) for i in patches)
         return
@@ -236,6 +309,13 @@ def _group(
             for i, outcome in zip(chunk, outcomes, strict=True):
                 found[i].append((outcome.rows, reduce(outcome).cpu()))
         yield from ((i, _in_order(parts)) for i, parts in found.items())
+
+
+def _reaches(change: Change, position: int, last: int) -> bool:
+    """Whether a change can be seen at the last token after block `last`, in which other tokens are only looked at."""
+    return change.layer < last or (
+        change.layer == last and (change.part == "stream" or (change.position or position) == -1)
+    )
 
 
 def _in_order(parts: Sequence[tuple[tuple[int, ...], Tensor]]) -> Tensor:
@@ -285,44 +365,60 @@ def _hooks(model: TransformerBridge, patches: Sequence[Patch]) -> list[Hook]:
     last: list[Hook] = []
     for changes in zip(*(patch.changes for patch in patches), strict=True):
         layer, part = changes[0].layer, changes[0].part
-        change = _changing(changes, -(changes[0].position or patches[0].position))
+        changed, k = _changed(changes), -(changes[0].position or patches[0].position)
         if part == "block":
-            entering, change = _added(change)
+            entering, hook = _of_block(changed, k)
             last.append((hook_name(model, layer, "hook_resid_pre"), entering))  # after every change of the input
-        hooks.append((hook_name(model, layer, SITES[part]), change))
+        else:
+            hook = _of_token(changed, k)
+        hooks.append((hook_name(model, layer, SITES[part]), hook))
     return [*hooks, *last]
 
 
-def _changing(changes: Sequence[Change], k: int) -> Callable[..., Tensor]:
-    """The hook that changes the `k`-th token from the end, for each row its own patch's way."""
+def _changed(changes: Sequence[Change]) -> Callable[[Tensor], Tensor]:
+    """What one token's activations become, for each row its own patch's way; in float32 or better."""
     target = torch.stack([one.target.double() for one in changes])
     whole = changes[0].read is None
     read = target if whole else torch.stack([one.read.double() for one in changes if one.read is not None])
     write = read if whole else torch.stack([(one.read if one.write is None else one.write).double() for one in changes])  # type: ignore[union-attr]
 
-    def change(x: Tensor, hook: Any = None) -> Tensor:
+    def changed(old: Tensor) -> Tensor:
+        to, along, out = (one.to(old.dtype).to(old.device) for one in (target, read, write))
+        rows = old.view(-1, len(changes), old.shape[-1])
+        new = to.expand_as(rows) if whole else rows + ((to - rows) * along).sum(-1, keepdim=True) * out
+        return new.reshape(old.shape)
+
+    return changed
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _of_token(changed: Callable[[Tensor], Tensor], k: int) -> Callable[..., Tensor]:
+    """The hook that changes the `k`-th token from the end."""
+
+    def hook(x: Tensor, hook: Any) -> Tensor:
         if x.shape[1] < k:  # the last block, in which only the last token is computed
             return x
-        dtype = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
-        to, along, out = (one.to(dtype).to(x.device) for one in (target, read, write))
-        old = x[:, -k].to(dtype).view(-1, len(changes), x.shape[-1])
-        new = to.expand_as(old) if whole else old + ((to - old) * along).sum(-1, keepdim=True) * out
-        found = x.clone()
-        found[:, -k] = new.reshape(-1, x.shape[-1]).to(x.dtype)
-        return found
+        x = x.clone()
+        x[:, -k] = changed(_wide(x[:, -k])).to(x.dtype)
+        return x
 
-    return change
+    return hook
 
 
-def _added(change: Callable[..., Tensor]) -> tuple[Callable[..., None], Callable[..., Tensor]]:
-    """A hook that keeps a block's input, and the change of what the block adds, at its output."""
+def _of_block(changed: Callable[[Tensor], Tensor], k: int) -> tuple[Callable[..., None], Callable[..., Tensor]]:
+    """A hook that keeps the token that enters a block, and the change of what the block adds to it, at its output."""
     entered: list[Tensor] = []
 
     def entering(x: Tensor, hook: Any) -> None:
-        entered[:] = [x]
+        entered[:] = [_wide(x[:, -k])]
 
     def leaving(y: Tensor, hook: Any) -> Tensor:
-        x = entered.pop()[:, -y.shape[1] :]
-        return x + change(y - x)
+        x = entered.pop()
+        y = y.clone()
+        y[:, -k] = (x + changed(_wide(y[:, -k]) - x)).to(y.dtype)
+        return y
 
     return entering, leaving

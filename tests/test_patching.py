@@ -7,7 +7,7 @@ from torch.nn.functional import normalize
 from cosmic_tl import Ablation, CosmicError, Direction, load_model, steering
 from cosmic_tl.engine import Reading
 from cosmic_tl.model.chat import tokenize
-from cosmic_tl.patching import Change, Patch, patched
+from cosmic_tl.patching import Change, Patch, _of_block, patched
 from tests.plain_patch import plain_patch
 from tests.tiny import save
 
@@ -71,7 +71,7 @@ def test_under_an_edit_of_all_tokens(demo, prompts):
     assert (found - torch.stack(expected)).abs().max() < 1e-4
     with (
         steering(demo, Ablation(direction, tokens="prompt")),
-        pytest.raises(CosmicError, match=r"^model: an intervention around"),
+        pytest.raises(CosmicError, match=r"^model: an active intervention"),
     ):
         list(patched(demo, rows, patches, Reading((7,)), lambda outcome: outcome.resid_post[7]))
 
@@ -99,6 +99,34 @@ def test_what_is_not_reached_is_clean_and_costs_nothing(demo, prompts):
     empty = Patch(-1, (Change(0, "mlp", torch.zeros(128), torch.zeros(128)),))
     ((_, expected),) = patched(demo, rows, [empty], Reading((3,)), lambda outcome: outcome.resid_post[3][:, -1])
     assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_the_batch_size_bounds_the_rows_of_every_pass(demo, prompts, monkeypatch):
+    rows, seen = tokenize(demo, prompts.side("positive", "val", 12)), []
+    forward = demo.original_model.forward
+
+    def watched(ids, *args, **kwargs):
+        seen.append(len(ids))
+        return forward(ids, *args, **kwargs)
+
+    patches = [Patch(-1, (Change(layer, "mlp", torch.zeros(128)),)) for layer in (2, 2, 2)]
+    keep = lambda outcome: outcome.resid_post[7][:, -1]  # noqa: E731
+    expected = dict(patched(demo, rows, patches, Reading((7,)), keep))
+    monkeypatch.setattr(demo.original_model, "forward", watched)
+    found = dict(patched(demo, rows, patches, Reading((7,)), keep, batch_size=5))
+    assert seen and max(seen) <= 5
+    assert all(torch.allclose(found[i], expected[i], atol=1e-4) for i in expected)
+
+
+def test_half_precision_changes_the_patched_token_alone():
+    """x + (y - x) is not y in bfloat16."""
+    x, y = torch.randn(2, 4, 3, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert not torch.equal(x + (y - x), y)
+    entering, leaving = _of_block(lambda added: added + 1, 2)
+    entering(x, None)
+    found = leaving(y, None)
+    assert torch.equal(found[:, [0, 2]], y[:, [0, 2]])
+    assert torch.equal(found[:, 1], (y[:, 1].float() + 1).bfloat16())
 
 
 def test_bad_input(demo):

@@ -24,8 +24,8 @@ def causal(
 ) -> None:
     """Where the direction acts: exchange what each layer writes at each token, and see what the model then does.
 
-    Writes causal.csv and causal.html into the run. On its test prompts, which played no part in the choice. A map that was
-    stopped goes on where it was.
+    Writes causal.csv and causal.html into the run. Means and effects are both of its test prompts, which played no part in the
+    choice. A map that was stopped goes on where it was.
     """
     run = source.run
     check_count("n_test", settings.n_test)

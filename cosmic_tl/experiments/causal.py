@@ -17,7 +17,7 @@ from cosmic_tl._util.progress import track
 from cosmic_tl._util.results import Result
 from cosmic_tl.data.contrast_set import SIDES, ContrastSet, Prompts, labels_of, sides_of
 from cosmic_tl.directions.direction import Direction, random_direction
-from cosmic_tl.engine import Outcome, Reading, intervened
+from cosmic_tl.engine import Outcome, Reading
 from cosmic_tl.errors import CosmicError, check_count, one_of
 from cosmic_tl.experiments.conditions import REFUSAL, Terms, terms_of
 from cosmic_tl.experiments.options import Span, Treatment
@@ -30,7 +30,7 @@ from cosmic_tl.model.forward import read
 from cosmic_tl.model.hooks import Site
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.model.positions import Positions, post_instruction_positions
-from cosmic_tl.patching import SITES, Change, Patch, patched
+from cosmic_tl.patching import SITES, Change, Patch, patched, unpatched
 from cosmic_tl.selection.result import Selection
 from cosmic_tl.selection.scores import Products
 
@@ -60,6 +60,17 @@ class CausalMap(Result):
     """Positive and negative prompts."""
     terms: Terms = field(default=REFUSAL)
     """What people are shown."""
+
+    @property
+    def what(self) -> str:
+        """What was exchanged, in words.
+
+        Example:
+            >>> table = pd.DataFrame({"measure": ["kl"]})
+            >>> CausalMap(table, table, "mlp", "interchange", "at", Positions(("a",)), (1, 1)).what
+            'what the mlp adds'
+        """
+        return "the stream that enters a block" if self.part == "stream" else f"what the {self.part} adds"
 
     @property
     def measures(self) -> list[str]:
@@ -146,7 +157,8 @@ def causal_map(
     activation, replaced by the other class's mean there, and *placebos*, the same displacement of every token in a random
     direction. All are exact: passes begin at the changed token, on clean keys and values (`cosmic_tl.patching`).
 
-    Other classes' means come from training prompts, effects from validation prompts. Intervals are over these prompts.
+    Other classes' means come from training prompts, effects from validation prompts; of a pair of lists both from these.
+    Intervals are over the prompts.
 
     Args:
         model: A `TransformerBridge`.
@@ -156,8 +168,9 @@ def causal_map(
         evaluation_layers: Where cosines are a measure. Default those of the selection, if it has any; empty for none.
         treatment: "interchange" (default) or "removal", which does not touch negative prompts.
         part: What is exchanged: what the whole "block" adds (default), what its "attention" or its "mlp" adds, or the "stream"
-            that enters it, with all that was written before.
-        span: One layer "at" a time (default), all layers "up-to" each, or all "from" it on.
+            that enters it, with all that was written before ("at" one layer alone).
+        span: One layer "at" a time (default), all layers "up-to" each, or all "from" it on. At each of them the placebo moves
+            what is written as far as its own component along `r̂` differs.
         n_train: Training prompts per side, of a contrast set. Default all.
         n_val: Validation prompts per side. Default all.
         n_positions: How many of the last positions. Default every post-instruction token.
@@ -184,6 +197,10 @@ def causal_map(
     one_of("part", part, get_args(WrittenPart))
     one_of("span", span, get_args(Span))
     check_count("n_placebos", n_placebos)
+    if part == "stream" and span != "at":
+        raise CosmicError(
+            f'span: found {span!r}, and the stream holds all that was written before; use "at", or another part'
+        )
     given = selection if isinstance(selection, Selection) else None
     direction = selection.direction if isinstance(selection, Selection) else selection
     direction.check(model)
@@ -283,7 +300,7 @@ def clean_passes(
         logits.update(zip(outcome.rows, outcome.logits.cpu(), strict=True))
         return _over_layers(outcome, layers) if layers else outcome.logits.cpu()[:, :1]
 
-    ((_, stream),) = intervened(model, rows, [()], Reading(layers, logits=True), keep, batch_size=batch_size)
+    stream = unpatched(model, rows, Reading(layers, logits=True), keep, batch_size=batch_size)
     return (stream if layers else None), torch.stack([logits[row] for row in range(len(logits))])
 
 
@@ -380,7 +397,7 @@ def _summarized(
 
 def _share(along: float, whole: float, along_drawn: np.ndarray, whole_drawn: np.ndarray) -> tuple[float, float, float]:
     low, high = np.quantile(whole_drawn, (0.025, 0.975))
-    if low <= 0 <= high:
+    if low <= 0 <= high or low == high:  # of one prompt nothing can be said
         return nan, nan, nan
     drawn = along_drawn / whole_drawn
     return along / whole, float(np.quantile(drawn, 0.025)), float(np.quantile(drawn, 0.975))

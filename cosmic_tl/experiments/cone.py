@@ -95,7 +95,7 @@ def refine_cone(
     The loss of `refine_direction`, half of it as a mean over the basis and half over random unit vectors of the cone (mixtures
     with positive weights, uniform on that part of the sphere), drawn anew in each step. After each step the basis is made
     orthonormal again (Gram-Schmidt, in order). Targets are the answers under the difference in means, whose length is what is
-    added. A placebo is the cone of `start.random(seed)`, at step 0 of this table: mixtures of directions without the concept.
+    added. As a placebo give `start.random(seed)`, and read its step 0: mixtures of directions without the concept.
 
     Weights do not change. Each step takes three passes with gradients per direction: `rank + n_samples` times those of
     `refine_direction`.

@@ -112,11 +112,16 @@ def descend(
                     pairs = [heads[i] for i in some], [tails[i] for i in some]
                     drawn.set_state(state)  # the same directions for all parts
                     groups = draw(vector, drawn)
-                    # One direction's graph at a time is alive.
-                    for share, unit in _shares(groups):
-                        part = share * WEIGHTS[name] * _part(model, name, *pairs, unit, start, size)
-                        (gradient,) = torch.autograd.grad(part, vector, retain_graph=True)
-                        vector.grad = gradient if vector.grad is None else vector.grad + gradient
+                    # Back to each direction by itself, so that one pass's graph at a time is alive, then on to the basis.
+                    units = [group.detach().clone().requires_grad_() for group in groups]
+                    gradients = [torch.zeros_like(group) for group in units]
+                    for group, into in zip(units, gradients, strict=True):
+                        for unit in group:
+                            part = WEIGHTS[name] * _part(model, name, *pairs, unit, start, size)
+                            into += torch.autograd.grad(part, group)[0] / (len(groups) * len(group))
+                            del part
+                    (gradient,) = torch.autograd.grad(groups, vector, gradients)
+                    vector.grad = gradient if vector.grad is None else vector.grad + gradient
             optimizer.step()
             with torch.no_grad():
                 vector.copy_(project(vector))

@@ -1,7 +1,8 @@
-"""Where to edit: the fewest places whose exchange does what the exchange of all of them does."""
+"""Where to edit: a few places whose exchange does what the exchange of all of them does."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import isnan, nan
 
 import numpy as np
 import pandas as pd
@@ -36,7 +37,8 @@ class SmallestEdit(Result):
     table: pd.DataFrame
     """One row per number of places, and a last one for all of them: n, layer and position (of the place that was added; missing
     in the last row), effect (change of the refusal score towards the other class, on held-out prompts) with low and high (95 %
-    interval over prompts), share (of the effect of all places), kl (nats, from the clean model) and placebo (effect of the same
+    interval over prompts), share (of the effect of all places; missing where that
+    one's interval contains 0), kl (nats, from the clean model) and placebo (effect of the same
     displacements in a random direction)."""
     side: Side
     part: WrittenPart
@@ -57,8 +59,9 @@ class SmallestEdit(Result):
 
     def _lines(self) -> list[str]:
         all_of, last = self.table.iloc[-1], self.table.iloc[-2]
+        share = "an unknown share" if isnan(last.share) else f"{last.share:.0%}"
         return [
-            f"SmallestEdit: {len(self.places)} of {int(all_of.n)} places do {last.share:.0%} of what all do ({self.side} "
+            f"SmallestEdit: {len(self.places)} of {int(all_of.n)} places do {share} of what all do ({self.side} "
             f"prompts; KL {last.kl:.3g} in place of {all_of.kl:.3g} nats)"
         ]
 
@@ -81,10 +84,11 @@ def smallest_edit(
     batch_size: int | None = None,
     seed: int = 0,
 ) -> SmallestEdit:
-    """The fewest layers and tokens at which to exchange what is written along a direction, for the effect of doing so everywhere.
+    """A few layers and tokens at which to exchange what is written along a direction, for the effect of doing so everywhere.
 
-    Greedy: in each round the place is added whose exchange, together with those taken so far, changes the refusal score most. The
-    places are chosen on training prompts, and their effects measured on validation prompts.
+    Greedy, so there may be a smaller set: in each round the place is added whose exchange, together with those taken so far,
+    changes the refusal score most. The places are chosen, and the goal is judged, on training prompts; effects are measured on
+    validation prompts.
 
     Args:
         model: A `TransformerBridge`.
@@ -92,7 +96,7 @@ def smallest_edit(
         direction: Along which is exchanged, as in `causal_map`.
         tokens: Whose log-odds are the refusal score.
         side: Which prompts are moved: "positive" (default; the behaviour is released) or "negative" (restored).
-        part: What is exchanged: what the whole "block" adds (default), what its "attention" or its "mlp" adds, or the "stream".
+        part: What is exchanged: what the whole "block" adds (default), what its "attention" or its "mlp" adds.
         goal: Share of the effect of all places at which the search ends. Default 0.9.
         most: Places at most. Default 8.
         n_train: Training prompts per side, of a contrast set. Default all.
@@ -118,6 +122,10 @@ def smallest_edit(
     """
     one_of("side", side, SIDES)
     check_count("most", most)
+    if part == "stream":
+        raise CosmicError(
+            "part: the stream at one place holds all that was written before; use block, attention or mlp"
+        )
     if not 0 < goal <= 1:
         raise CosmicError(f"goal: found {goal}; give a share above 0, at most 1")
     direction.check(model)
@@ -167,14 +175,20 @@ def smallest_edit(
     n = len(rows[1][number])
     weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), RESAMPLES) / n
     whole = float(own[-1][:, 0].mean())
-    table = []
+    around = np.quantile(weights @ own[-1][:, 0].numpy(), (0.025, 0.975))
+    defined = not around[0] <= 0 <= around[1]
+    rows_of = []
     for some, one, by_random in zip(sets, own, placebo, strict=True):
         low, high = np.quantile(weights @ one[:, 0].numpy(), (0.025, 0.975))
         added = some[-1] if some is not every else (pd.NA, pd.NA)
         effect = float(one[:, 0].mean())
-        table.append(
+        rows_of.append(
             {"n": len(some), "layer": added[0], "position": added[1], "effect": effect, "low": low, "high": high}
-            | {"share": effect / whole, "kl": float(one[:, 1].mean()), "placebo": float(by_random[:, 0].mean())}
+            | {
+                "share": effect / whole if defined else nan,
+                "kl": float(one[:, 1].mean()),
+                "placebo": float(by_random[:, 0].mean()),
+            }
         )
-    frame = pd.DataFrame(table).astype({"layer": "Int64", "position": "Int64"})
+    frame = pd.DataFrame(rows_of).astype({"layer": "Int64", "position": "Int64"})
     return SmallestEdit(frame, side, part, n)

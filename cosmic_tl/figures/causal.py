@@ -51,10 +51,9 @@ def plot_causal_map(causal_map: CausalMap, measure: str | None = None) -> go.Fig
     reach = {"at": "one layer at a time", "up-to": "all layers up to each", "from": "all layers from each on"}[
         found.span
     ]
-    what = {"stream": "the stream that enters it"}.get(found.part, f"what the {found.part} adds")
     return finish(
         figure,
-        f"Where the concept acts: {found.treatment} of {what}",
+        f"Where the concept acts: {found.treatment} of {found.what}",
         f"change towards the other class, {reach}; {n} + {m} prompts"
         if measure != "kl"
         else f"divergence from the clean model, {reach}; {n} + {m} prompts",

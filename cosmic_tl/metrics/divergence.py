@@ -26,7 +26,7 @@ def kl_divergence(
 def divergence_from(
     p: Float[Tensor, "batch vocab"], eps: float = 1e-6
 ) -> Callable[[Sequence[int], Float[Tensor, "some vocab"]], Float64[Tensor, " some"]]:
-    """`kl_divergence` from the same distributions to many others; what belongs to the former alone is computed once.
+    """`kl_divergence` from the same distributions to many others; terms that depend on `p` alone are computed once.
 
     Args:
         p: Logits.

@@ -5,19 +5,22 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float64
 from torch import Tensor
 
 from cosmic_tl._util.border import checked
 from cosmic_tl._util.results import Result
 from cosmic_tl.directions.direction import Direction
-from cosmic_tl.errors import check_count
+from cosmic_tl.errors import CosmicError, check_count
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.model.readout import read_out
 
 RANDOM = 128
 """Random directions that a token's logit is compared with."""
 LEVEL = 0.95
+LEAST = 16
+DEAD = 1e-6
+"""Share of the median standard deviation below which a token's logit does not depend on the direction."""
 
 
 @checked
@@ -44,7 +47,7 @@ class Readout(Result):
 def read_tokens(
     model: TransformerBridge, direction: Direction, *, n: int = 10, n_random: int = RANDOM, seed: int = 0
 ) -> Readout:
-    """Tokens whose logits a direction raises and lowers most, had it nothing but the unembedding before it.
+    """Tokens whose logits a direction raises and lowers most, if it is read by the final norm and the unembedding alone.
 
     The direction goes through the final norm and the unembedding (logit lens). Tokens with long unembedding vectors get large
     logits from any direction, so each token's logit is taken in standard deviations of the logits that random directions give
@@ -60,7 +63,7 @@ def read_tokens(
         seed: Of the random directions. Default 0.
 
     Raises:
-        CosmicError: If a number is not positive, the direction does not fit, or the architecture has no such readout.
+        CosmicError: If a number is too small, the direction does not fit, or the architecture has no such readout.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -70,15 +73,19 @@ def read_tokens(
     """
     check_count("n", n)
     check_count("n_random", n_random)
+    if n_random < LEAST:
+        raise CosmicError(f"n_random: found {n_random}; take at least {LEAST}, which a standard deviation needs")
     direction.check(model)
     noise = torch.randn(n_random, len(direction.unit), generator=torch.Generator().manual_seed(seed))
     random = noise / noise.norm(dim=1, keepdim=True)
     scale = len(direction.unit) ** 0.5  # as large as a stream's entries, so that a norm's epsilon plays no part
     logits = read_out(model, scale * torch.stack([direction.unit, -direction.unit]))
-    others = read_out(model, scale * random)
-    mean, sd = others.mean(0), others.std(0).clamp(min=torch.finfo(torch.float32).tiny)
-    z = (logits - mean) / sd
-    chance = float(_without_itself(others).amax(1).quantile(LEVEL))
+    others = read_out(model, scale * random).double()
+    apart = others - others.mean(0)
+    sd = apart.square().sum(0).div(n_random - 1).sqrt()
+    sd[sd < DEAD * sd.median()] = torch.inf  # a token that no direction moves
+    z = (logits - others.mean(0)) / sd
+    chance = float((_without_itself(apart) * sd.isfinite()).amax(1).quantile(LEVEL))
     tokenizer: Any = model.tokenizer
     rows = []
     for sign, values, scores in zip("+-", logits, z, strict=True):
@@ -91,10 +98,9 @@ def read_tokens(
     return Readout(pd.DataFrame(rows), chance, direction)
 
 
-def _without_itself(logits: Float[Tensor, "n vocab"]) -> Float[Tensor, "n vocab"]:
-    """Each random direction's z by the mean and standard deviation of the others."""
-    n = len(logits)
-    total, squares = logits.sum(0), logits.square().sum(0)
-    mean = (total - logits) / (n - 1)
-    variance = (squares - logits.square()) / (n - 1) - mean.square()
-    return (logits - mean) / variance.clamp(min=torch.finfo(torch.float32).tiny).sqrt()
+def _without_itself(apart: Float64[Tensor, "n vocab"]) -> Float64[Tensor, "n vocab"]:
+    """Each random direction's z by the mean and standard deviation of the others; `apart` has mean 0."""
+    n = len(apart)
+    mean = -apart / (n - 1)
+    variance = (apart.square().sum(0) - apart.square() - (n - 1) * mean.square()) / (n - 2)
+    return (apart - mean) / variance.clamp(min=torch.finfo(torch.float64).tiny).sqrt()

@@ -19,6 +19,8 @@ from cosmic_tl.selection.result import Selection
 from cosmic_tl.selection.scores import undefined
 
 SUM = "score"
+SAME = 1e-4
+"""Difference of two similarities that is rounding."""
 
 
 @checked
@@ -58,7 +60,7 @@ def measure_null_grid(
     chat: ChatFormat | None = None,
     batch_size: int | None = None,
 ) -> NullGrid:
-    """Score directions of shuffled labels at every layer and position, to see where the scores tell of the concept.
+    """Score directions of shuffled labels at every layer and position, to see where the scores reflect the concept.
 
     Scores differ between layers for reasons that have nothing to do with the concept: the later an edit, the less of it the
     evaluation layers see, and some layers amplify whatever is added. Each candidate is therefore compared with differences in
@@ -93,6 +95,9 @@ def measure_null_grid(
         raise CosmicError(f"selection: it was made by {selection.method}; scores above the null are COSMIC's")
     if options.edits != selection.edits:
         raise CosmicError("options: they are not those of the selection; give the same mode, alpha and induction layer")
+    for name in ("filter_prompts", "successive_halving"):
+        if getattr(options, name):
+            raise CosmicError(f"{name}: the null is scored on the same prompts at every place; leave it out")
     shuffled = selection.candidates.shuffled
     if n is not None:
         check_count("n", n)
@@ -123,6 +128,11 @@ def measure_null_grid(
             {},
             centre=selection.centre,
         )
+        if abs(scorer.clean_similarity - selection.clean["similarity"]) > SAME:
+            raise CosmicError(
+                "options: without an edit the classes' similarity is not that of the selection; give its prompts, chat, n_val "
+                "and target"
+            )
         for measure in measures:
             scorer.compute(measure, cells)
         scores = {cell: [scorer.scores[(*cell, measure)] for measure in measures] for cell in cells}

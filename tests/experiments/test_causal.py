@@ -113,6 +113,16 @@ def test_the_concept_acts_where_the_placebo_does_not(found):
     assert undefined.any() and (both.share.isna() == undefined).all()
 
 
+def test_what_is_not_reached_is_exactly_nothing(found):
+    """No share of rounding over rounding."""
+    late = (found.table.measure == "cosine") & (found.table.layer == 7)  # above the evaluation layers
+    aside = (found.table.layer == 7) & (found.table.position == -2)  # in the last block only the last token is read
+    assert late.any() and (found.table[late | aside].effect.abs() < 1e-12).all()
+    some = found.shares
+    late, aside = (some.measure == "cosine") & (some.layer == 7), (some.layer == 7) & (some.position == -2)
+    assert some[late | aside].share.isna().all()
+
+
 def test_spans_add_up_at_their_ends(demo, prompts, selection, tokens, found):
     options = {"tokens": tokens, "whole": False, **SIZES}
     up_to, from_on = (causal_map(demo, prompts, selection, span=span, **options) for span in ("up-to", "from"))
@@ -218,6 +228,8 @@ def test_few_places_do_what_all_do_and_the_placebo_does_not(demo, prompts, selec
         & (one.table.position == found.places[0][1])
     ]
     assert table.effect[0] == pytest.approx(float(first.effect.iloc[0]), abs=1e-5)
+    with pytest.raises(CosmicError, match=r"^part: the stream at one place"):
+        smallest_edit(demo, prompts, selection.direction, tokens, part="stream")
     with pytest.raises(CosmicError, match=r"^goal: found 2"):
         smallest_edit(demo, prompts, selection.direction, tokens, goal=2)
     compliance = refusal_tokens(demo, ["Of course"])  # which the exchange makes more likely
@@ -234,6 +246,10 @@ def test_bad_input(demo, prompts, selection):
         ({"evaluation_layers": (6,), "part": "head"}, r"^part: "),
         ({"evaluation_layers": (6,), "span": "below"}, r"^span: "),
         ({"evaluation_layers": (6,), "n_placebos": 0}, r"^n_placebos: "),
+        (
+            {"evaluation_layers": (6,), "part": "stream", "span": "from"},
+            r"^span: found 'from', and the stream holds all",
+        ),
     ):
         with pytest.raises(CosmicError, match=message):
             causal_map(demo, prompts, bare, **options)

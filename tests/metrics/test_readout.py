@@ -49,5 +49,7 @@ def test_the_demos_direction_speaks_of_refusal(demo, prompts):
 def test_bad_input(demo):
     with pytest.raises(CosmicError, match=r"^n: "):
         read_tokens(demo, Direction(torch.ones(128), None, 3, -1), n=0)
+    with pytest.raises(CosmicError, match=r"^n_random: found 2; take at least 16"):
+        read_tokens(demo, Direction(torch.ones(128), None, 3, -1), n_random=2)
     with pytest.raises(CosmicError, match=r"^direction: it has width 7"):
         read_tokens(demo, Direction(torch.ones(7), None, 3, -1))

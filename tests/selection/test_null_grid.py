@@ -78,6 +78,12 @@ def test_bad_input(demo, prompts, selection):
         measure_null_grid(demo, prompts, selection, OPTIONS, n=6)
     with pytest.raises(CosmicError, match=r"^options: they are not those of the selection"):
         measure_null_grid(demo, prompts, selection, replace(OPTIONS, alpha=2.0))
+    for changed in ({"n_val": 3}, {"target": "per-prompt"}):
+        with pytest.raises(CosmicError, match=r"^options: without an edit the classes' similarity is not that"):
+            measure_null_grid(demo, prompts, selection, replace(OPTIONS, **changed), n=1)
+    for name in ("filter_prompts", "successive_halving"):
+        with pytest.raises(CosmicError, match=f"^{name}: the null is scored"):
+            measure_null_grid(demo, prompts, selection, replace(OPTIONS, **{name: True}))
     with pytest.raises(CosmicError, match=r"^n: found 1, and the selection has 0"):
         measure_null_grid(
             demo, prompts, replace(selection, candidates=replace(selection.candidates, shuffled={})), OPTIONS
