@@ -87,26 +87,26 @@ def plane(demo, prompts):
     return class_subspace(demo, prompts, 3, k=2, n_train=32)
 
 
-SMALL = {"n_train": 16, "n_val": 4, "max_new_tokens": 6, "batch_size": 8, "n_samples": 2, "check_every": 5}
+SMALL = {"n_train": 8, "n_val": 3, "max_new_tokens": 6, "batch_size": 8, "n_samples": 1, "check_every": 3}
 
 
 def test_the_loss_of_a_cone_is_that_of_its_directions(demo, prompts, plane):
     found = refine_cone(demo, prompts, plane, n_steps=1, **SMALL)
     basis = plane.basis * torch.where(plane.basis @ plane.difference < 0, -1.0, 1.0)[:, None]
     mean = replace(found.directions(1)[0], vector=plane.difference.float())
-    tasks = _tasks(demo, list(prompts.sides("val", 4)), mean, None, 6)
-    units = [*basis.float(), *mixtures(basis.float(), 2, torch.Generator().manual_seed(0))]
+    tasks = _tasks(demo, list(prompts.sides("val", 3)), mean, None, 6)
+    units = [*basis.float(), *mixtures(basis.float(), 1, torch.Generator().manual_seed(0))]
     with torch.no_grad():
         parts = [{name: float(_part(demo, name, *tasks[name], u, mean, 8)) for name in WEIGHTS} for u in units]
     losses = [sum(WEIGHTS[name] * one[name] for name in WEIGHTS) for one in parts]
     first = found.table.iloc[0]
-    assert first.loss == pytest.approx((sum(losses[:2]) / 2 + sum(losses[2:]) / 2) / 2, abs=1e-5)
+    assert first.loss == pytest.approx((sum(losses[:2]) / 2 + losses[2]) / 2, abs=1e-5)
     assert first.worst == pytest.approx(max(losses), abs=1e-5)
 
 
 def test_a_cone_does_more_with_every_mixture_than_it_did(demo, prompts, plane):
-    found = refine_cone(demo, prompts, plane, n_steps=10, **SMALL)
-    assert found.table.step.tolist() == [0, 5, 10] and found.table.loss.min() < 0.9 * found.table.loss.iloc[0]
+    found = refine_cone(demo, prompts, plane, n_steps=6, **SMALL)
+    assert found.table.step.tolist() == [0, 3, 6] and found.table.loss.min() < 0.95 * found.table.loss.iloc[0]
     assert (found.best.basis @ found.best.basis.T - torch.eye(2)).abs().max() < 1e-6
     # The basis keeps its side: a sign that flips would turn refusal into compliance.
     assert (found.best.basis[0] @ plane.difference) > 0
@@ -114,7 +114,7 @@ def test_a_cone_does_more_with_every_mixture_than_it_did(demo, prompts, plane):
     weights = torch.stack([one.unit.double() for one in some]) @ found.best.basis.T
     assert (weights >= 0).all() and torch.allclose(weights.norm(dim=1), torch.ones(8).double(), atol=1e-5)
     assert all(one.norm == pytest.approx(float(plane.difference.norm()), rel=1e-5) for one in some)
-    again = refine_cone(demo, prompts, plane, n_steps=10, **SMALL)
+    again = refine_cone(demo, prompts, plane, n_steps=6, **SMALL)
     assert torch.equal(again.best.basis, found.best.basis)
 
 
