@@ -23,7 +23,7 @@ from cosmic_tl.model.components import check_additive
 from cosmic_tl.model.forward import KeysValues, Resume, TokenBatch, forward
 from cosmic_tl.model.hooks import Hook, Site, hook_name, probed, same_for_all_tokens
 from cosmic_tl.model.load import TransformerBridge
-from cosmic_tl.model.shortcuts import out_of_memory
+from cosmic_tl.model.shortcuts import UNFIT, alike, out_of_memory
 
 SITES: dict[str, Site] = {
     "stream": "hook_resid_pre",
@@ -222,26 +222,16 @@ def _resumes(model: TransformerBridge) -> bool:
             try:
                 clean = _clean(model, batch, reading, k, True)
                 (found,) = _pass(model, clean, [patch], reading, True)
-            except (
-                AttributeError,
-                IndexError,
-                KeyError,
-                NotImplementedError,
-                RuntimeError,
-                TypeError,
-                ValueError,
-            ) as error:
+            except UNFIT as error:
                 if out_of_memory(error):
                     raise
                 return False
-            tolerance = 1e-4 if model.cfg.dtype in (torch.float32, torch.float64) else 5e-2
-            whole = clean.outcome
+            whole, last = clean.outcome, n_layers - 1
             assert found.logits is not None
             assert whole.logits is not None
-            last = n_layers - 1
-            for one, other in ((found.logits, whole.logits), (found.resid_post[last], whole.resid_post[last])):
-                if not (one.float() - other.float()).norm() <= tolerance * other.float().norm():
-                    return False
+            dtype = whole.resid_post[last].dtype
+            if not (alike(found.resid_post[last], whole.resid_post[last]) and alike(found.logits, whole.logits, dtype)):
+                return False
         return True
 
     return probed(model, "patches", probe)

@@ -9,7 +9,7 @@ from cosmic_tl._util.progress import LOADING, stage
 from cosmic_tl.cli.derive import Only, derived
 from cosmic_tl.cli.options import RunOptions
 from cosmic_tl.cli.output import print_frame, say
-from cosmic_tl.errors import CosmicError, check_count
+from cosmic_tl.errors import CosmicError
 from cosmic_tl.experiments.options import CausalOptions
 from cosmic_tl.runs.settings import RunSettings
 
@@ -28,7 +28,6 @@ def causal(
     choice. A map that was stopped goes on where it was.
     """
     run = source.run
-    check_count("n_test", settings.n_test)
     prompts = run.test_prompts(settings.n_test)
     bridge, direction = source.load()
     from cosmic_tl.experiments.causal import causal_map

@@ -367,16 +367,36 @@ def _patches(
                 yield (WHOLE, layer, position), patch(mean)
 
 
+def resamples(n: int, seed: int) -> np.ndarray:
+    """Weights of `n` prompts in each of the resamples, `[resample, prompt]`.
+
+    Example:
+        >>> resamples(4, seed=0).shape
+        (1000, 4)
+    """
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), RESAMPLES) / n
+
+
+def interval(drawn: np.ndarray) -> np.ndarray:
+    """Both ends of the 95 % interval, over the first axis.
+
+    Example:
+        >>> interval(np.arange(101)).tolist()
+        [2.5, 97.5]
+    """
+    ends: np.ndarray = np.quantile(drawn, (0.025, 0.975), axis=0)
+    return ends
+
+
 def _summarized(
     effects: Mapping[tuple[str, int, int], Float64[Tensor, "prompt measure"]], names: Sequence[str], seed: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Effects and shares with 95 % intervals, from the same resamples of the prompts."""
-    n = len(next(iter(effects.values())))
-    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), RESAMPLES) / n
+    weights = resamples(len(next(iter(effects.values()))), seed)
     rows, shares = [], []
     drawn = {key: weights @ values.numpy() for key, values in effects.items()}
     for (treatment, layer, position), values in effects.items():
-        mean, around = values.mean(0), np.quantile(drawn[treatment, layer, position], (0.025, 0.975), axis=0)
+        mean, around = values.mean(0), interval(drawn[treatment, layer, position])
         for m, name in enumerate(names):
             place = {"measure": name, "layer": layer, "position": position}
             rows.append(
@@ -396,8 +416,8 @@ def _summarized(
 
 
 def _share(along: float, whole: float, along_drawn: np.ndarray, whole_drawn: np.ndarray) -> tuple[float, float, float]:
-    low, high = np.quantile(whole_drawn, (0.025, 0.975))
+    low, high = interval(whole_drawn)
     if low <= 0 <= high or low == high:  # of one prompt nothing can be said
         return nan, nan, nan
-    drawn = along_drawn / whole_drawn
-    return along / whole, float(np.quantile(drawn, 0.025)), float(np.quantile(drawn, 0.975))
+    around = interval(along_drawn / whole_drawn)
+    return along / whole, float(around[0]), float(around[1])

@@ -117,37 +117,33 @@ def measure_independence(
     if abs(cosine) > 1 - 1e-6:
         raise CosmicError(f"directions: their cosine is {cosine:.4f}, so they are one; give two that differ")
     rows, layers = tokenize(model, prompts, chat), tuple(range(int(model.cfg.n_layers)))
+    units = torch.stack([one.unit, other.unit]).double()
+    # Of each direction that is read, what is ablated instead of nothing.
+    ablated = {
+        "first": [other, *(_as_close(other, one, seed) for seed in range(n_placebos))],
+        "second": [one, *(_as_close(one, other, seed) for seed in range(n_placebos))],
+    }
+    edits: list[Interventions] = [(), *(Ablation(direction) for some in ablated.values() for direction in some)]
+
+    def along(outcome: Outcome) -> Float64[Tensor, "prompt read layer"]:
+        stream = torch.stack([outcome.resid_post[layer][:, -1].cpu().double() for layer in layers], dim=1)
+        return cosine_similarity(stream[:, None], units[None, :, None], dim=-1)
+
+    cosines = {}
+    with track(len(edits), "independence") as advance:
+        for i, found in intervened(model, rows, edits, Reading(layers), along, batch_size=batch_size):
+            cosines[i] = found
+            advance(1)
+    names = [("the other", -1), *(("random", seed) for seed in range(n_placebos))]
     frames = []
-    with track(2 * (2 + n_placebos), "independence") as advance:
-        for read, (ablated, seen) in {"second": (one, other), "first": (other, one)}.items():
-            placebos = [_as_close(ablated, seen, seed) for seed in range(n_placebos)]
-            edits: list[Interventions] = [(), *map(Ablation, [ablated, *placebos])]
-            cosines = {}
-
-            def along(outcome: Outcome, seen: Direction = seen) -> Float64[Tensor, "prompt layer"]:
-                stream = torch.stack([outcome.resid_post[layer][:, -1].cpu().double() for layer in layers], dim=1)
-                return cosine_similarity(stream, seen.unit.double(), dim=-1)
-
-            for i, found in intervened(model, rows, edits, Reading(layers), along, batch_size=batch_size):
-                cosines[i] = found
-                advance(1)
-            for i, (name, seed) in enumerate(
-                [("nothing", -1), ("the other", -1), *(("random", k) for k in range(n_placebos))]
-            ):
-                frames.append(
-                    pd.DataFrame(
-                        {
-                            "read": read,
-                            "ablated": name,
-                            "seed": seed,
-                            "layer": layers,
-                            "cosine": cosines[i].mean(0).tolist(),
-                            "change": (cosines[i] - cosines[0]).square().mean(0).tolist(),
-                        }
-                    )
-                )
-    table = pd.concat(sorted(frames, key=lambda frame: frame["read"].iloc[0]), ignore_index=True)
-    return Independence(table, cosine, (one.layer, other.layer))
+    for k, read in enumerate(ablated):
+        clean, first = cosines[0][:, k], 1 + k * len(names)
+        for i, (name, seed) in ((0, ("nothing", -1)), *enumerate(names, first)):
+            here = cosines[i][:, k]
+            about = {"read": read, "ablated": name, "seed": seed, "layer": layers}
+            values = {"cosine": here.mean(0).tolist(), "change": (here - clean).square().mean(0).tolist()}
+            frames.append(pd.DataFrame({**about, **values}))
+    return Independence(pd.concat(frames, ignore_index=True), cosine, (one.layer, other.layer))
 
 
 def _as_close(like: Direction, to: Direction, seed: int) -> Direction:

@@ -15,7 +15,7 @@ from cosmic_tl.data.contrast_set import SIDES, Prompts, Side
 from cosmic_tl.directions.direction import Direction, random_direction
 from cosmic_tl.engine import Outcome, Reading
 from cosmic_tl.errors import CosmicError, check_count, one_of
-from cosmic_tl.experiments.causal import RESAMPLES, clean_passes, measuring, part_means, prompts_of
+from cosmic_tl.experiments.causal import clean_passes, interval, measuring, part_means, prompts_of, resamples
 from cosmic_tl.interventions.options import WrittenPart
 from cosmic_tl.metrics.refusal_score import RefusalTokens
 from cosmic_tl.model.chat import ChatFormat, tokenize
@@ -173,13 +173,13 @@ def smallest_edit(
     sets = [taken[: n + 1] for n in range(len(taken))] + [every]
     own, placebo = (effects(1, [patch(some, write) for some in sets]) for write in (None, random))
     n = len(rows[1][number])
-    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), RESAMPLES) / n
+    weights = resamples(n, seed)
     whole = float(own[-1][:, 0].mean())
-    around = np.quantile(weights @ own[-1][:, 0].numpy(), (0.025, 0.975))
+    around = interval(weights @ own[-1][:, 0].numpy())
     defined = not around[0] <= 0 <= around[1]
     rows_of = []
     for some, one, by_random in zip(sets, own, placebo, strict=True):
-        low, high = np.quantile(weights @ one[:, 0].numpy(), (0.025, 0.975))
+        low, high = interval(weights @ one[:, 0].numpy())
         added = some[-1] if some is not every else (pd.NA, pd.NA)
         effect = float(one[:, 0].mean())
         rows_of.append(

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 
 import torch
+from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl.model.batching import batches
@@ -13,6 +14,10 @@ from cosmic_tl.model.hooks import Site, probed, same_for_all_tokens
 
 WORTH_SHARING = 64
 """Tokens that a shared prefix must save to be worth its own pass."""
+
+
+UNFIT = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
+"""What a pass raises on an architecture that cannot do it this way."""
 
 
 @dataclass(frozen=True)
@@ -106,15 +111,7 @@ def _tried(model: TransformerBridge, probe: Sequence[Sequence[int]], shared: int
     for allowed in (Shortcuts(), Shortcuts(prefix=False), Shortcuts(prefix=False, last_token=False), NONE):
         try:
             found = _with_shortcuts(model, probe, shared if allowed.prefix else 0, allowed)
-        except (
-            AttributeError,
-            IndexError,
-            KeyError,
-            NotImplementedError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ) as error:
+        except UNFIT as error:
             if allowed == NONE or out_of_memory(error):
                 raise
             continue
@@ -158,9 +155,25 @@ def _with_shortcuts(
 def _agree(found: Reached, expected: Reached, key: tuple[int, Site]) -> bool:
     assert found.logits is not None
     assert expected.logits is not None
-    tolerance = 1e-4 if expected.activations[key].dtype in (torch.float32, torch.float64) else 5e-2
-    pairs = [(found.activations[key], expected.activations[key]), (found.logits, expected.logits)]
-    return all(bool((one.float() - other.float()).norm() <= tolerance * other.float().norm()) for one, other in pairs)
+    return alike(found.activations[key], expected.activations[key]) and alike(
+        found.logits, expected.logits, expected.activations[key].dtype
+    )
+
+
+def alike(found: Tensor, expected: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether two ways to compute the same thing agree, to the rounding of the dtype that they were computed in.
+
+    Args:
+        found: From the one.
+        expected: From the other.
+        dtype: Default that of `expected`.
+
+    Example:
+        >>> alike(torch.tensor([1.00001]), torch.ones(1)), alike(torch.tensor([1.01]), torch.ones(1))
+        (True, False)
+    """
+    tolerance = 1e-4 if (dtype or expected.dtype) in (torch.float32, torch.float64) else 5e-2
+    return bool((found.float() - expected.float()).norm() <= tolerance * expected.float().norm())
 
 
 def out_of_memory(error: Exception) -> bool:

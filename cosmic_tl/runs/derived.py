@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cosmic_tl._util.files import RESUME, write_atomically
+from cosmic_tl.data.contrast_set import ContrastSet
 from cosmic_tl.directions.direction import Direction, versions
 from cosmic_tl.model.fingerprint import model_fingerprint
 from cosmic_tl.model.load import TransformerBridge, model_label
@@ -52,6 +53,28 @@ def direction_digest(direction: Direction) -> str:
     """
     numbers = [direction.vector.tolist(), None if direction.reference is None else direction.reference.tolist()]
     return digest([*numbers, direction.layer, direction.position, direction.fingerprint])
+
+
+def model_identity(model: TransformerBridge) -> dict[str, str]:
+    """What tells a model, as it was loaded, from another.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> list(model_identity(load_model("demo", device="cpu")))
+        ['model', 'fingerprint', 'dtype']
+    """
+    return {"model": model_label(model), "fingerprint": model_fingerprint(model), "dtype": str(model.cfg.dtype)}
+
+
+def prompts_digest(prompts: ContrastSet) -> str:
+    """Sixteen hex digits that identify the texts of a contrast set and their splits.
+
+    Example:
+        >>> from cosmic_tl import load_prompts
+        >>> len(prompts_digest(load_prompts("demo")))
+        16
+    """
+    return digest([dict(prompts.positive), dict(prompts.negative)])
 
 
 @dataclass(frozen=True)
@@ -130,11 +153,7 @@ def derivation(
     """
     used: dict[str, Any] = {"direction": direction_digest(direction)}
     if model is not None:
-        used |= {
-            "model": model_label(model),
-            "fingerprint": model_fingerprint(model),
-            "dtype": str(model.cfg.dtype),
-        }
+        used |= model_identity(model)
     plain = json.loads(json.dumps({**used, "versions": versions(), **settings}, default=dict))
     return Derivation(out, name, plain)
 

@@ -1,6 +1,5 @@
 """The main job, into a directory that can be stopped and resumed at any point."""
 
-import hashlib
 import json
 import time
 from contextlib import suppress
@@ -33,10 +32,11 @@ from cosmic_tl.judges.base import Judge, strip_thinking, unfinished_thinking
 from cosmic_tl.model.batching import sizes_kept
 from cosmic_tl.model.chat import chat_notes
 from cosmic_tl.model.fingerprint import model_fingerprint
-from cosmic_tl.model.load import TransformerBridge, model_label, short_label
+from cosmic_tl.model.load import TransformerBridge, short_label
 from cosmic_tl.model.positions import post_instruction_positions
 from cosmic_tl.report.page import write_report
 from cosmic_tl.runs.checks import check_run
+from cosmic_tl.runs.derived import model_identity, prompts_digest
 from cosmic_tl.runs.directory import RESULTS, RESUME_FILES, check_directory, prepare_directory, write_choice
 from cosmic_tl.runs.lock import locked
 from cosmic_tl.runs.logs import ProductLog, ScoreLog, SizeLog
@@ -54,14 +54,11 @@ def _identity(
     model: TransformerBridge, prompts: ContrastSet, settings: RunSettings, judge: Judge | None
 ) -> dict[str, Any]:
     """What must be the same for a run to be resumed."""
-    texts = json.dumps([dict(prompts.positive), dict(prompts.negative)], sort_keys=True)
     return {
-        "model": model_label(model),
-        "fingerprint": model_fingerprint(model),
-        "dtype": str(model.cfg.dtype),
+        **model_identity(model),
         "prompts": {
             "name": prompts.name,
-            "sha256": hashlib.sha256(texts.encode()).hexdigest()[:16],
+            "sha256": prompts_digest(prompts),
             "labels": None if prompts.labels is None else list(prompts.labels),
         },
         "settings": settings.to_json(),

@@ -1,6 +1,5 @@
 """Scores that commands without a run of their own keep in a directory, so that a stopped one goes on."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +11,8 @@ from cosmic_tl.data.contrast_set import ContrastSet
 from cosmic_tl.directions.direction import versions
 from cosmic_tl.model.batching import sizes_kept
 from cosmic_tl.model.chat import ChatFormat
-from cosmic_tl.model.fingerprint import model_fingerprint
-from cosmic_tl.model.load import TransformerBridge, model_label
-from cosmic_tl.runs.derived import digest
+from cosmic_tl.model.load import TransformerBridge
+from cosmic_tl.runs.derived import digest, model_identity, prompts_digest
 from cosmic_tl.runs.lock import locked
 from cosmic_tl.runs.logs import ProductLog, ScoreLog, SizeLog
 from cosmic_tl.selection.options import CosmicOptions
@@ -54,17 +52,13 @@ def kept_scores(
     check_resume(folder)
     depends_on = {
         "command": command,
-        "model": model_label(model),
-        "fingerprint": model_fingerprint(model),
-        "dtype": str(model.cfg.dtype),
+        **model_identity(model),
         "chat": json.loads(json.dumps(asdict(chat or ChatFormat()), default=dict)),
         "versions": versions(),
     }
 
     def keep(prompts: ContrastSet, options: CosmicOptions) -> tuple[Scores, Products]:
-        texts = json.dumps([dict(prompts.positive), dict(prompts.negative)], sort_keys=True)
-        own = {"prompts": hashlib.sha256(texts.encode()).hexdigest(), "options": asdict(options)}
-        name = digest({**depends_on, **own})
+        name = digest({**depends_on, "prompts": prompts_digest(prompts), "options": asdict(options)})
         where = folder / RESUME
         return ScoreLog(where / f"scores-{name}.jsonl"), ProductLog(where / f"products-{name}.jsonl")
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import pandas as pd
+import torch
 
 from cosmic_tl._util.border import checked
 from cosmic_tl._util.results import Result
@@ -114,33 +115,31 @@ def measure_null_grid(
         for position in selection.positions.indices
         if not undefined(selection.candidates, (layer, position))
     ]
-    measures = CosmicScorer.measures[:2]
-    found = []
-    for seed in seeds:
-        scorer = CosmicScorer(
-            model,
-            rows[0],
-            rows[1],
-            _of_equal_norm(selection.candidates, seed),
-            selection.evaluation_layers,
-            options,
-            batch_size,
-            {},
-            centre=selection.centre,
+    measures, n_positions = CosmicScorer.measures[:2], len(selection.positions)
+    # Side by side as further columns, so that directions of one layer share passes, and all of them the clean ones.
+    placebos = [_of_equal_norm(selection.candidates, seed) for seed in seeds]
+    side_by_side = replace(
+        placebos[0],
+        vectors=torch.cat([one.vectors for one in placebos], dim=1),
+        references=torch.cat([one.references for one in placebos], dim=1),
+    )
+    layers, centre = selection.evaluation_layers, selection.centre
+    scorer = CosmicScorer(model, rows[0], rows[1], side_by_side, layers, options, batch_size, {}, centre=centre)
+    if abs(scorer.clean_similarity - selection.clean["similarity"]) > SAME:
+        raise CosmicError(
+            "options: without an edit the classes' similarity is not that of the selection; give its prompts, chat, n_val "
+            "and target"
         )
-        if abs(scorer.clean_similarity - selection.clean["similarity"]) > SAME:
-            raise CosmicError(
-                "options: without an edit the classes' similarity is not that of the selection; give its prompts, chat, n_val "
-                "and target"
-            )
-        for measure in measures:
-            scorer.compute(measure, cells)
-        scores = {cell: [scorer.scores[(*cell, measure)] for measure in measures] for cell in cells}
-        found += [
-            (measure, *cell, value)
-            for cell, values in scores.items()
-            for measure, value in zip((*measures, SUM), (*values, sum(values)), strict=True)
-        ]
+    columns = {cell: [(cell[0], cell[1] - k * n_positions) for k in range(len(seeds))] for cell in cells}
+    for measure in measures:
+        scorer.compute(measure, [place for some in columns.values() for place in some])
+    found = []
+    for cell, some in columns.items():
+        for place in some:
+            values = [scorer.scores[(*place, measure)] for measure in measures]
+            found += [
+                (measure, *cell, value) for measure, value in zip((*measures, SUM), (*values, sum(values)), strict=True)
+            ]
     null = pd.DataFrame(found, columns=["measure", "layer", "position", "value"])
     keys = ["measure", "layer", "position"]
     spread = null.groupby(keys).value.agg(null="mean", sd="std").reset_index()
