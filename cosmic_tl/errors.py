@@ -116,6 +116,25 @@ def check_whole_number(name: str, found: object) -> None:
         raise CosmicError(f"{name}: expected a whole number, found {found!r}; pass an int")
 
 
+LARGEST_SEED = 2**32 - 1
+"""That numpy, too, can start from."""
+
+
+def check_seed(seed: int) -> None:
+    """Check that torch and numpy can start from a seed.
+
+    Raises:
+        CosmicError: If it is negative or too large.
+
+    Example:
+        >>> check_seed(-1)
+        Traceback (most recent call last):
+        cosmic_tl.errors.CosmicError: seed: must be from 0 to 4294967295, found -1
+    """
+    if not 0 <= seed <= LARGEST_SEED:
+        raise CosmicError(f"seed: must be from 0 to {LARGEST_SEED}, found {seed}")
+
+
 def check_count(name: str, found: object) -> None:
     """Check that an argument is a whole number of at least 1, or None, which stands for a default.
 

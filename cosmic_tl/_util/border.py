@@ -8,7 +8,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from cosmic_tl.errors import CosmicError, check_path, check_texts, one_of
+from cosmic_tl.errors import CosmicError, check_path, check_seed, check_texts, one_of
 
 T = TypeVar("T", bound=Callable[..., Any])
 _NOUNS = {
@@ -38,7 +38,7 @@ def checked(public: T) -> T:
     """Check the arguments of a public function, or those of a class's constructor and public methods.
 
     Goes outermost, above every other decorator. A numpy number is passed on as a Python number, so that it can be written
-    to JSON. Whether a value of the right type makes sense is for the function itself to say.
+    to JSON. Whether a value of the right type makes sense is for the function itself to say, but for paths and seeds.
 
     Raises:
         CosmicError: From what is decorated, in place of the `TypeError` or `AttributeError` that comes later.
@@ -83,6 +83,8 @@ def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
                 _refuse(name, value, hint, function)
             if isinstance(value, str | Path) and Path in _members(hint):
                 check_path(name, str(value))
+            if name == "seed" and isinstance(value, int):
+                check_seed(value)
         return function(*bound.args, **bound.kwargs) if changed else function(*args, **kwargs)
 
     return at_the_border

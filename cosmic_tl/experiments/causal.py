@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import nan
-from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -18,9 +17,9 @@ from cosmic_tl._util.results import Result
 from cosmic_tl.data.contrast_set import SIDES, ContrastSet, Prompts, labels_of, sides_of
 from cosmic_tl.directions.direction import Direction, random_direction
 from cosmic_tl.engine import Outcome, Reading
-from cosmic_tl.errors import CosmicError, check_count, one_of
+from cosmic_tl.errors import CosmicError, one_of
 from cosmic_tl.experiments.conditions import REFUSAL, Terms, terms_of
-from cosmic_tl.experiments.options import Span, Treatment
+from cosmic_tl.experiments.options import CausalOptions, Span, Treatment
 from cosmic_tl.interventions.options import WrittenPart
 from cosmic_tl.metrics.divergence import divergence_from
 from cosmic_tl.metrics.refusal_score import RefusalTokens, log_odds
@@ -193,14 +192,15 @@ def causal_map(
         >>> found.measures, len(found.table)  # 2 sides, 2 measures, 3 treatments, 8 layers
         (['cosine', 'kl'], 96)
     """
-    one_of("treatment", treatment, get_args(Treatment))
-    one_of("part", part, get_args(WrittenPart))
-    one_of("span", span, get_args(Span))
-    check_count("n_placebos", n_placebos)
-    if part == "stream" and span != "at":
-        raise CosmicError(
-            f'span: found {span!r}, and the stream holds all that was written before; use "at", or another part'
-        )
+    CausalOptions(
+        treatment=treatment,
+        part=part,
+        span=span,
+        n_positions=n_positions,
+        n_placebos=n_placebos,
+        whole=whole,
+        seed=seed,
+    )
     given = selection if isinstance(selection, Selection) else None
     direction = selection.direction if isinstance(selection, Selection) else selection
     direction.check(model)

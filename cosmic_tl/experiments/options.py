@@ -1,17 +1,24 @@
 """Options of experiments that the command line derives its own from; imports nothing heavy."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
+from cosmic_tl._util.border import checked
+from cosmic_tl.errors import CosmicError, check_count, one_of
 from cosmic_tl.interventions.options import WrittenPart
 
 Treatment = Literal["interchange", "removal"]
 Span = Literal["at", "up-to", "from"]
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class CausalOptions:
-    """What a causal map exchanges, and where."""
+    """What a causal map exchanges, and where.
+
+    Raises:
+        CosmicError: If a name is unknown, a number out of range, or a span of layers is asked for with the stream.
+    """
 
     treatment: Treatment = "interchange"
     """interchange: give what a place writes the other class's mean component along the direction. removal: none, on positive
@@ -28,3 +35,13 @@ class CausalOptions:
     """Replace whole activations too."""
     seed: int = 0
     """Of the placebos and the resampling."""
+
+    def __post_init__(self) -> None:
+        for name, known in (("treatment", Treatment), ("part", WrittenPart), ("span", Span)):
+            one_of(name, getattr(self, name), get_args(known))
+        check_count("positions", self.n_positions)
+        check_count("n_placebos", self.n_placebos)
+        if self.part == "stream" and self.span != "at":
+            raise CosmicError(
+                f'span: found {self.span!r}, and the stream holds all that was written before; use "at", or another part'
+            )

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 STAGES = (ACTIVATIONS, SCORES, "strengths of the placebos", "completions", "report")
 """What a run does, in order."""
-LARGEST_SEED = 2**32 - 1
-"""That numpy, too, can start from."""
 
 
 @checked
@@ -72,9 +70,6 @@ class RunSettings:
                 raise CosmicError(
                     f"null: found {self.null}, and it is made of differences in means; leave it out, or use {DIM} alone"
                 )
-        check_whole_number("seed", self.seed)
-        if not 0 <= self.seed <= LARGEST_SEED:
-            raise CosmicError(f"seed: must be from 0 to {LARGEST_SEED}, found {self.seed}")
 
     @property
     def seeds(self) -> range:
