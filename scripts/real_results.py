@@ -1,12 +1,13 @@
 """Print the tables of docs/results.md from finished runs, and draw its pictures.
 
-cosmic-tl run MODEL --prompts FILE … --out RUN      (and `cosmic-tl sweep RUN`, `cosmic-tl suffix RUN` for two more figures)
+cosmic-tl run MODEL --prompts FILE … --out RUN      (and `cosmic-tl sweep`, `suffix` and `causal` of it for more figures)
 .venv/bin/python scripts/real_results.py RUN [ANOTHER …]
 
 The pictures come from the first run, but for the heatmap of scores: that is the last run's, where all candidates were scored.
 """
 
 import argparse
+import json
 from dataclasses import fields
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from make_figures import print_effects, save_small
 
 import cosmic_tl as ct
 from cosmic_tl._util.files import read_lines
+from cosmic_tl.experiments import CausalMap
 from cosmic_tl.experiments.sweeps import Sweep
 from cosmic_tl.metrics.fluency import mark_garbled
 from cosmic_tl.runs.directory import read_settings
@@ -77,6 +79,18 @@ def draw(first: Run, last: Run) -> None:
         if (run.out / "suffix-cosines.csv").exists():
             tables = [pd.read_csv(run.out / f"suffix-{one.name}.csv") for one in fields(SuffixAnalysis)]
             save_small({"real-suffix-cosines": ct.figures.plot_suffix_cosines(SuffixAnalysis(*tables))})
+        if (run.out / "causal.csv").exists():
+            save_small({"real-causal-map": causal_map_of(run).plot()})
+
+
+def causal_map_of(run: Run) -> CausalMap:
+    """The map that `cosmic-tl causal RUN` wrote, without its shares."""
+    made = json.loads((run.out / "derived.json").read_text(encoding="utf-8"))["causal"]
+    table = pd.read_csv(run.out / "causal.csv")
+    positions = ct.Positions(tuple(table.drop_duplicates("position").sort_values("position").token))
+    counts = [min(made["n_test"], len(side)) for side in run.test_prompts()]
+    what = {name: made[name] for name in ("part", "treatment", "span")}
+    return CausalMap(table, table.iloc[:0], **what, positions=positions, n_prompts=(counts[0], counts[1]))
 
 
 def main() -> None:

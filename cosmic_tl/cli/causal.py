@@ -45,6 +45,7 @@ def causal(
         bridge,
         chat=asdict(chat),
         prompts=digest(prompts),
+        n_test=settings.n_test,
         evaluation_layers=list(run.selection.evaluation_layers),
         batch_size=settings.batch_size,
         **asdict(options),
@@ -66,12 +67,14 @@ def causal(
             tokens=tokens,
             chat=chat,
             batch_size=settings.batch_size,
-            effects=ProductLog(made.part(".jsonl")),
+            effects=ProductLog(made.part(".jsonl", "n_test")),  # which prompts tell already
             **asdict(options),
         )
         found = replace(found, terms=run.effects.terms)
         page = write_causal(found, run.summary, run=str(run.out), command=shlex.join(["cosmic-tl", *sys.argv[1:]]))
-        made.write({"causal.csv": found.table.to_csv(index=False), "causal.html": page})
+        tokens_at = dict(zip(found.positions.indices, found.positions.labels, strict=True))
+        table = found.table.assign(token=found.table.position.map(tokens_at))
+        made.write({"causal.csv": table.to_csv(index=False), "causal.html": page})
     for side in found.table.side.unique():
         say(f"Strongest places, {found.terms.sides[side]} prompts ({found.measures[0]}):")
         print_frame(found.strongest(side))
