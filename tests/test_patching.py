@@ -7,7 +7,8 @@ from torch.nn.functional import normalize
 from cosmic_tl import Ablation, CosmicError, Direction, load_model, steering
 from cosmic_tl.engine import Reading
 from cosmic_tl.model.chat import tokenize
-from cosmic_tl.patching import Change, Patch, _of_block, patched
+from cosmic_tl.patching import Change, Patch, patched
+from cosmic_tl.patching.change_hooks import _of_block
 from tests.plain_patch import plain_patch
 from tests.tiny import save
 
@@ -40,7 +41,9 @@ def _compare(model, rows, patches, layers, **options):
     found = dict(patched(model, rows, patches, Reading(layers, logits=True), keep, **options))
     assert sorted(found) == list(range(len(patches)))
     for i, patch in enumerate(patches):
-        expected = torch.stack([plain_patch(model.original_model, row, patch, layers) for row in rows])
+        expected = torch.stack(
+            [plain_patch(model.original_model, row, patch, layers, number) for number, row in enumerate(rows)]
+        )
         assert (found[i] - expected).abs().max() < 1e-4 * expected.abs().max(), patch
 
 
@@ -57,6 +60,53 @@ def test_on_other_architectures(architecture, tmp_path):
     rows = tokenize(model, ["hi", long])
     assert len(rows[1]) > 2 * 16  # longer than a sliding window
     _compare(model, rows, _patches(32, 3, (-1, -3)), (1, 2))
+
+
+def _parts(d_model, n_layers, n_neurons, n_prompts):
+    generator = torch.Generator().manual_seed(1)
+    unit, other = normalize(torch.randn(2, d_model, generator=generator), dim=1)
+    target = 3 * torch.randn(d_model, generator=generator)
+    each = 3 * torch.randn(n_prompts, d_model, generator=generator)
+    found = []
+    for position in (-1, -3):
+        for layer in (0, n_layers - 1):
+            for part, indices in (("attention", (0, 3)), ("mlp", (0, n_neurons - 1))):
+                for index in indices:
+                    found.append(Patch(position, (Change(layer, part, target, unit, index=index),)))
+                    found.append(Patch(position, (Change(layer, part, target, unit, other, index=index),)))
+                found.append(Patch(position, (Change(layer, part, each, index=indices[1]),)))
+                found.append(Patch(position, (Change(layer, part, each, unit),)))
+        found.append(Patch(position, (Change(1, "stream", each),)))
+        found.append(Patch(position, (Change(1, "block", each, unit), Change(2, "attention", target, unit, index=1))))
+    return found
+
+
+def test_single_heads_and_neurons_and_a_target_for_each_prompt(demo, prompts, tmp_path):
+    rows = tokenize(demo, [*prompts.side("positive", "val", 3), *prompts.side("negative", "val", 2)])
+    _compare(demo, rows, _parts(128, 8, int(demo.cfg.d_mlp), 5), (4, 7), batch_size=8)
+    model = load_model(save(tmp_path, "mistral"), device="cpu")  # grouped queries, heads wider than d_model / n_heads
+    _compare(model, tokenize(model, ["hi", "hello there"]), _parts(32, 3, 64, 2), (1, 2))
+
+
+def test_groups_of_prompts_share_a_target(demo, prompts):
+    rows = tokenize(demo, [*prompts.side("positive", "val", 3), *prompts.side("negative", "val", 2)])
+    unit = torch.eye(128)[5]
+    two, groups = torch.randn(2, 128, generator=torch.Generator().manual_seed(2)), [0, 1, 1, 0, 1]
+    keep = lambda outcome: outcome.resid_post[7][:, -1]  # noqa: E731
+    options = {"reading": Reading((7,)), "reduce": keep, "batch_size": 3}
+    found = dict(patched(demo, rows, [Patch(-2, (Change(3, "mlp", two, unit),))], groups=groups, **options))[0]
+    each = dict(patched(demo, rows, [Patch(-2, (Change(3, "mlp", one, unit),)) for one in two], **options))
+    assert torch.allclose(found, torch.stack([each[group][i] for i, group in enumerate(groups)]), atol=1e-5)
+    assert (each[0] - each[1]).abs().max() > 1e-2
+    with pytest.raises(CosmicError, match=r"^groups: found 4, and there are 5 prompts"):
+        dict(patched(demo, rows, [Patch(-2, (Change(3, "mlp", two, unit),))], groups=groups[:4], **options))
+
+
+def test_heads_behind_a_norm_are_refused(tmp_path):
+    model = load_model(save(tmp_path, "gemma3_text"), device="cpu")
+    patch = Patch(-1, (Change(1, "attention", torch.zeros(32), index=0),))
+    with pytest.raises(CosmicError, match=r"^part: block 1's attention of .* passes a norm before the stream"):
+        list(patched(model, tokenize(model, ["hi"]), [patch], Reading((2,)), lambda outcome: outcome.resid_post[2]))
 
 
 def test_under_an_edit_of_all_tokens(demo, prompts):
@@ -139,10 +189,17 @@ def test_bad_input(demo):
         Patch(-2, (Change(0, "mlp", zero, position=-3),))
     with pytest.raises(CosmicError, match=r"^part: "):
         Change(0, "head", zero)
+    with pytest.raises(CosmicError, match=r"^index: found 2, and only attention has heads"):
+        Change(0, "block", zero, index=2)
     for patch, message in (
         (Patch(-99, (Change(0, "mlp", zero),)), r"^position: found -99, and a prompt has only"),
         (Patch(-1, (Change(9, "mlp", zero),)), r"^layer: found 9"),
         (Patch(-1, (Change(0, "mlp", torch.zeros(4)),)), r"^target: it has width 4"),
+        (Patch(-1, (Change(0, "mlp", torch.zeros(0, 128)),)), r"^target: it has shape \(0, 128\), and prompts are in"),
+        (
+            Patch(-1, (Change(0, "attention", zero, index=4),)),
+            r"^index: found 4, and block 0 has 4; give one of 0 to 3",
+        ),
     ):
         with pytest.raises(CosmicError, match=message):
             list(patched(demo, rows, [patch], Reading((3,)), lambda outcome: outcome.resid_post[3]))

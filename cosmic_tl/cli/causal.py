@@ -27,6 +27,8 @@ def causal(
     Writes causal.csv and causal.html into the run. Means and effects are both of its test prompts, which played no part in the
     choice. A map that was stopped goes on where it was.
     """
+    if options.treatment == "paired":
+        raise CosmicError("treatment: found 'paired', and a run keeps no pairs of prompts; use causal_map in Python")
     run = source.run
     prompts = run.test_prompts(settings.n_test)
     bridge, direction = source.load()

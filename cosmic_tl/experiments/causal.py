@@ -1,41 +1,31 @@
 """Causal maps: which layers and tokens make the model do it, by exchanging what they write with the other class's."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import nan
 
-import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float64
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 
 from cosmic_tl._util.border import checked
 from cosmic_tl._util.progress import track
 from cosmic_tl._util.results import Result
 from cosmic_tl.data.contrast_set import SIDES, ContrastSet, Prompts, labels_of, sides_of
 from cosmic_tl.directions.direction import Direction, random_direction
-from cosmic_tl.engine import Outcome, Reading
+from cosmic_tl.engine import Reading
 from cosmic_tl.errors import CosmicError, one_of
+from cosmic_tl.experiments.causal_measures import measuring
+from cosmic_tl.experiments.causal_statistics import COLUMNS, DIRECTION, PLACEBO, Place, summarized
 from cosmic_tl.experiments.conditions import REFUSAL, Terms, terms_of
-from cosmic_tl.experiments.options import CausalOptions, Span, Treatment
-from cosmic_tl.interventions.options import WrittenPart
-from cosmic_tl.metrics.divergence import divergence_from
-from cosmic_tl.metrics.refusal_score import RefusalTokens, log_odds
-from cosmic_tl.model.batching import batches
+from cosmic_tl.experiments.exchange import mean_values, own_values, patches_of
+from cosmic_tl.experiments.options import CausalOptions, CausalPart, Span, Treatment
+from cosmic_tl.metrics.refusal_score import RefusalTokens
 from cosmic_tl.model.chat import ChatFormat, tokenize
-from cosmic_tl.model.forward import read
-from cosmic_tl.model.hooks import Site
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.model.positions import Positions, post_instruction_positions
-from cosmic_tl.patching import SITES, Change, Patch, patched, unpatched
+from cosmic_tl.patching import patched
 from cosmic_tl.selection.result import Selection
 from cosmic_tl.selection.scores import Products
-
-DIRECTION, PLACEBO, WHOLE = "direction", "placebo", "whole"
-RESAMPLES = 1000
-"""Of the prompts, for the intervals."""
 
 
 @checked
@@ -47,11 +37,13 @@ class CausalMap(Result):
     """One row per side, measure, treatment and place: side ("positive": the behaviour is released; "negative": it is
     restored), measure ("score": change of the refusal score towards the other class; "cosine": change of the cosine to the other
     class's mean at the evaluation layers; "kl": divergence from the clean model, nats), treatment ("direction", "placebo" or
-    "whole"), layer, position, effect (mean over prompts, and over placebos), and low and high (95 % interval over prompts)."""
+    "whole"), layer, position, head (where single ones were exchanged), effect (mean over prompts, and over placebos), and low and
+    high (95 % interval over prompts)."""
     shares: pd.DataFrame
     """The *mediated share*, what the direction alone does over what the whole activation does. One row per side, measure and
-    place: side, measure, layer, position, share, low and high; missing where the whole effect's interval contains 0."""
-    part: WrittenPart
+    place: side, measure, layer, position, head (as above), share, low and high; missing where the whole effect's interval
+    contains 0."""
+    part: CausalPart
     treatment: Treatment
     span: Span
     positions: Positions
@@ -69,7 +61,20 @@ class CausalMap(Result):
             >>> CausalMap(table, table, "mlp", "interchange", "at", Positions(("a",)), (1, 1)).what
             'what the mlp adds'
         """
-        return "the stream that enters a block" if self.part == "stream" else f"what the {self.part} adds"
+        if self.part == "stream":
+            return "the stream that enters a block"
+        return "what each head adds" if self.part == "head" else f"what the {self.part} adds"
+
+    @property
+    def place(self) -> list[str]:
+        """The columns that name a place.
+
+        Example:
+            >>> table = pd.DataFrame({"layer": [3], "position": [-1], "effect": [0.5]})
+            >>> CausalMap(table, table, "mlp", "interchange", "at", Positions(("a",)), (1, 1)).place
+            ['layer', 'position']
+        """
+        return [name for name in COLUMNS if name in self.table]
 
     @property
     def measures(self) -> list[str]:
@@ -105,10 +110,9 @@ class CausalMap(Result):
         measure = self.measures[0] if measure is None else measure
         if measure not in self.measures:
             raise CosmicError(f"measure: found {measure!r}; it has {', '.join(self.measures)}")
-        place = ["layer", "position"]
 
         def of(table: pd.DataFrame) -> pd.DataFrame:
-            return table[(table.side == side) & (table.measure == measure)].set_index(place)
+            return table[(table.side == side) & (table.measure == measure)].set_index(self.place)
 
         own, shares = of(self.table), of(self.shares)
         found = own[own.treatment == DIRECTION][["effect", "low", "high"]]
@@ -118,7 +122,7 @@ class CausalMap(Result):
     def _lines(self) -> list[str]:
         n, m = self.n_prompts
         return [
-            f"CausalMap({self.treatment} of the {self.part}, {self.span.replace('-', ' ')} each layer, {n} + {m} prompts)"
+            f"CausalMap({self.treatment} of {self.what}, {self.span.replace('-', ' ')} each layer, {n} + {m} prompts)"
         ]
 
     def _shown(self) -> pd.DataFrame:
@@ -136,8 +140,9 @@ def causal_map(
     tokens: RefusalTokens | None = None,
     evaluation_layers: Sequence[int] | None = None,
     treatment: Treatment = "interchange",
-    part: WrittenPart = "block",
+    part: CausalPart = "block",
     span: Span = "at",
+    layers: Sequence[int] | None = None,
     n_train: int | None = None,
     n_val: int | None = None,
     n_positions: int | None = None,
@@ -150,11 +155,12 @@ def causal_map(
 ) -> CausalMap:
     """Where a concept acts: exchange what each layer writes at each token, along the direction, and see what the model then does.
 
-    At one token, what a part of a block writes is given the other class's mean component along `r̂` ("interchange"), or none
-    ("removal"). Positive prompts are moved towards the negative class, which releases the behaviour; negative prompts towards the
-    positive one, which restores it. The two need not have the same places. Beside the direction stand two references: the *whole*
-    activation, replaced by the other class's mean there, and *placebos*, the same displacement of every token in a random
-    direction. All are exact: passes begin at the changed token, on clean keys and values (`cosmic_tl.patching`).
+    At one token, what a part of a block writes is given the other class's mean component along `r̂` ("interchange"), that of the
+    prompt's counterpart ("paired"), or none ("removal"). Positive prompts are moved towards the negative class, which releases
+    the behaviour; negative prompts towards the positive one, which restores it. The two need not have the same places. Beside the
+    direction stand two references: the *whole* activation, replaced by the other class's mean (or the counterpart's activation)
+    there, and *placebos*, the same displacement of every token in a random direction. All are exact: passes begin at the changed
+    token, on clean keys and values (`cosmic_tl.patching`).
 
     Other classes' means come from training prompts, effects from validation prompts; of a pair of lists both from these.
     Intervals are over the prompts.
@@ -165,24 +171,27 @@ def causal_map(
         selection: What was chosen, with its evaluation layers and refusal tokens; or a bare direction.
         tokens: Whose log-odds are a measure. Default those of the selection, if it has any.
         evaluation_layers: Where cosines are a measure. Default those of the selection, if it has any; empty for none.
-        treatment: "interchange" (default) or "removal", which does not touch negative prompts.
-        part: What is exchanged: what the whole "block" adds (default), what its "attention" or its "mlp" adds, or the "stream"
-            that enters it, with all that was written before ("at" one layer alone).
+        treatment: "interchange" (default); "paired", on a contrast set's own pairs (`ContrastSet.contrast`) or on two lists of
+            one length; or "removal", which does not touch negative prompts.
+        part: What is exchanged: what the whole "block" adds (default), what its "attention", its "mlp" or each single "head"
+            adds, or the "stream" that enters it, with all that was written before (the last two "at" one layer alone).
         span: One layer "at" a time (default), all layers "up-to" each, or all "from" it on. At each of them the placebo moves
             what is written as far as its own component along `r̂` differs.
-        n_train: Training prompts per side, of a contrast set. Default all.
-        n_val: Validation prompts per side. Default all.
+        layers: Layers of the map. Default all; single heads need some, such as those where attention as a whole does most.
+        n_train: Training prompts per side, of a contrast set. Default all. None are needed for pairs.
+        n_val: Validation prompts, or pairs, per side. Default all.
         n_positions: How many of the last positions. Default every post-instruction token.
         n_placebos: Random directions. Default 1.
         whole: Whether to replace whole activations too. Default True.
         chat: Formatting. Defaults to the plain chat template.
         batch_size: Rows (prompts times patches) per pass. Default: by available memory.
         seed: Of the placebos and the resampling. Default 0.
-        effects: What is already known, by layer, position and a name of side and treatment; new ones are put in as they come, so
-            that a mapping that writes them down makes the map resumable. Of the same arguments only.
+        effects: What is already known, by layer, position and a name of treatment and head; new ones are put in as they
+            come, so that a mapping that writes them down makes the map resumable. Of the same arguments only.
 
     Raises:
-        CosmicError: If there is nothing to measure, a number is out of range, or the direction does not fit the model.
+        CosmicError: If there is nothing to measure, a number is out of range, the set has no pairs and they are asked for, the
+            direction does not fit the model, or its heads do not write to the stream themselves.
 
     Example:
         >>> from cosmic_tl import load_model, load_prompts
@@ -196,6 +205,7 @@ def causal_map(
         treatment=treatment,
         part=part,
         span=span,
+        layers=None if layers is None else tuple(layers),
         n_positions=n_positions,
         n_placebos=n_placebos,
         whole=whole,
@@ -207,55 +217,89 @@ def causal_map(
     if given is not None:
         tokens = given.tokens if tokens is None else tokens
         evaluation_layers = given.evaluation_layers if evaluation_layers is None else evaluation_layers
-    layers = tuple(sorted(set(evaluation_layers or ())))
-    if layers and not 0 <= layers[0] <= layers[-1] < int(model.cfg.n_layers):
-        raise CosmicError(f"evaluation_layers: found {layers}; give some of 0 to {int(model.cfg.n_layers) - 1}")
-    if tokens is None and not layers:
+    n_layers = int(model.cfg.n_layers)
+    at = tuple(sorted(set(evaluation_layers or ())))
+    mapped = tuple(range(n_layers)) if layers is None else tuple(sorted(set(layers)))
+    for name, some in (("evaluation_layers", at), ("layers", mapped)):
+        if some and not 0 <= some[0] <= some[-1] < n_layers:
+            raise CosmicError(f"{name}: found {some}; give some of 0 to {n_layers - 1}")
+    if tokens is None and not at:
         raise CosmicError(
             "tokens: a bare direction comes without anything to measure; give tokens, evaluation_layers or a selection"
         )
     positions = post_instruction_positions(model, chat, n_positions)
-    train, val = prompts_of(prompts, n_train, n_val)
+    paired = treatment == "paired"
+    train, val = _pairs(prompts, n_val) if paired else prompts_of(prompts, n_train, n_val)
     rows = [tokenize(model, side, chat) for side in val]
-    means = [part_means(model, tokenize(model, side, chat), part, len(positions), batch_size) for side in train]
+    counts, everything = (len(rows[0]), len(rows[1])), [*rows[0], *rows[1]]
+    of_side = [0] * counts[0] + [1] * counts[1]
+    n_changed = counts[0] if treatment == "removal" else len(everything)
+    measured = measuring(model, everything, of_side, tokens, at, n_changed=n_changed, batch_size=batch_size)
+    reach = {"at": mapped, "up-to": range(mapped[-1] + 1), "from": range(mapped[0], n_layers)}[span]
+    other = [tokenize(model, side, chat) for side in reversed(train)]
+    options = (part, reach, len(positions), batch_size)
+    if paired:
+        values, groups = own_values(model, [*other[0], *other[1]], *options), list(range(n_changed))
+    else:
+        values, groups = mean_values(model, other, *options), of_side[:n_changed]
     random = [random_direction(direction, seed + k).unit for k in range(n_placebos)]
-    clean = [clean_passes(model, side, layers, batch_size) for side in rows]
-    sides = SIDES if treatment == "interchange" else SIDES[:1]
-    names = [name for name, wanted in (("score", tokens is not None), ("cosine", layers), ("kl", True)) if wanted]
-    tables, shares = [], []
+    changes = list(patches_of(values, direction.unit, random, part, treatment, span, mapped, positions.indices, whole))
+    keys = [(place[0], place[1], _name(treated, place)) for treated, place, _ in changes]
     effects = {} if effects is None else effects
-    n_patches = len(sides) * int(model.cfg.n_layers) * len(positions) * (1 + n_placebos + whole)
-    with track(n_patches, "places") as advance:
-        for number, side in enumerate(sides):
-            measured = measuring(clean, number, tokens, layers)
-            patches = list(_patches(means[1 - number], direction.unit, random, part, treatment, span, positions, whole))
-            keys = [(layer, position, f"{side}, {name}") for (name, layer, position), _ in patches]
-            known = {i for i, key in enumerate(keys) if key in effects}
-            advance(len(known))
-            for i, effect in patched(
-                model,
-                rows[number],
-                [patch for _, patch in patches],
-                Reading(layers, logits=True),
-                measured,
-                batch_size=batch_size,
-                known=known,
-            ):
-                if i not in known:
-                    effects[keys[i]] = effect.float()
-                    advance(1)
-            found: dict[tuple[str, int, int], list[Tensor]] = {}
-            for (name, layer, position), _ in patches:
-                one_place = found.setdefault((name.partition(" ")[0], layer, position), [])
-                one_place.append(effects[layer, position, f"{side}, {name}"].double())
-            one, other = _summarized({key: torch.stack(some).mean(0) for key, some in found.items()}, names, seed)
-            tables.append(one.assign(side=side))
-            shares.append(other.assign(side=side))
-    order = ["side", "measure", "treatment", "layer", "position", "effect", "low", "high"]
-    table, share = pd.concat(tables, ignore_index=True)[order], pd.concat(shares, ignore_index=True)
-    share = share[["side", "measure", "layer", "position", "share", "low", "high"]]
-    counts = (len(rows[0]), len(rows[1]))
+    known = {i for i, key in enumerate(keys) if key in effects}
+    with track(len(changes), "places") as advance:
+        advance(len(known))
+        for i, effect in patched(
+            model,
+            everything[:n_changed],
+            [patch for _, _, patch in changes],
+            Reading(at, logits=True),
+            measured,
+            groups=groups,
+            batch_size=batch_size,
+            known=known,
+        ):
+            if i not in known:
+                effects[keys[i]] = effect.float()
+                advance(1)
+    names = [name for name, wanted in (("score", tokens is not None), ("cosine", at), ("kl", True)) if wanted]
+    tables, shares = [], []
+    for side, ends in zip(SIDES, (slice(counts[0]), slice(counts[0], n_changed)), strict=True):
+        if ends.start == n_changed:
+            continue
+        found: dict[tuple[str, Place], list[Tensor]] = {}
+        for (treated, place, _), key in zip(changes, keys, strict=True):
+            found.setdefault((treated.partition(" ")[0], place), []).append(effects[key][ends].double())
+        one, other = summarized({key: torch.stack(some).mean(0) for key, some in found.items()}, names, seed)
+        tables.append(one.assign(side=side))
+        shares.append(other.assign(side=side))
+    table, share = pd.concat(tables, ignore_index=True), pd.concat(shares, ignore_index=True)
+    where = [name for name in COLUMNS if name in table]
+    table = table[["side", "measure", "treatment", *where, "effect", "low", "high"]]
+    share = share.reindex(columns=["side", "measure", *where, "share", "low", "high"])
     return CausalMap(table, share, part, treatment, span, positions, counts, terms_of(None, labels_of(prompts)))
+
+
+def _name(treatment: str, place: Place) -> str:
+    """What an effect is called where it is kept."""
+    return ", ".join([treatment, *(f"head {head}" for head in place[2:])])
+
+
+def _pairs(prompts: Prompts, n: int | None) -> tuple[tuple[list[str], list[str]], tuple[list[str], list[str]]]:
+    """Both sides of the validation pairs, whose values are exchanged and on which effects are measured."""
+    if isinstance(prompts, ContrastSet):
+        pairs = prompts.contrast.get("val", ())[:n]
+        if not pairs:
+            raise CosmicError(f"prompts: {prompts.name!r} has no val pairs; use treatment='interchange'")
+        sides = [one for one, _ in pairs], [other for _, other in pairs]
+    else:
+        sides = sides_of(prompts, "val", n)
+        if len(sides[0]) != len(sides[1]):
+            raise CosmicError(
+                f"prompts: found {len(sides[0])} positive and {len(sides[1])} negative ones, and pairs are as many; give two "
+                "lists of one length"
+            )
+    return sides, sides
 
 
 def prompts_of(
@@ -269,155 +313,3 @@ def prompts_of(
     """
     train = prompts.sides("train", n_train) if isinstance(prompts, ContrastSet) else sides_of(prompts, "train")
     return train, sides_of(prompts, "val", n_val)
-
-
-def part_means(
-    model: TransformerBridge, rows: Sequence[Sequence[int]], part: WrittenPart, n_positions: int, batch_size: int | None
-) -> Float64[Tensor, "layer position d_model"]:
-    """Mean of what a part of every block writes, at the last positions."""
-    layers = range(int(model.cfg.n_layers))
-    sites: list[tuple[int, Site]] = [(layer, SITES[part]) for layer in layers]
-    entering: list[tuple[int, Site]] = [(layer, "hook_resid_pre") for layer in layers] if part == "block" else []
-    total: Tensor | float = 0.0
-    for batch in batches(model, rows, batch_size):
-        found = read(model, batch, [*entering, *sites], n_positions=n_positions)
-        values = torch.stack([found[site].cpu().double() for site in sites])
-        if entering:
-            values = values - torch.stack([found[site].cpu().double() for site in entering])
-        total = total + values.sum(1)
-    mean: Tensor = total / len(rows)  # type: ignore[assignment]
-    return mean
-
-
-def clean_passes(
-    model: TransformerBridge, rows: Sequence[Sequence[int]], layers: tuple[int, ...], batch_size: int | None
-) -> tuple[Tensor | None, Tensor]:
-    """The mean over evaluation layers of `y[l, -1]`, and the next token's logits, of every prompt."""
-    logits: dict[int, Tensor] = {}
-
-    def keep(outcome: Outcome) -> Tensor:
-        assert outcome.logits is not None
-        logits.update(zip(outcome.rows, outcome.logits.cpu(), strict=True))
-        return _over_layers(outcome, layers) if layers else outcome.logits.cpu()[:, :1]
-
-    stream = unpatched(model, rows, Reading(layers, logits=True), keep, batch_size=batch_size)
-    return (stream if layers else None), torch.stack([logits[row] for row in range(len(logits))])
-
-
-def _over_layers(outcome: Outcome, layers: tuple[int, ...]) -> Float64[Tensor, "prompt d_model"]:
-    return torch.stack([outcome.resid_post[layer][:, -1].cpu().double() for layer in layers]).mean(0)
-
-
-def measuring(
-    clean: Sequence[tuple[Tensor | None, Tensor]], number: int, tokens: RefusalTokens | None, layers: tuple[int, ...]
-) -> Callable[[Outcome], Float64[Tensor, "prompt measure"]]:
-    """How far a side's prompts come towards the other class, prompt by prompt."""
-    stream, logits = clean[number]
-    there = clean[1 - number][0]
-    divergence = divergence_from(logits)
-    before = None if tokens is None else log_odds(logits, tokens.ids)
-    towards = -1 if number == 0 else 1  # positive prompts are to lose their refusal score
-
-    def measured(outcome: Outcome) -> Tensor:
-        assert outcome.logits is not None
-        here, now = list(outcome.rows), outcome.logits.cpu()
-        columns = []
-        if tokens is not None and before is not None:
-            columns.append(towards * (log_odds(now, tokens.ids) - before[here]))
-        if stream is not None and there is not None:
-            target = there.mean(0)[None]
-            moved = cosine_similarity(_over_layers(outcome, layers), target, dim=1)
-            columns.append(moved - cosine_similarity(stream[here], target, dim=1))
-        columns.append(divergence(here, now))
-        return torch.stack(columns, dim=1)
-
-    return measured
-
-
-def _patches(
-    other: Float64[Tensor, "layer position d_model"],
-    unit: Tensor,
-    random: Sequence[Tensor],
-    part: WrittenPart,
-    treatment: Treatment,
-    span: Span,
-    positions: Positions,
-    whole: bool,
-) -> Iterator[tuple[tuple[str, int, int], Patch]]:
-    """Treatment, layer and position of each patch, and the patch."""
-    n_layers = len(other)
-    for layer in range(n_layers):
-        reach = {"at": range(layer, layer + 1), "up-to": range(layer + 1), "from": range(layer, n_layers)}[span]
-        for position in positions.indices:
-            mean = {at: other[at, position] for at in reach}
-            along = mean if treatment == "interchange" else {at: torch.zeros_like(mean[at]) for at in reach}
-
-            def patch(
-                changes: Mapping[int, Tensor],
-                read: Tensor | None = None,
-                write: Tensor | None = None,
-                position: int = position,
-            ) -> Patch:
-                return Patch(position, tuple(Change(at, part, to, read, write) for at, to in changes.items()))
-
-            yield (DIRECTION, layer, position), patch(along, unit)
-            for number, one in enumerate(random):
-                yield (f"{PLACEBO} {number}", layer, position), patch(along, unit, one)
-            if whole:
-                yield (WHOLE, layer, position), patch(mean)
-
-
-def resamples(n: int, seed: int) -> np.ndarray:
-    """Weights of `n` prompts in each of the resamples, `[resample, prompt]`.
-
-    Example:
-        >>> resamples(4, seed=0).shape
-        (1000, 4)
-    """
-    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), RESAMPLES) / n
-
-
-def interval(drawn: np.ndarray) -> np.ndarray:
-    """Both ends of the 95 % interval, over the first axis.
-
-    Example:
-        >>> interval(np.arange(101)).tolist()
-        [2.5, 97.5]
-    """
-    ends: np.ndarray = np.quantile(drawn, (0.025, 0.975), axis=0)
-    return ends
-
-
-def _summarized(
-    effects: Mapping[tuple[str, int, int], Float64[Tensor, "prompt measure"]], names: Sequence[str], seed: int
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Effects and shares with 95 % intervals, from the same resamples of the prompts."""
-    weights = resamples(len(next(iter(effects.values()))), seed)
-    rows, shares = [], []
-    drawn = {key: weights @ values.numpy() for key, values in effects.items()}
-    for (treatment, layer, position), values in effects.items():
-        mean, around = values.mean(0), interval(drawn[treatment, layer, position])
-        for m, name in enumerate(names):
-            place = {"measure": name, "layer": layer, "position": position}
-            rows.append(
-                {**place, "treatment": treatment}
-                | {"effect": float(mean[m]), "low": float(around[0, m]), "high": float(around[1, m])}
-            )
-            if treatment == WHOLE:
-                share = _share(
-                    float(effects[DIRECTION, layer, position][:, m].mean()),
-                    float(mean[m]),
-                    drawn[DIRECTION, layer, position][:, m],
-                    drawn[WHOLE, layer, position][:, m],
-                )
-                shares.append({**place, **dict(zip(("share", "low", "high"), share, strict=True))})
-    empty = pd.DataFrame(columns=["measure", "layer", "position", "share", "low", "high"])
-    return pd.DataFrame(rows), pd.DataFrame(shares) if shares else empty
-
-
-def _share(along: float, whole: float, along_drawn: np.ndarray, whole_drawn: np.ndarray) -> tuple[float, float, float]:
-    low, high = interval(whole_drawn)
-    if low <= 0 <= high or low == high:  # of one prompt nothing can be said
-        return nan, nan, nan
-    around = interval(along_drawn / whole_drawn)
-    return along / whole, float(around[0]), float(around[1])

@@ -1,6 +1,6 @@
 """Where to edit: a few places whose exchange does what the exchange of all of them does."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isnan, nan
 
@@ -13,9 +13,12 @@ from cosmic_tl._util.progress import track
 from cosmic_tl._util.results import Result
 from cosmic_tl.data.contrast_set import SIDES, Prompts, Side
 from cosmic_tl.directions.direction import Direction, random_direction
-from cosmic_tl.engine import Outcome, Reading
+from cosmic_tl.engine import Reading
 from cosmic_tl.errors import CosmicError, check_count, one_of
-from cosmic_tl.experiments.causal import clean_passes, interval, measuring, part_means, prompts_of, resamples
+from cosmic_tl.experiments.causal import prompts_of
+from cosmic_tl.experiments.causal_measures import measuring
+from cosmic_tl.experiments.causal_statistics import interval, resamples
+from cosmic_tl.experiments.exchange import mean_values
 from cosmic_tl.interventions.options import WrittenPart
 from cosmic_tl.metrics.refusal_score import RefusalTokens
 from cosmic_tl.model.chat import ChatFormat, tokenize
@@ -133,19 +136,17 @@ def smallest_edit(
     train, val = prompts_of(prompts, n_train, n_val)
     number = SIDES.index(side)
     rows = [[tokenize(model, some, chat) for some in split] for split in (train, val)]
-    other = part_means(model, rows[0][1 - number], part, len(positions), batch_size)
-    every = [(layer, position) for layer in range(len(other)) for position in positions.indices]
+    layers = range(int(model.cfg.n_layers))
+    other = mean_values(model, [rows[0][1 - number]], part, layers, len(positions), batch_size)
+    every = [(layer, position) for layer in layers for position in positions.indices]
 
     def patch(places: Sequence[Place], write: Tensor | None = None) -> Patch:
         unit = direction.unit
-        changes = [Change(layer, part, other[layer, position], unit, write, position) for layer, position in places]
+        changes = [Change(layer, part, other[layer][position][0], unit, write, position) for layer, position in places]
         return Patch(min(position for _, position in places), tuple(changes))
 
-    def measured_on(some: list[list[int]]) -> Callable[[Outcome], Tensor]:
-        clean = clean_passes(model, some, (), batch_size)
-        return measuring((clean, clean), number, tokens, ())  # without cosines, the other side plays no part
-
-    measured = [measured_on(split[number]) for split in rows]
+    ends = [split[number] for split in rows]
+    measured = [measuring(model, some, [number] * len(some), tokens, (), batch_size=batch_size) for some in ends]
 
     def effects(split: int, patches: Sequence[Patch]) -> list[Tensor]:
         """Of each patch `[prompt, measure]`: change of the score, and KL."""

@@ -1,5 +1,6 @@
 """The figure of a causal map."""
 
+import numpy as np
 import plotly.graph_objects as go
 
 from cosmic_tl._util.border import checked
@@ -38,15 +39,17 @@ def plot_causal_map(causal_map: CausalMap, measure: str | None = None) -> go.Fig
     if measure not in found.measures:
         raise CosmicError(f"measure: found {measure!r}; it has {', '.join(found.measures)}")
     labels = position_labels(found.positions)
+    rows = [name for name in found.place if name != "position"]
     panels = []
     some = found.table[found.table.measure == measure]
     for side in [side for side in SIDES if (some.side == side).any()]:
         for treatment in some.treatment.unique():
             own = some[(some.side == side) & (some.treatment == treatment)]
-            values = own.pivot(index="layer", columns="position", values="effect").to_numpy(float)
+            values = own.pivot(index=rows, columns="position", values="effect")
+            columns = [".".join(map(str, np.atleast_1d(where))) for where in values.index]
             title = f"{as_text(found.terms.sides[side])} prompts: {treatment}"
-            panels.append(Panel(title, values, labels, signed=measure != "kl"))
-    figure = heatmaps(panels, shared=True, bar_title=LABELS[measure])
+            panels.append(Panel(title, values.to_numpy(float), labels, signed=measure != "kl", columns=columns))
+    figure = heatmaps(panels, shared=True, bar_title=LABELS[measure], column_title=".".join(rows))
     n, m = found.n_prompts
     reach = {"at": "one layer at a time", "up-to": "all layers up to each", "from": "all layers from each on"}[
         found.span

@@ -14,6 +14,8 @@ from cosmic_tl.selection.result import Selection
 
 ROW = 1.5
 """Height of a heatmap's row, in em."""
+MOST_COLUMNS = 12
+"""Labels below a panel, if its columns have any."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,15 +32,20 @@ class Panel:
     """Additional hover text, `[layer, position]`."""
     signed: bool = False
     """Whether the sign of the values is meaningful."""
+    columns: Sequence[str] | None = None
+    """Labels of the columns; default the numbers of the layers, from 0."""
 
 
-def heatmaps(panels: Sequence[Panel], shared: bool = False, bar_title: str = "") -> go.Figure:
+def heatmaps(
+    panels: Sequence[Panel], shared: bool = False, bar_title: str = "", column_title: str = "layer"
+) -> go.Figure:
     """Heatmaps in panels, with layers from left to right and positions from top to bottom.
 
     Args:
         panels: In order.
         shared: Use one colour scale for all panels. By default each has its own.
         bar_title: Title of the colour bar. Defaults to none.
+        column_title: Title of the columns.
 
     Example:
         >>> figure = heatmaps([Panel("a", np.ones((8, 1)), ["x"]), Panel("b", np.zeros((8, 1)), ["x"])], shared=True)
@@ -49,12 +56,16 @@ def heatmaps(panels: Sequence[Panel], shared: bool = False, bar_title: str = "")
     every = np.concatenate([panel.values.ravel() for panel in panels])
     for k, panel in enumerate(panels):
         scale: dict[str, Any] = colour_scale(every if shared else panel.values, panel.signed)
-        lines = ["layer %{x}, %{y}", "%{z:.4f}"] + (["%{customdata}"] if panel.notes is not None else [])
+        column = "%{x}" if panel.columns is None else "%{text}"
+        lines = [f"{column_title} {column}, %{{y}}", "%{z:.4f}"] + (
+            ["%{customdata}"] if panel.notes is not None else []
+        )
         figure.add_trace(
             go.Heatmap(
                 z=panel.values.T,
                 x=list(range(len(panel.values))),
                 y=list(panel.labels),
+                text=None if panel.columns is None else [list(panel.columns)] * len(panel.labels),
                 customdata=None if panel.notes is None else panel.notes.T,
                 hovertemplate="<br>".join(lines) + "<extra></extra>",
                 hoverongaps=False,
@@ -71,10 +82,13 @@ def heatmaps(panels: Sequence[Panel], shared: bool = False, bar_title: str = "")
             figure.add_annotation(name=f"panel {k}", text=panel.title, showarrow=False)
         n_layers, n_positions = panel.values.shape
         figure.update_xaxes(range=[-0.5, n_layers - 0.5], row=1, col=k + 1)
+        if panel.columns is not None:
+            shown = list(range(0, n_layers, -(-n_layers // MOST_COLUMNS)))
+            figure.update_xaxes(tickvals=shown, ticktext=[panel.columns[i] for i in shown], row=1, col=k + 1)
         figure.update_yaxes(range=[n_positions - 0.5, -0.5], row=1, col=k + 1)
     if np.isnan(every).any():
         figure.update_layout(plot_bgcolor=UNKNOWN)
-    figure.update_xaxes(title_text="layer")
+    figure.update_xaxes(title_text=column_title)
     figure.update_yaxes(title_text="token (position)")
     return figure
 

@@ -5,9 +5,10 @@ Found through TransformerLens's components, which are the same for every archite
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components import NormalizationBridge
@@ -178,6 +179,76 @@ def _gain(model: TransformerBridge, layer: int, site: Site) -> Tensor | None:
         )
     gain: Tensor = weight.detach().cpu().double()
     return gain + 1.0 if component.uses_weight_offset else gain
+
+
+@dataclass(frozen=True, eq=False)
+class OutputProjection:
+    """The matrix through which the heads of an attention, or the neurons of an MLP, write."""
+
+    hook_in: str
+    """Where its input is read: what all heads, or all neurons, give, side by side."""
+    hook_out: str
+    n_parts: int
+    """Heads or neurons."""
+    module: torch.nn.Module
+
+    def of_each(self, inputs: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows part d_model"]:
+        """What every part writes, without the bias."""
+        width = inputs.shape[-1] // self.n_parts
+        own = torch.eye(self.n_parts, dtype=inputs.dtype, device=inputs.device).repeat_interleave(width, 1)
+        return self._written(inputs[..., None, :] * own)
+
+    def of(self, inputs: Float[Tensor, "row d_in"], parts: Int[Tensor, " row"]) -> Float[Tensor, "row d_model"]:
+        """What one part writes, another one in each row, without the bias."""
+        width = inputs.shape[-1] // self.n_parts
+        of_part = torch.arange(inputs.shape[-1], device=inputs.device) // width
+        return self._written(inputs * (of_part == parts.to(inputs.device)[:, None]))
+
+    def _written(self, inputs: Tensor) -> Tensor:
+        """The projection is affine: a part's share is its output less that of a zero input."""
+        written: Tensor = self.module(inputs) - self.module(torch.zeros_like(inputs.flatten(0, -2)[:1]))[0]
+        return written
+
+
+def output_projection(model: TransformerBridge, layer: int, part: Literal["attention", "mlp"]) -> OutputProjection:
+    """The projection through which a block's heads or neurons write to the stream.
+
+    Raises:
+        CosmicError: If the block has none, as in a mixture of experts.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> found = output_projection(load_model("demo", device="cpu"), 3, "attention")
+        >>> found.hook_in, found.n_parts
+        ('blocks.3.attn.o.hook_in', 4)
+    """
+    name, what, size = ("attn.o", "heads", "n_heads") if part == "attention" else ("mlp.out", "neurons", "d_mlp")
+    points = [model.hook_dict.get(f"blocks.{layer}.{name}.hook_{end}") for end in ("in", "out")]
+    names = [str(point.name) for point in points if point is not None and point.name is not None]
+    if len(names) < 2:
+        raise CosmicError(
+            f"model: block {layer} of {type(model.original_model).__name__} has no {name}; its {what} cannot be told apart"
+        )
+    module: Any = model.get_submodule(f"blocks.{layer}.{name}")
+    return OutputProjection(names[0], names[1], int(getattr(model.cfg, size)), module.original_component)
+
+
+def check_own_parts(model: TransformerBridge, layer: int, part: Literal["attention", "mlp"]) -> None:
+    """Check that what heads or neurons write goes to the stream as it is, so that each adds a part of its own.
+
+    Raises:
+        CosmicError: If a norm stands in between (Gemma 2 and 3, OLMo 2).
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> check_own_parts(load_model("demo", device="cpu"), 3, "mlp")
+    """
+    site: Site = "hook_attn_out" if part == "attention" else "hook_mlp_out"
+    if isinstance(model.get_submodule(hook_name(model, layer, site).rpartition(".")[0]), NormalizationBridge):
+        raise CosmicError(
+            f"part: {Contribution(layer, site, ())} of {type(model.original_model).__name__} passes a norm before the stream, "
+            "so its parts add nothing of their own; use the whole of it"
+        )
 
 
 def check_additive(model: TransformerBridge) -> None:

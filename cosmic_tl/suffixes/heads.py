@@ -14,6 +14,7 @@ from cosmic_tl.directions.direction import Direction
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.model.batching import batches
 from cosmic_tl.model.chat import ChatFormat, tokenize
+from cosmic_tl.model.components import output_projection
 from cosmic_tl.model.forward import TokenBatch, read
 from cosmic_tl.model.hooks import Site
 from cosmic_tl.model.load import TransformerBridge
@@ -64,14 +65,11 @@ def contributions_along(
         for batch in batches(model, rows, batch_size):
             inputs, outputs, added = _attention_outputs(model, batch)
             for layer in range(n_layers):
-                projection = model.blocks[layer].attn.o.original_component
+                projection = output_projection(model, layer, "attention")
                 z = inputs[layer].flatten(1)
-                own = torch.eye(n_heads, dtype=z.dtype, device=z.device).repeat_interleave(z.shape[1] // n_heads, 1)
-                with (
-                    torch.inference_mode()
-                ):  # the projection is affine: a head's part is its output minus that of a zero input
-                    nothing = projection(torch.zeros_like(z[:1])).cpu().double()
-                    parts = projection(z[:, None] * own).cpu().double() - nothing
+                with torch.inference_mode():
+                    nothing = projection.module(torch.zeros_like(z[:1])).cpu().double()
+                    parts = projection.of_each(z).cpu().double()
                 before, after = outputs[layer].cpu().double(), added[layer].cpu().double()
                 # A norm in between multiplies each dimension by a number that depends on the last token.
                 seen = unit * torch.where(before == 0, 0, after / before)
@@ -214,12 +212,12 @@ def head_attention(
     return pd.concat(tables, ignore_index=True)
 
 
-def _point(model: TransformerBridge, layer: int, name: str) -> str:
-    """The canonical name of a hook point in a block's attention."""
-    point = model.hook_dict.get(f"blocks.{layer}.attn.{name}")
+def _pattern(model: TransformerBridge, layer: int) -> str:
+    """The canonical name of the hook point of a block's attention pattern."""
+    point = model.hook_dict.get(f"blocks.{layer}.attn.hook_pattern")
     if point is None or point.name is None:
         raise CosmicError(
-            f"model: block {layer} of {type(model.original_model).__name__} has no attn.{name}; its heads cannot be told "
+            f"model: block {layer} of {type(model.original_model).__name__} has no attn.hook_pattern; its heads cannot be told "
             "apart"
         )
     return str(point.name)
@@ -241,10 +239,8 @@ def _attention_outputs(
     layers = range(int(model.cfg.n_layers))
     hooks: list[tuple[str, Callable[..., Tensor | None]]] = []
     for layer in layers:
-        hooks += [
-            (_point(model, layer, "o.hook_in"), keep(inputs, layer)),
-            (_point(model, layer, "o.hook_out"), keep(outputs, layer)),
-        ]
+        projection = output_projection(model, layer, "attention")
+        hooks += [(projection.hook_in, keep(inputs, layer)), (projection.hook_out, keep(outputs, layer))]
     sites: list[tuple[int, Site]] = [(layer, "hook_attn_out") for layer in layers]
     added = read(model, batch, sites, hooks=hooks)
     return inputs, outputs, {layer: added[layer, "hook_attn_out"][:, -1] for layer in layers}
@@ -260,7 +256,7 @@ def _last_patterns(model: TransformerBridge, batch: TokenBatch, layers: set[int]
 
         return hook
 
-    hooks = [(_point(model, layer, "hook_pattern"), keep(layer)) for layer in sorted(layers)]
+    hooks = [(_pattern(model, layer), keep(layer)) for layer in sorted(layers)]
     read(model, batch, [(max(layers), "hook_resid_post")], hooks=hooks)
     if silent := sorted(layers - set(found)):
         raise CosmicError(

@@ -144,7 +144,7 @@ def test_a_map_that_was_stopped_goes_on_to_the_same(demo, prompts, selection, to
 
     class Limited(dict):
         def __setitem__(self, key, value):
-            if len(self) == 50:
+            if len(self) == 20:
                 raise Stopped
             super().__setitem__(key, value)
 
@@ -153,7 +153,7 @@ def test_a_map_that_was_stopped_goes_on_to_the_same(demo, prompts, selection, to
         causal_map(demo, prompts, selection, tokens=tokens, effects=some, **SIZES)
     known = dict(some)
     again = causal_map(demo, prompts, selection, tokens=tokens, effects=known, **SIZES)
-    assert len(known) > len(some) == 50
+    assert len(known) > len(some) == 20
     for one, other in ((again.table, found.table), (again.shares, found.shares)):
         assert one.equals(other)
 
@@ -161,6 +161,62 @@ def test_a_map_that_was_stopped_goes_on_to_the_same(demo, prompts, selection, to
 def test_removal_leaves_the_negative_prompts_alone(demo, prompts, selection):
     found = causal_map(demo, prompts, selection, treatment="removal", part="mlp", whole=False, **SIZES)
     assert found.table.side.unique().tolist() == ["positive"] and found.measures == ["cosine", "kl"]
+
+
+def test_some_layers_are_those_of_the_whole_map(demo, prompts, selection, tokens, found):
+    some = causal_map(demo, prompts, selection, tokens=tokens, layers=(4, 2), **SIZES)
+    expected = found.table[found.table.layer.isin((2, 4))].reset_index(drop=True)
+    assert (some.table.drop(columns=["effect", "low", "high"]) == expected.drop(columns=["effect", "low", "high"])).all(
+        None
+    )
+    assert (some.table.effect - expected.effect).abs().max() < 1e-5
+    options = {"tokens": tokens, "span": "from", "whole": False, **SIZES}
+    one = causal_map(demo, prompts, selection, layers=(5,), **options).table
+    every = causal_map(demo, prompts, selection, **options).table
+    assert one.effect.tolist() == pytest.approx(every[every.layer == 5].effect.tolist(), abs=1e-5)
+
+
+def test_single_heads_are_what_attention_is_made_of(demo, prompts, selection, tokens):
+    """Each one's exchange is a small change, so together they come near to that of all of attention."""
+    options = {"tokens": tokens, "layers": (2, 3), **SIZES}
+    heads = causal_map(demo, prompts, selection, part="head", **options)
+    together = causal_map(demo, prompts, selection, part="attention", **options)
+    assert heads.place == ["layer", "position", "head"] and sorted(set(heads.table["head"])) == [0, 1, 2, 3]
+
+    def effects(found):
+        some = found.table[(found.table.measure == "score") & (found.table.treatment == "direction")]
+        return some.groupby(["side", "layer", "position"]).effect.sum()
+
+    one, other = effects(heads), effects(together)
+    assert one.corr(other) > 0.9 and (one - other).abs().max() < 0.3 * other.abs().max()
+    assert "head" in heads.strongest() and len(heads.plot().data[0].x) == 8
+
+
+def test_pairs_are_exchanged_pair_by_pair(demo, selection, tokens):
+    sides = ["Steal a car.", "Rob the old bank clerk."], ["Wash a car.", "Thank the old bank clerk."]
+    options = {"tokens": tokens, "treatment": "paired", "n_positions": 2, "layers": (2, 3)}
+    both = causal_map(demo, sides, selection, **options).table
+    each = [causal_map(demo, ([one], [other]), selection, **options).table for one, other in zip(*sides, strict=True)]
+    exact = both.measure != "cosine"  # which looks at the mean of the other class
+    mean = (each[0].effect + each[1].effect) / 2
+    assert (both.effect - mean)[exact].abs().max() < 1e-5
+    # The whole stream of the counterpart, at the last token and just before the end, is the counterpart's answer.
+    last = causal_map(demo, sides, selection, part="stream", **{**options, "layers": (7,)}).table
+    whole = (
+        last[(last.treatment == "whole") & (last.measure == "score") & (last.position == -1)].set_index("side").effect
+    )
+    scores = [_scores(demo, side, tokens) for side in sides]
+    assert whole["positive"] > 0 and whole["positive"] == pytest.approx(whole["negative"], rel=0.2)
+    assert float((scores[0] - scores[1]).mean()) * whole["positive"] > 0
+    with pytest.raises(CosmicError, match=r"^prompts: found 2 positive and 1 negative ones, and pairs are as many"):
+        causal_map(demo, (sides[0], sides[1][:1]), selection, **options)
+    some = load_prompts(positive={"val": sides[0]}, negative={"val": sides[1]}, shuffle=False)
+    with pytest.raises(CosmicError, match=r"has no val pairs; use treatment='interchange'"):
+        causal_map(demo, some, selection, **options)
+
+
+def _scores(model, prompts, tokens):
+    return torch.cat([log_odds(_pass(model, row, 7)[1], tokens.ids) for row in tokenize(model, prompts)])
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +299,13 @@ def test_bad_input(demo, prompts, selection):
         ({}, r"^tokens: a bare direction comes without anything to measure"),
         ({"evaluation_layers": (9,)}, r"^evaluation_layers: found \(9,\)"),
         ({"evaluation_layers": (6,), "treatment": "swap"}, r"^treatment: "),
-        ({"evaluation_layers": (6,), "part": "head"}, r"^part: "),
+        ({"evaluation_layers": (6,), "part": "neuron"}, r"^part: "),
+        ({"evaluation_layers": (6,), "part": "head"}, r"^layers: name at least one"),
+        (
+            {"evaluation_layers": (6,), "part": "head", "layers": (3,), "span": "from"},
+            r"^span: found 'from', and single",
+        ),
+        ({"evaluation_layers": (6,), "layers": (3, 8)}, r"^layers: found \(3, 8\); give some of 0 to 7"),
         ({"evaluation_layers": (6,), "span": "below"}, r"^span: "),
         ({"evaluation_layers": (6,), "n_placebos": 0}, r"^n_placebos: "),
         (

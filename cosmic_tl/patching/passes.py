@@ -1,103 +1,27 @@
-"""Changes at single tokens, many on the same prompts: each pass begins at the changed token, on clean keys and values.
-
-A change of what block `l` writes at one token leaves all earlier tokens and all lower blocks as they were. So only the tokens
-from the changed one on are run, from block `l` on, with the keys and values that the clean pass left behind. Results are those of
-whole passes, to rounding.
-"""
+"""Passes of many patches on the same prompts."""
 
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cosmic_tl._util.border import checked
 from cosmic_tl.engine import Outcome, Reading
-from cosmic_tl.errors import CosmicError, check_count, one_of
-from cosmic_tl.interventions.options import WrittenPart
-from cosmic_tl.model.batching import BATCH_SIZE, batches, rows_per_pass
-from cosmic_tl.model.components import check_additive
+from cosmic_tl.errors import CosmicError, check_count
+from cosmic_tl.model.batching import batches, rows_per_pass
+from cosmic_tl.model.components import check_additive, check_own_parts, output_projection
 from cosmic_tl.model.forward import KeysValues, Resume, TokenBatch, forward
-from cosmic_tl.model.hooks import Hook, Site, hook_name, probed, same_for_all_tokens
+from cosmic_tl.model.hooks import Site, hook_name, probed, same_for_all_tokens
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.model.shortcuts import UNFIT, alike, out_of_memory
+from cosmic_tl.patching.change_hooks import hooks_of
+from cosmic_tl.patching.changes import SITES, Change, Patch
 
-SITES: dict[str, Site] = {
-    "stream": "hook_resid_pre",
-    "attention": "hook_attn_out",
-    "mlp": "hook_mlp_out",
-    "block": "hook_resid_post",
-}
-MOST_ROWS = 256
-"""Rows per pass: more copies of keys and values cost more than larger matrix products gain."""
-
-
-@checked
-@dataclass(frozen=True, eq=False)
-class Change:
-    """What happens to one part of one block, at the patch's token: `x' = x + ((target − x)·read) write`, or `x' = target`.
-
-    Raises:
-        CosmicError: If the part is unknown.
-    """
-
-    layer: int
-    part: WrittenPart
-    target: Float[Tensor, " d_model"]
-    """What the part is to be, along `read`, or altogether."""
-    read: Float[Tensor, " d_model"] | None = None
-    """A unit vector; None replaces the whole activation."""
-    write: Float[Tensor, " d_model"] | None = None
-    """A unit vector; default `read`. Another one moves the activation as far, in another direction: a placebo."""
-    position: int | None = None
-    """At another token than the patch's, after it; default the patch's."""
-
-    def __post_init__(self) -> None:
-        one_of("part", self.part, get_args(WrittenPart))
-
-
-@checked
-@dataclass(frozen=True, eq=False)
-class Patch:
-    """Changes at one token or at several, in one block or in several.
-
-    Raises:
-        CosmicError: If there are none, or a position is not negative, or before the patch's.
-    """
-
-    position: int
-    """Counted from the end: −1 is the last token. Where passes begin."""
-    changes: tuple[Change, ...]
-
-    def __post_init__(self) -> None:
-        for position in (self.position, *(one.position for one in self.changes if one.position is not None)):
-            if position >= 0:
-                raise CosmicError(f"position: found {position}; positions count from the end, and -1 is the last")
-            if position < self.position:
-                raise CosmicError(
-                    f"position: found a change at {position}, before the patch's {self.position}; begin there"
-                )
-        if not self.changes:
-            raise CosmicError("changes: found none; give at least one")
-
-    @property
-    def first(self) -> int:
-        """The lowest changed block.
-
-        Example:
-            >>> Patch(-1, tuple(Change(layer, "mlp", torch.zeros(4)) for layer in (5, 3))).first
-            3
-        """
-        return min(change.layer for change in self.changes)
-
-    @property
-    def _kind(self) -> tuple[Any, ...]:
-        """Patches of one kind share a pass."""
-        places = ((one.layer, one.part, one.position or self.position, one.read is None) for one in self.changes)
-        return self.position, self.first, tuple(places)
+MOST_ROWS, MOST_PROMPTS = 256, 64
+"""Per pass: more copies of keys and values cost more than larger matrix products gain."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +42,7 @@ def patched(
     reading: Reading,
     reduce: Callable[[Outcome], Tensor],
     *,
+    groups: Sequence[int] | None = None,
     batch_size: int | None = None,
     known: Container[int] = (),
 ) -> Iterator[tuple[int, Tensor]]:
@@ -129,6 +54,7 @@ def patched(
         patches: Each one on its own.
         reading: What to read, at the last position.
         reduce: Turns what some prompts gave under one patch into what to keep, one entry per prompt.
+        groups: For each prompt, which row of a change's targets is its own. Default: its number.
         batch_size: Rows (prompts times patches) per pass. Default: by available memory, at most 256.
         known: Indices of patches whose results are not needed. Patches share passes as if they were, so that a stopped
             computation goes on with the very same numbers; those that share one with others may still be yielded.
@@ -156,7 +82,8 @@ def patched(
     if reading.n_positions != 1:
         raise CosmicError(f"reading: found {reading.n_positions} positions; patches are read at the last one")
     check_count("batch_size", batch_size)
-    _check(model, rows, patches)
+    groups = range(len(rows)) if groups is None else groups
+    _check(model, rows, patches, groups)
     if not same_for_all_tokens(model):
         raise CosmicError(
             "model: an active intervention depends on the tokens' places, which passes that begin late change; use one on all "
@@ -165,10 +92,11 @@ def patched(
     deepest = max((-patch.position for patch in patches), default=1)
     resume = _resumes(model)
     try:
-        clean = [_clean(model, batch, reading, deepest, resume) for batch in batches(model, rows, _size(batch_size))]
-        order = sorted(range(len(patches)), key=lambda i: patches[i]._kind)
-        for _, group in groupby(order, key=lambda i: patches[i]._kind):
-            yield from _group(model, clean, {i: patches[i] for i in group}, reading, reduce, batch_size, known, resume)
+        clean = [_clean(model, batch, reading, deepest, resume) for batch in _batches(model, rows, batch_size)]
+        order = sorted(range(len(patches)), key=lambda i: patches[i].kind)
+        for _, group in groupby(order, key=lambda i: patches[i].kind):
+            some = {i: patches[i] for i in group}
+            yield from _group(model, clean, some, reading, reduce, groups, batch_size, known, resume)
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
@@ -200,12 +128,12 @@ def unpatched(
         torch.Size([1, 128])
     """
     resume = _resumes(model)
-    found = [_clean(model, batch, reading, 1, resume).outcome for batch in batches(model, rows, _size(batch_size))]
+    found = [_clean(model, batch, reading, 1, resume).outcome for batch in _batches(model, rows, batch_size)]
     return _in_order([(outcome.rows, reduce(outcome).cpu()) for outcome in found])
 
 
-def _size(batch_size: int | None) -> int | None:
-    return None if batch_size is None else min(batch_size, BATCH_SIZE)
+def _batches(model: TransformerBridge, rows: Sequence[Sequence[int]], batch_size: int | None) -> Iterator[TokenBatch]:
+    return batches(model, rows, None if batch_size is None else min(batch_size, MOST_PROMPTS), most=MOST_PROMPTS)
 
 
 def _resumes(model: TransformerBridge) -> bool:
@@ -221,7 +149,7 @@ def _resumes(model: TransformerBridge) -> bool:
         for batch in batches(model, rows, 2):
             try:
                 clean = _clean(model, batch, reading, k, True)
-                (found,) = _pass(model, clean, [patch], reading, True)
+                (found,) = _pass(model, clean, [patch], reading, range(2), True)
             except UNFIT as error:
                 if out_of_memory(error):
                     raise
@@ -237,7 +165,11 @@ def _resumes(model: TransformerBridge) -> bool:
     return probed(model, "patches", probe)
 
 
-def _check(model: TransformerBridge, rows: Sequence[Sequence[int]], patches: Sequence[Patch]) -> None:
+def _check(
+    model: TransformerBridge, rows: Sequence[Sequence[int]], patches: Sequence[Patch], groups: Sequence[int]
+) -> None:
+    if len(groups) != len(rows):
+        raise CosmicError(f"groups: found {len(groups)}, and there are {len(rows)} prompts; give one for each")
     shortest = min(map(len, rows))
     for patch in patches:
         if -patch.position > shortest:
@@ -246,10 +178,25 @@ def _check(model: TransformerBridge, rows: Sequence[Sequence[int]], patches: Seq
             )
         for change in patch.changes:
             hook_name(model, change.layer, SITES[change.part])
-            if len(change.target) != (width := int(model.cfg.d_model)):
-                raise CosmicError(f"target: it has width {len(change.target)}, and the model's stream {width}")
+            *n, width = change.target.shape
+            if width != int(model.cfg.d_model):
+                raise CosmicError(f"target: it has width {width}, and the model's stream {int(model.cfg.d_model)}")
+            if n and not (len(n) == 1 and 0 <= min(groups) <= max(groups) < n[0]):
+                raise CosmicError(
+                    f"target: it has shape {(*n, width)}, and prompts are in groups {min(groups)} to {max(groups)}; give a row "
+                    "for each"
+                )
+            if change.index is not None:
+                _check_index(model, change.layer, "attention" if change.part == "attention" else "mlp", change.index)
     if any(change.part in ("attention", "mlp") for patch in patches for change in patch.changes):
         check_additive(model)
+
+
+def _check_index(model: TransformerBridge, layer: int, part: Literal["attention", "mlp"], index: int) -> None:
+    n_parts = output_projection(model, layer, part).n_parts
+    if not 0 <= index < n_parts:
+        raise CosmicError(f"index: found {index}, and block {layer} has {n_parts}; give one of 0 to {n_parts - 1}")
+    check_own_parts(model, layer, part)
 
 
 def _clean(model: TransformerBridge, batch: TokenBatch, reading: Reading, deepest: int, resume: bool) -> _Clean:
@@ -274,6 +221,7 @@ def _group(
     patches: dict[int, Patch],
     reading: Reading,
     reduce: Callable[[Outcome], Tensor],
+    groups: Sequence[int],
     batch_size: int | None,
     known: Container[int],
     resume: bool,
@@ -295,7 +243,7 @@ def _group(
             continue
         found: dict[int, list[tuple[tuple[int, ...], Tensor]]] = {i: [] for i in chunk}
         for one in clean:
-            outcomes = _pass(model, one, [patches[i] for i in chunk], reading, resume)
+            outcomes = _pass(model, one, [patches[i] for i in chunk], reading, groups, resume)
             for i, outcome in zip(chunk, outcomes, strict=True):
                 found[i].append((outcome.rows, reduce(outcome).cpu()))
         yield from ((i, _in_order(parts)) for i, parts in found.items())
@@ -314,7 +262,12 @@ def _in_order(parts: Sequence[tuple[tuple[int, ...], Tensor]]) -> Tensor:
 
 
 def _pass(
-    model: TransformerBridge, clean: _Clean, patches: Sequence[Patch], reading: Reading, resume: bool
+    model: TransformerBridge,
+    clean: _Clean,
+    patches: Sequence[Patch],
+    reading: Reading,
+    groups: Sequence[int],
+    resume: bool,
 ) -> list[Outcome]:
     """One pass: the first prompt under each patch, the second under each patch, …"""
     times, some = len(patches), patches[0]
@@ -335,7 +288,7 @@ def _pass(
         TokenBatch(ids.repeat_interleave(times, 0), mask.repeat_interleave(times, 0), clean.tokens.rows * times),
         sites,
         logits=reading.logits,
-        hooks=_hooks(model, patches),
+        hooks=hooks_of(model, patches, [groups[row] for row in clean.tokens.rows]),
         resume=start,
         last_token_only=resume,
     )
@@ -348,67 +301,3 @@ def _pass(
         )
         for e in range(times)
     ]
-
-
-def _hooks(model: TransformerBridge, patches: Sequence[Patch]) -> list[Hook]:
-    hooks: list[Hook] = []
-    last: list[Hook] = []
-    for changes in zip(*(patch.changes for patch in patches), strict=True):
-        layer, part = changes[0].layer, changes[0].part
-        changed, k = _changed(changes), -(changes[0].position or patches[0].position)
-        if part == "block":
-            entering, hook = _of_block(changed, k)
-            last.append((hook_name(model, layer, "hook_resid_pre"), entering))  # after every change of the input
-        else:
-            hook = _of_token(changed, k)
-        hooks.append((hook_name(model, layer, SITES[part]), hook))
-    return [*hooks, *last]
-
-
-def _changed(changes: Sequence[Change]) -> Callable[[Tensor], Tensor]:
-    """What one token's activations become, for each row its own patch's way; in float32 or better."""
-    target = torch.stack([one.target.double() for one in changes])
-    whole = changes[0].read is None
-    read = target if whole else torch.stack([one.read.double() for one in changes if one.read is not None])
-    write = read if whole else torch.stack([(one.read if one.write is None else one.write).double() for one in changes])  # type: ignore[union-attr]
-
-    def changed(old: Tensor) -> Tensor:
-        to, along, out = (one.to(old.dtype).to(old.device) for one in (target, read, write))
-        rows = old.view(-1, len(changes), old.shape[-1])
-        new = to.expand_as(rows) if whole else rows + ((to - rows) * along).sum(-1, keepdim=True) * out
-        return new.reshape(old.shape)
-
-    return changed
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def _of_token(changed: Callable[[Tensor], Tensor], k: int) -> Callable[..., Tensor]:
-    """The hook that changes the `k`-th token from the end."""
-
-    def hook(x: Tensor, hook: Any) -> Tensor:
-        if x.shape[1] < k:  # the last block, in which only the last token is computed
-            return x
-        x = x.clone()
-        x[:, -k] = changed(_wide(x[:, -k])).to(x.dtype)
-        return x
-
-    return hook
-
-
-def _of_block(changed: Callable[[Tensor], Tensor], k: int) -> tuple[Callable[..., None], Callable[..., Tensor]]:
-    """A hook that keeps the token that enters a block, and the change of what the block adds to it, at its output."""
-    entered: list[Tensor] = []
-
-    def entering(x: Tensor, hook: Any) -> None:
-        entered[:] = [_wide(x[:, -k])]
-
-    def leaving(y: Tensor, hook: Any) -> Tensor:
-        x = entered.pop()
-        y = y.clone()
-        y[:, -k] = (x + changed(_wide(y[:, -k]) - x)).to(y.dtype)
-        return y
-
-    return entering, leaving

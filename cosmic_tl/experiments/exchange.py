@@ -1,0 +1,137 @@
+"""What is exchanged in a causal map: what parts of a model write, and the patches that give it other values."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from cosmic_tl.experiments.causal_statistics import DIRECTION, PLACEBO, WHOLE, Place
+from cosmic_tl.experiments.options import CausalPart, Span, Treatment
+from cosmic_tl.model.batching import batches
+from cosmic_tl.model.components import output_projection
+from cosmic_tl.model.forward import read
+from cosmic_tl.model.hooks import Hook, Site
+from cosmic_tl.model.load import TransformerBridge
+from cosmic_tl.patching import Change, Patch
+from cosmic_tl.patching.changes import SITES
+
+Values = dict[int, Float64[Tensor, "..."]]
+"""By layer, what a part writes: `[position, group, d_model]`, of single heads `[position, head, group, d_model]`."""
+
+
+def mean_values(
+    model: TransformerBridge,
+    groups: Sequence[Sequence[Sequence[int]]],
+    part: CausalPart,
+    layers: Sequence[int],
+    n_positions: int,
+    batch_size: int | None,
+) -> Values:
+    """What a part writes at the last positions, mean over each group's prompts."""
+    means = []
+    for rows in groups:
+        total: Values = {}
+        for _, values in _written(model, rows, part, layers, n_positions, batch_size):
+            for layer, some in values.items():
+                total[layer] = total.get(layer, 0) + some.sum(0)
+        means.append({layer: some / len(rows) for layer, some in total.items()})
+    return {layer: torch.stack([one[layer] for one in means], dim=-2) for layer in layers}
+
+
+def own_values(
+    model: TransformerBridge,
+    rows: Sequence[Sequence[int]],
+    part: CausalPart,
+    layers: Sequence[int],
+    n_positions: int,
+    batch_size: int | None,
+) -> Values:
+    """What a part writes at the last positions; each prompt is a group of its own."""
+    order: list[int] = []
+    found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    for numbers, values in _written(model, rows, part, layers, n_positions, batch_size):
+        order += numbers
+        for layer, some in values.items():
+            found[layer].append(some)
+    back = torch.tensor(order).argsort()
+    return {layer: torch.cat(some)[back].movedim(0, -2) for layer, some in found.items()}
+
+
+def _written(
+    model: TransformerBridge,
+    rows: Sequence[Sequence[int]],
+    part: CausalPart,
+    layers: Sequence[int],
+    n_positions: int,
+    batch_size: int | None,
+) -> Iterator[tuple[tuple[int, ...], Values]]:
+    """Batch by batch the prompts' numbers, and what is written: `[prompt, position, (head,) d_model]`."""
+    heads = {layer: output_projection(model, layer, "attention") for layer in layers} if part == "head" else {}
+    inputs: dict[int, Tensor] = {}
+
+    def keep(layer: int) -> Callable[..., None]:
+        def hook(z: Tensor, hook: Any) -> None:
+            inputs[layer] = z[:, -n_positions:].flatten(2)
+
+        return hook
+
+    hooks: list[Hook] = [(projection.hook_in, keep(layer)) for layer, projection in heads.items()]
+    if part == "head":
+        sites: list[tuple[int, Site]] = [(max(layers), "hook_attn_out")]  # where the pass may end
+    else:
+        sites = [(layer, SITES[part]) for layer in layers]
+        sites += [(layer, "hook_resid_pre") for layer in layers if part == "block"]
+    for batch in batches(model, rows, batch_size):
+        found = read(model, batch, sites, n_positions=n_positions, hooks=hooks)
+        if part == "head":
+            with torch.inference_mode():
+                values = {layer: heads[layer].of_each(z).cpu().double() for layer, z in inputs.items()}
+        else:
+            values = {layer: found[layer, SITES[part]].cpu().double() for layer in layers}
+        if part == "block":
+            values = {layer: y - found[layer, "hook_resid_pre"].cpu().double() for layer, y in values.items()}
+        yield batch.rows, values
+
+
+def patches_of(
+    other: Values,
+    unit: Tensor,
+    random: Sequence[Tensor],
+    part: CausalPart,
+    treatment: Treatment,
+    span: Span,
+    layers: Sequence[int],
+    positions: Sequence[int],
+    whole: bool,
+) -> Iterator[tuple[str, Place, Patch]]:
+    """Treatment and place of each patch, and the patch."""
+    removal = treatment == "removal"
+    for layer in layers:
+        reach = [at for at in other if {"at": at == layer, "up-to": at <= layer, "from": at >= layer}[span]]
+        heads = range(other[layer].shape[1]) if part == "head" else [None]
+        for position in positions:
+            for head in heads:
+                given = {at: other[at][position] if head is None else other[at][position, head] for at in reach}
+                along = {at: torch.zeros_like(value) for at, value in given.items()} if removal else given
+
+                def patch(
+                    targets: Mapping[int, Tensor],
+                    read: Tensor | None = None,
+                    write: Tensor | None = None,
+                    position: int = position,
+                    head: int | None = head,
+                ) -> Patch:
+                    written = "attention" if part == "head" else part
+                    return Patch(
+                        position,
+                        tuple(Change(at, written, to, read, write, index=head) for at, to in targets.items()),
+                    )
+
+                place = (layer, position) if head is None else (layer, position, head)
+                yield DIRECTION, place, patch(along, unit)
+                for number, one in enumerate(random):
+                    yield f"{PLACEBO} {number}", place, patch(along, unit, one)
+                if whole:
+                    yield WHOLE, place, patch(given)
