@@ -10,6 +10,7 @@ from . import (
     judges as judges,
     metrics as metrics,
     model as model,
+    patching as patching,
     selection as selection,
     suffixes as suffixes,
 )

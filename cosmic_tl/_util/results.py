@@ -13,6 +13,7 @@ from cosmic_tl.errors import CosmicError
 R = TypeVar("R", bound="Result")
 FIGURES = {
     "Agreement": "judges.plot_agreement",
+    "AttributionMap": "attribution.plot_attribution",
     "BehaviourSweep": "behaviours.plot_behaviour_sweep",
     "Capability": "costs.plot_capability",
     "CausalMap": "causal.plot_causal_map",

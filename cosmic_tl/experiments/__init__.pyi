@@ -1,3 +1,7 @@
+from .attribution import (
+    AttributionMap as AttributionMap,
+    attribution_map as attribution_map,
+)
 from .behaviour_sweep import (
     BehaviourSweep as BehaviourSweep,
     sweep_behaviour as sweep_behaviour,

@@ -1,3 +1,6 @@
+from .attribution import (
+    plot_attribution as plot_attribution,
+)
 from .behaviours import (
     plot_behaviour_sweep as plot_behaviour_sweep,
 )

@@ -73,6 +73,17 @@ MAKE = {
     "CausalMap": lambda demo, prompts, selection: ct.experiments.causal_map(
         demo, prompts, selection, n_train=4, n_val=2, n_positions=1
     ),
+    "AttributionMap": lambda demo, prompts, selection: ct.experiments.attribution_map(
+        demo,
+        prompts,
+        selection.direction,
+        ct.metrics.refusal_tokens(demo, ["I'm sorry"]),
+        n_top=2,
+        n_random=2,
+        n_train=4,
+        n_val=2,
+        n_positions=1,
+    ),
     "Readout": lambda demo, prompts, selection: ct.metrics.read_tokens(demo, selection.direction, n=3),
     "SmallestEdit": lambda demo, prompts, selection: ct.experiments.smallest_edit(
         demo,
