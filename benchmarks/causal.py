@@ -29,7 +29,7 @@ from cosmic_tl.metrics import find_refusal_tokens
 from cosmic_tl.metrics.refusal_score import log_odds
 from cosmic_tl.model.chat import tokenize
 from cosmic_tl.patching import Change, Patch, patched
-from cosmic_tl.selection.cosmic import evaluation_layers, layer_similarity
+from cosmic_tl.selection.layer_rules import evaluation_layers, layer_similarity
 from cosmic_tl.selection.plan import block_costs
 
 N_TRAIN, N = 64, 32

@@ -32,7 +32,7 @@ from cosmic_tl.interventions.options import Mode
 from cosmic_tl.model.batching import BATCH_SIZE, batches
 from cosmic_tl.model.chat import tokenize
 from cosmic_tl.model.shortcuts import shared_prefix
-from cosmic_tl.selection.cosmic import evaluation_layers, layer_similarity
+from cosmic_tl.selection.layer_rules import evaluation_layers, layer_similarity
 from cosmic_tl.selection.options import Cell
 from cosmic_tl.selection.plan import Tokens, block_costs
 from cosmic_tl.selection.scores import undefined

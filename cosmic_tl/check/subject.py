@@ -20,7 +20,7 @@ from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.forward import TokenBatch
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.model.positions import Positions, post_instruction_positions
-from cosmic_tl.selection.cosmic import evaluation_layers
+from cosmic_tl.selection.layer_rules import evaluation_layers
 from cosmic_tl.selection.options import Cell
 
 Edit = Callable[[Tensor], Tensor]

@@ -174,9 +174,13 @@ def _built(hint: Any, default: Any, given: Mapping[str, Any]) -> Any:
     return kind(**values) if own is Parameter.empty else replace(own, **values)
 
 
-def _numbers(name: str, kinds: Sequence[Any], type_: Any, tokens: Sequence[cyclopts.Token]) -> tuple[Any, ...]:
-    """Numbers that are given as one text, such as 0,0.5,1."""
+def _numbers(
+    name: str, kinds: Sequence[Any], names: Sequence[str], type_: Any, tokens: Sequence[cyclopts.Token]
+) -> tuple[Any, ...] | str:
+    """Numbers that are given as one text, such as 0,0.5,1, or one of some names."""
     text = tokens[-1].value
+    if text in names:
+        return text
     endless = kinds[-1] is Ellipsis
     try:
         found = [kinds[0](part) for part in text.split(",")]
@@ -184,7 +188,8 @@ def _numbers(name: str, kinds: Sequence[Any], type_: Any, tokens: Sequence[cyclo
             raise ValueError
     except ValueError as error:
         example = ("0,0.5,1" if kinds[0] is float else "3,4") if endless else "17,-1 (layer, position)"
-        raise CosmicError(f"{name}: expected numbers like {example}, found {text!r}") from error
+        others = f", or {', '.join(names[:-1])} or {names[-1]}" if names else ""
+        raise CosmicError(f"{name}: expected numbers like {example}{others}, found {text!r}") from error
     return tuple(found)
 
 
@@ -229,11 +234,12 @@ def _parameter(name: str, some: Sequence[_Option]) -> Parameter:
     default = next(iter(shown.values()), "")
     default += "".join(f"; {kind} {text}" for kind, text in shown.items() if text != next(iter(shown.values())))
     more: dict[str, Any] = {"show_default": default if default not in ("", "no") else False, "negative_iterable": ()}
-    (core,) = [one for one in get_args(hint) if one is not NoneType] if NoneType in get_args(hint) else [hint]
+    cores = [one for one in get_args(hint) if one is not NoneType] if NoneType in get_args(hint) else [hint]
+    core, names = cores[0], [name for one in cores[1:] for name in get_args(one)]
     parts = get_args(core)
     if get_origin(core) is tuple and parts[0] in (int, float):
         # One text, which may begin with a minus sign; where pydantic is loaded, cyclopts checks what it becomes, too.
-        hint, more["converter"], more["allow_leading_hyphen"] = Any, partial(_numbers, name, parts), True
+        hint, more["converter"], more["allow_leading_hyphen"] = Any, partial(_numbers, name, parts, names), True
     elif core is int:
         more["converter"] = partial(_whole, name)
     elif get_origin(core) is Mapping:

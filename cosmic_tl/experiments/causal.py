@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 import torch
@@ -118,6 +119,24 @@ class CausalMap(Result):
         found = own[own.treatment == DIRECTION][["effect", "low", "high"]]
         found = found.assign(placebo=own[own.treatment == PLACEBO].effect, share=shares.share)
         return found.sort_values("effect", ascending=False).head(n).reset_index()
+
+    def summary(self) -> dict[str, Any]:
+        """The three strongest places per side, by the first measure, as plain values.
+
+        Example:
+            >>> place = {"side": "positive", "measure": "kl", "layer": 3, "position": -1}
+            >>> rows = [{**place, "treatment": name, "effect": 0.5, "low": 0.0, "high": 1.0} for name in (DIRECTION, PLACEBO)]
+            >>> shares = pd.DataFrame([{**place, "share": nan, "low": nan, "high": nan}])
+            >>> found = CausalMap(pd.DataFrame(rows), shares, "block", "interchange", "at", Positions(("a",)), (1, 1))
+            >>> found.summary()["positive"]
+            [{'layer': 3, 'position': -1, 'effect': 0.5, 'low': 0.0, 'high': 1.0, 'placebo': 0.5, 'share': None}]
+        """
+        sides = {side: self.strongest(side, n=3).to_dict("records") for side in self.table.side.unique()}
+        plain = {
+            side: [{name: None if value != value else value for name, value in row.items()} for row in rows]
+            for side, rows in sides.items()
+        }
+        return {"measure": self.measures[0], "n": list(self.n_prompts), **plain}
 
     def _lines(self) -> list[str]:
         n, m = self.n_prompts

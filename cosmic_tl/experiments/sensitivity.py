@@ -12,19 +12,20 @@ from torch.nn.functional import cosine_similarity
 
 from cosmic_tl._util.border import checked
 from cosmic_tl._util.results import Result
-from cosmic_tl.activations import class_means
+from cosmic_tl.activations import MeanActivations, class_means
 from cosmic_tl.data.contrast_set import ContrastSet
 from cosmic_tl.directions.candidates import Candidates
 from cosmic_tl.directions.difference_in_means import difference_in_means
 from cosmic_tl.directions.names import DIM
 from cosmic_tl.engine import Outcome
 from cosmic_tl.errors import CosmicError
+from cosmic_tl.metrics.refusal_score import find_refusal_tokens, refusal_tokens
 from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.model.positions import post_instruction_positions
-from cosmic_tl.selection.cosmic import evaluation_layers, layer_similarity
 from cosmic_tl.selection.cosmic_scores import CosmicScorer, shared_by_both
-from cosmic_tl.selection.options import Cell, CosmicOptions, Target
+from cosmic_tl.selection.layer_rules import evaluation_layers, layer_similarity, layers_by_rule
+from cosmic_tl.selection.options import Cell, CosmicOptions, LayerRule, Target
 from cosmic_tl.selection.plan import COSMIC_MEASURES, Plan, plan_cosmic
 from cosmic_tl.selection.resampling import Resampled, Rules, winners
 from cosmic_tl.selection.scores import KL, Keep, Products, Scores, undefined
@@ -57,9 +58,9 @@ class Sensitivity(Result):
     """What each of several settings chooses, one varied at a time."""
 
     table: pd.DataFrame
-    """One row per setting: varied ("asked for", "evaluation_share", "target", "n_positions" or "n_val"), value,
-    evaluation_layers, layer and position of what is chosen (missing where no candidate passes the filters), cosine with the
-    direction that is chosen as asked for, and score (of targets with other zero points: compare choices and not scores)."""
+    """One row per setting: varied ("asked for", "evaluation_layers", "evaluation_share", "target", "n_positions" or "n_val"),
+    value, evaluation_layers, layer and position of what is chosen (missing where no candidate passes the filters), cosine with
+    the direction that is chosen as asked for, and score (of targets with other zero points: compare choices and not scores)."""
     n_layers: int
     n_positions: int
     plan: Plan | None = None
@@ -153,7 +154,8 @@ def measure_sensitivity(
 ) -> Sensitivity:
     """What COSMIC chooses under other settings: one varied at a time, the filters as asked for.
 
-    Varied are the share of the layers at which activations are compared (5 to 50 %), the target, the number of positions (the
+    Varied are the rule that picks the layers at which activations are compared ("causal" where the model has refusal tokens), the
+    share of the layers (5 to 50 %), the target, the number of positions (the
     last ones) and the number of validation prompts (the first quarter, half and three quarters). One set of passes gives the
     scores of all of them. It goes up to the highest layer that any of them reads, so it costs more than a selection:
     `Sensitivity.plan` says how much. Further passes are made for the KL of each candidate that some setting chooses.
@@ -175,7 +177,7 @@ def measure_sensitivity(
         >>> options = CosmicOptions(n_train=8, n_val=4, n_positions=2, max_kl=50.0)
         >>> found = measure_sensitivity(load_model("demo", device="cpu"), load_prompts("demo"), options)
         >>> found.table.varied.unique().tolist()
-        ['asked for', 'evaluation_share', 'target', 'n_positions', 'n_val']
+        ['asked for', 'evaluation_layers', 'evaluation_share', 'target', 'n_positions', 'n_val']
     """
     options = options or CosmicOptions()
     for name, value in (("cell", options.cell), ("successive_halving", options.successive_halving or None)):
@@ -194,7 +196,8 @@ def measure_sensitivity(
     )
     candidates, similarity = difference_in_means(*means), layer_similarity(*means)
     rows = [tokenize(model, side, chat) for side in prompts.sides("val", options.n_val)]
-    settings = _settings(options, similarity, len(positions), (len(rows[0]), len(rows[1])))
+    rules = _by_rule(model, prompts, options, means, chat, batch_size)
+    settings = _settings(options, similarity, rules, len(positions), (len(rows[0]), len(rows[1])))
     read = sorted({layer for one in settings for layer in one.layers})
     centre = dict(zip(read, shared_by_both(means, read), strict=True))
     known: tuple[Scores, Products] = ({}, {}) if keep is None else keep(prompts, options)
@@ -229,19 +232,47 @@ def measure_sensitivity(
     return Sensitivity(table, n_layers, len(positions), plan)
 
 
-def _settings(options: CosmicOptions, similarity: Tensor, n_positions: int, n_val: tuple[int, int]) -> list[Setting]:
+def _by_rule(
+    model: TransformerBridge,
+    prompts: ContrastSet,
+    options: CosmicOptions,
+    means: tuple[MeanActivations, MeanActivations],
+    chat: ChatFormat | None,
+    batch_size: int | None,
+) -> dict[str, tuple[int, ...]]:
+    """Evaluation layers as asked for, and by each rule."""
+    train = prompts.sides("train", options.n_train)
+    tokens = None if options.tokens is None else refusal_tokens(model, options.tokens)
+    rules: list[LayerRule | tuple[int, ...] | None] = [options.evaluation_layers, "opposite-signs", "resampled"]
+    try:
+        tokens = tokens or find_refusal_tokens(model, train, chat=chat, batch_size=batch_size)
+        rules.append("causal")
+    except CosmicError:
+        if options.evaluation_layers == "causal":
+            raise
+    found = {}
+    for number, rule in enumerate(rules):
+        some = replace(options, evaluation_layers=rule)
+        layers, _ = layers_by_rule(model, some, means, train, tokens, chat=chat, batch_size=batch_size)
+        found["" if number == 0 else str(rule)] = layers
+    return found
+
+
+def _settings(
+    options: CosmicOptions,
+    similarity: Tensor,
+    rules: Mapping[str, tuple[int, ...]],
+    n_positions: int,
+    n_val: tuple[int, int],
+) -> list[Setting]:
     def layers_of(share: float) -> tuple[int, ...]:
         return evaluation_layers(similarity, share, options.exclude_first_half)
 
-    asked = Setting(
-        "asked for",
-        "",
-        options.evaluation_layers or layers_of(options.evaluation_share),
-        options.target,
-        n_val,
-        n_positions,
-    )
+    asked = Setting("asked for", "", rules[""], options.target, n_val, n_positions)
     found = [asked]
+    found += [
+        replace(asked, varied="evaluation_layers", value=rule, layers=layers) for rule, layers in rules.items() if rule
+    ]
     found += [
         replace(asked, varied="evaluation_share", value=f"{share:.0%}", layers=layers_of(share)) for share in SHARES
     ]

@@ -8,13 +8,13 @@ import pandas as pd
 from cosmic_tl.experiments.causal import CausalMap
 from cosmic_tl.experiments.cost_curves import CostCurves
 from cosmic_tl.experiments.sweeps import BASELINE, Sweep
-from cosmic_tl.figures.causal import LABELS, plot_causal_map
+from cosmic_tl.figures.causal import plot_causal_map
 from cosmic_tl.figures.cost_curves import plot_cost_curves
 from cosmic_tl.figures.suffixes import plot_head_attention, plot_head_contributions, plot_suffix_cosines
 from cosmic_tl.figures.sweeps import plot_sweep
 from cosmic_tl.generation.sampling import generation_sentence
 from cosmic_tl.metrics.rates import Rate
-from cosmic_tl.report.parts import in_percent, render, table
+from cosmic_tl.report.parts import in_percent, render, strongest_places, table
 from cosmic_tl.report.pictures import Picture
 from cosmic_tl.suffixes.analysis import SuffixAnalysis
 from cosmic_tl.suffixes.groups import ADVERSARIAL, HARMFUL, RANDOM
@@ -140,12 +140,8 @@ def write_causal(found: CausalMap, summary: Mapping[str, Any], *, run: str = "",
         command: The command that repeats the map. Defaults to none.
     """
     pictures = {measure: Picture(plot_causal_map(found, measure)) for measure in found.measures}
-    first, (n, m) = found.measures[0], found.n_prompts
+    n, m = found.n_prompts
     title = next(iter(pictures.values())).title
-    captions = {
-        side: f"Strongest places, {found.terms.sides[side]} prompts ({LABELS[first]})"
-        for side in found.table.side.unique()
-    }
     return render(
         "causal",
         title=title,
@@ -155,7 +151,7 @@ def write_causal(found: CausalMap, summary: Mapping[str, Any], *, run: str = "",
             f"{n} {found.terms.sides['positive']} and {m} {found.terms.sides['negative']} prompts",
         ],
         found=found,
-        strongest={caption: table(found.strongest(side), caption) for side, caption in captions.items()},
+        strongest=strongest_places(found),
         pictures=pictures,
         captions=CAPTIONS,
         rows=found.table.to_dict("records"),

@@ -6,8 +6,10 @@ from typing import Any
 
 import pandas as pd
 
+from cosmic_tl.experiments.causal import CausalMap
 from cosmic_tl.experiments.effects import Effects
 from cosmic_tl.experiments.layer_similarity import LayerSimilarity
+from cosmic_tl.figures.causal import plot_causal_map
 from cosmic_tl.figures.effects import plot_refusal_rates
 from cosmic_tl.figures.generators import plot_generators
 from cosmic_tl.figures.null import plot_null
@@ -22,7 +24,7 @@ from cosmic_tl.figures.stability import plot_stability
 from cosmic_tl.generation.sampling import generation_sentence
 from cosmic_tl.metrics.rates import Rate
 from cosmic_tl.report.completions import CONDITIONS, browser
-from cosmic_tl.report.parts import in_percent, render, spread, table
+from cosmic_tl.report.parts import in_percent, render, spread, strongest_places, table
 from cosmic_tl.report.pictures import Picture
 from cosmic_tl.selection.result import Selection
 from cosmic_tl.selection.scores import parts
@@ -110,6 +112,7 @@ def write_report(
     summary: dict[str, Any],
     settings: dict[str, Any],
     command: str = "",
+    causal: CausalMap | None = None,
 ) -> str:
     """The page of a run (`report.html`) as text.
 
@@ -120,6 +123,7 @@ def write_report(
         summary: As in `summary.json`.
         settings: As in `settings.json`.
         command: The command that repeats the run. Defaults to none.
+        causal: Where the direction acts. Defaults to not measured.
 
     Example:
         >>> from cosmic_tl import CosmicOptions, load_model, load_prompts, measure_effects, select_cosmic
@@ -146,6 +150,7 @@ def write_report(
         "similarity": plot_similarity(similarity),
         "classes": plot_layer_similarity(selection),
         "directions": plot_direction_cosines(selection.candidates, selection.direction.position),
+        **({} if causal is None else {"causal": plot_causal_map(causal)}),
     }
     repeatability = selection.candidates.repeatability
     if repeatability is not None:
@@ -178,6 +183,8 @@ def write_report(
         conditions=table(in_percent(effects.terms.of(effects.table)), "The effect of each condition"),
         well_formed="well_formed" in effects.completions,
         tests=table(_tests(effects), "Paired tests"),
+        causal=causal,
+        strongest={} if causal is None else strongest_places(causal),
         settings=table(pd.DataFrame(_flat(settings), columns=["setting", "value"]), "Settings and versions"),
         command=command,
         version=settings.get("versions", {}).get("cosmic_tl", ""),

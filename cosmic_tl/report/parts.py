@@ -13,6 +13,8 @@ from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
 from cosmic_tl.directions.direction import versions
+from cosmic_tl.experiments.causal import CausalMap
+from cosmic_tl.figures.causal import LABELS
 from cosmic_tl.figures.export import figure_json, plotly_js
 from cosmic_tl.figures.style import TEMPLATES
 
@@ -41,6 +43,25 @@ def table(frame: pd.DataFrame, label: str) -> Table:
     rows = [[_text(value) for value in row] for row in frame.itertuples(index=False)]
     numeric = [bool(rows) and all(NUMBER.fullmatch(row[i]) for row in rows) for i in range(len(frame.columns))]
     return Table(label, [str(name).replace("_", " ") for name in frame.columns], numeric, rows)
+
+
+def strongest_places(found: CausalMap) -> dict[str, Table]:
+    """The strongest places of each side of a causal map, by their caption.
+
+    Example:
+        >>> from cosmic_tl import Positions
+        >>> place = {"side": "positive", "measure": "kl", "layer": 3, "position": -1}
+        >>> rows = [{**place, "treatment": name, "effect": 0.5, "low": 0.0, "high": 1.0} for name in ("direction", "placebo")]
+        >>> shares = pd.DataFrame([{**place, "share": 0.7, "low": 0.6, "high": 0.8}])
+        >>> found = CausalMap(pd.DataFrame(rows), shares, "block", "interchange", "at", Positions(("a",)), (1, 1))
+        >>> list(strongest_places(found))
+        ['Strongest places, harmful prompts (KL (nats))']
+    """
+    captions = {
+        side: f"Strongest places, {found.terms.sides[side]} prompts ({LABELS[found.measures[0]]})"
+        for side in found.table.side.unique()
+    }
+    return {caption: table(found.strongest(side), caption) for side, caption in captions.items()}
 
 
 def _text(value: Any) -> str:

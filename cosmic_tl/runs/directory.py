@@ -10,6 +10,7 @@ from cosmic_tl._util.files import RESUME, settings_file, writing
 from cosmic_tl._util.packing import read_packed, write_packed
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.errors import CosmicError
+from cosmic_tl.experiments.causal import CausalMap
 from cosmic_tl.experiments.layer_similarity import LayerSimilarity
 from cosmic_tl.runs.derived import (
     DERIVED,
@@ -38,6 +39,7 @@ RESUME_FILES = (
     "sizes.jsonl",
     "null-choice.jsonl",
     "null.jsonl",
+    "causal.jsonl",
 )
 """Those of `run`; the other commands' begin with their name."""
 _CHOICE_ONLY = frozenset(
@@ -186,25 +188,31 @@ class Choice:
     similarity: LayerSimilarity
     run: str
     """Hash of `settings.json`, to tell a file of another run."""
+    causal: CausalMap | None = None
 
 
-def write_choice(out: Path, selection: Selection, similarity: LayerSimilarity, identity: dict[str, Any]) -> None:
-    """Write a selection and the cosines before and after its edits.
+def write_choice(
+    out: Path, selection: Selection, similarity: LayerSimilarity, causal: CausalMap | None, identity: dict[str, Any]
+) -> None:
+    """Write a selection, the cosines before and after its edits, and where it acts.
 
     Args:
         out: The run's directory.
         selection: The choice; its direction and table have files of their own too.
         similarity: Cosines before and after the intervention.
+        causal: Where it acts, if that was measured.
         identity: As in `settings.json`.
 
     Example:
         >>> callable(write_choice)
         True
     """
-    write_packed(out / CHOICE, Choice(selection, similarity, digest(identity)))
+    write_packed(out / CHOICE, Choice(selection, similarity, digest(identity), causal))
 
 
-def read_choice(out: Path, direction: Direction, identity: dict[str, Any]) -> tuple[Selection, LayerSimilarity]:
+def read_choice(
+    out: Path, direction: Direction, identity: dict[str, Any]
+) -> tuple[Selection, LayerSimilarity, CausalMap | None]:
     """Read what `write_choice` wrote.
 
     Args:
@@ -230,4 +238,4 @@ def read_choice(out: Path, direction: Direction, identity: dict[str, Any]) -> tu
     ):
         if not same:
             raise CosmicError(f"it was written with another {name}")
-    return found.selection, found.similarity
+    return found.selection, found.similarity, found.causal

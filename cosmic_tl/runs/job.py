@@ -17,6 +17,7 @@ from cosmic_tl.activations import MeanActivations, class_means
 from cosmic_tl.data.contrast_set import SIDES, ContrastSet
 from cosmic_tl.directions.direction import versions
 from cosmic_tl.errors import CosmicError, NoCandidateError, first_line
+from cosmic_tl.experiments.causal import CausalMap, causal_map
 from cosmic_tl.experiments.conditions import Row, standard_conditions
 from cosmic_tl.experiments.effects import measure_effects
 from cosmic_tl.experiments.known_rows import read_conditions
@@ -29,6 +30,7 @@ from cosmic_tl.experiments.placebos import (
     placebo_conditions,
 )
 from cosmic_tl.judges.base import Judge, strip_thinking, unfinished_thinking
+from cosmic_tl.metrics.refusal_score import find_refusal_tokens
 from cosmic_tl.model.batching import sizes_kept
 from cosmic_tl.model.chat import chat_notes
 from cosmic_tl.model.fingerprint import model_fingerprint
@@ -266,6 +268,7 @@ def _run(
             selection = replace(selection, null=null)
         except NoCandidateError:
             notes.append("The null was not measured: on half of the prompts no candidate passes the filters.")
+    causal = _causal(model, prompts, settings, selection, resume / RESUME_FILES[8], notes) if settings.causal else None
     stage(STAGES[2])
     calibrations = _calibrations(model, prompts, settings, selection, resume / RESUME_FILES[4])
     notes += calibration_notes(calibrations)
@@ -314,13 +317,47 @@ def _run(
         )
     if thinking := [text for text in effects.completions.completion if strip_thinking(text) != text]:
         notes.append(f"{len(thinking)} completions hold a thinking block; they are judged by what comes after it.")
-    summary = summarize(identity, selection, effects, calibrations, notes, time.perf_counter() - started)
+    summary = summarize(identity, selection, effects, calibrations, causal, notes, time.perf_counter() - started)
     selection.direction.save(out / "direction.safetensors")
-    write_choice(out, selection, similarity, identity)
+    causal = causal and replace(causal, terms=effects.terms)
+    write_choice(out, selection, similarity, causal, identity)
     write_atomically(out / "scores.csv", selection.table.to_csv(index=False, lineterminator="\n"))
     frame = effects.completions
     rows: list[Row] = frame.astype(object).where(frame.notna(), None).to_dict("records")  # JSON has no NaN
     write_atomically(out / "completions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    write_atomically(out / "report.html", write_report(selection, effects, similarity, summary, identity, command))
+    write_atomically(
+        out / "report.html", write_report(selection, effects, similarity, summary, identity, command, causal)
+    )
     write_atomically(out / "summary.json", json.dumps(summary, indent=1) + "\n")
-    return Run(selection, effects, similarity, summary, out, settings, identity)
+    return Run(selection, effects, similarity, summary, out, settings, identity, causal)
+
+
+def _causal(
+    model: TransformerBridge,
+    prompts: ContrastSet,
+    settings: RunSettings,
+    selection: Selection,
+    log: Path,
+    notes: list[str],
+) -> CausalMap | None:
+    """Where the direction acts: means of training prompts, effects on test prompts."""
+    options, chat, tokens = settings.selection, settings.chat, selection.tokens
+    train, test = prompts.sides("train", options.n_train), prompts.sides("test", settings.causal)
+    try:
+        tokens = tokens or find_refusal_tokens(model, train, chat=chat, batch_size=settings.batch_size)
+    except CosmicError as error:
+        if not selection.evaluation_layers:
+            notes.append(f"The causal map was not made: {error}")
+            return None
+    positive, negative = ({"train": tuple(own), "val": tuple(held)} for own, held in zip(train, test, strict=True))
+    return causal_map(
+        model,
+        replace(prompts, positive=positive, negative=negative, contrast={}),
+        selection,
+        tokens=tokens,
+        n_positions=options.n_positions,
+        chat=chat,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        effects=ProductLog(log),
+    )

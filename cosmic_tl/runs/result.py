@@ -13,6 +13,7 @@ from cosmic_tl.data.contrast_set import SIDES, ContrastSet
 from cosmic_tl.directions.candidates import Candidates
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.errors import CosmicError
+from cosmic_tl.experiments.causal import CausalMap
 from cosmic_tl.experiments.conditions import terms_of
 from cosmic_tl.experiments.effects import Effects
 from cosmic_tl.experiments.layer_similarity import LayerSimilarity
@@ -39,6 +40,8 @@ class Run:
     settings: RunSettings
     identity: dict[str, Any]
     """As in `settings.json`: all that the results depend on."""
+    causal: CausalMap | None = None
+    """Where the direction acts, if the settings ask for it."""
     was_complete: bool = False
     """Whether `run` found it finished, and did nothing."""
 
@@ -126,11 +129,11 @@ class Run:
             name = "direction.safetensors"
             direction = Direction.load(out / name)
             name = CHOICE
-            selection, similarity = read_choice(out, direction, identity)
+            selection, similarity, causal = read_choice(out, direction, identity)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CosmicError(f"run: {name} in {str(out)!r} is damaged ({said}); run again with --overwrite") from error
-        return cls(selection, effects, similarity, summary, out, settings, identity)
+        return cls(selection, effects, similarity, summary, out, settings, identity, causal)
 
     @property
     def prompts(self) -> ContrastSet:

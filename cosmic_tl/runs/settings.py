@@ -50,6 +50,9 @@ class RunSettings:
     null: int = 0
     """Null directions of each kind that a choice on half of the prompts is tested against on the other half (`measure_null`);
     0 for none. It takes longer than the selection."""
+    causal: int = 0
+    """Test prompts per side on which a causal map is made: where what each layer writes along the direction makes the model do it
+    (`causal_map`); 0 for none."""
 
     def __post_init__(self) -> None:
         # Checked before anything is loaded.
@@ -58,7 +61,10 @@ class RunSettings:
         self.sampling.check(self.temperature)
         for name in ("n_test", "max_new_tokens", "n_placebos", "batch_size"):
             check_count(name, getattr(self, name))
-        check_whole_number("null", self.null)
+        for name in ("null", "causal"):
+            check_whole_number(name, getattr(self, name))
+        if self.causal:
+            check_count("causal", self.causal)
         if self.null:
             check_count("null", self.null)
             halving = isinstance(self.selection, CosmicOptions) and self.selection.successive_halving

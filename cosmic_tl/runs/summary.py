@@ -3,6 +3,7 @@
 from typing import Any
 
 from cosmic_tl.data.contrast_set import SIDES
+from cosmic_tl.experiments.causal import CausalMap
 from cosmic_tl.experiments.effects import Effects
 from cosmic_tl.experiments.placebos import Calibration
 from cosmic_tl.selection.result import Selection
@@ -14,6 +15,7 @@ def summarize(
     selection: Selection,
     effects: Effects,
     calibrations: list[Calibration],
+    causal: CausalMap | None,
     notes: list[str],
     seconds: float,
 ) -> dict[str, Any]:
@@ -24,6 +26,7 @@ def summarize(
         selection: The choice.
         effects: What its edits and the placebos did.
         calibrations: Strengths of the placebos.
+        causal: Where the direction acts, if it was measured.
         notes: Of prompts, templates and completions; the selection has its own.
         seconds: How long the run took.
 
@@ -59,6 +62,7 @@ def summarize(
         "stability": None if selection.stability is None else selection.stability.summary(),
         "generators": None if (among := selection.generators) is None else among.summary(),
         "null": None if selection.null is None else selection.null.summary(),
+        "causal": None if causal is None else causal.summary(),
         "evaluation_layers": list(selection.evaluation_layers),
         "filters": [
             {name: None if value != value else value for name, value in row.items()}

@@ -8,6 +8,9 @@ from .generators import (
 from .given_directions import (
     score_directions as score_directions,
 )
+from .layer_rules import (
+    layer_effects as layer_effects,
+)
 from .null import (
     Null as Null,
     measure_null as measure_null,

@@ -6,15 +6,11 @@ from functools import partial
 from math import inf, isnan
 
 import pandas as pd
-from jaxtyping import Float, Float64
-from torch import Tensor
-from torch.nn.functional import cosine_similarity
 
 from cosmic_tl._util.border import checked
 from cosmic_tl.activations import MeanActivations
 from cosmic_tl.data.contrast_set import ContrastSet
 from cosmic_tl.directions.candidates import Candidates
-from cosmic_tl.directions.difference_in_means import difference_in_means
 from cosmic_tl.metrics.refusal_score import telling_tokens
 from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.load import TransformerBridge
@@ -23,10 +19,10 @@ from cosmic_tl.selection.among import best_of
 from cosmic_tl.selection.cosmic_scores import CosmicScorer, shared_by_both
 from cosmic_tl.selection.cosmic_table import cosmic_table
 from cosmic_tl.selection.filters import check_places, choose, settle
+from cosmic_tl.selection.layer_rules import layer_similarity, layers_by_rule
 from cosmic_tl.selection.notes import (
     before_any_edit,
     notes_about,
-    ranking_warnings,
     repeatability_notes,
     stability_notes,
     warnings_about,
@@ -52,43 +48,6 @@ CAPTION = (
 )
 FINALISTS = 4
 """Candidates that halving leaves, at least."""
-
-
-def layer_similarity(positive: MeanActivations, negative: MeanActivations) -> Float64[Tensor, " layer"]:
-    """Cosine between the classes' mean `y[l, -1]`, per layer.
-
-    Example:
-        >>> from cosmic_tl import load_model, mean_activations
-        >>> means = mean_activations(load_model("demo", device="cpu"), ["hi"])
-        >>> layer_similarity(means, means).round(decimals=6).tolist()
-        [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
-    """
-    return cosine_similarity(positive.resid_post[:, -1], negative.resid_post[:, -1], dim=-1)
-
-
-def evaluation_layers(
-    similarity: Float[Tensor, " layer"] | Float64[Tensor, " layer"],
-    share: float = 0.1,
-    exclude_first_half: bool = False,
-) -> tuple[int, ...]:
-    """The layers where the classes differ most: the lowest `max(1, floor(share · n_layers))` similarities.
-
-    Args:
-        similarity: From `layer_similarity`.
-        share: Of the layers to keep. Default 0.1.
-        exclude_first_half: Rank only the second half of the layers.
-
-    Example:
-        >>> import torch
-        >>> evaluation_layers(torch.tensor([0.9, 0.2, 0.5, 0.4]), share=0.5)
-        (1, 3)
-        >>> evaluation_layers(torch.tensor([0.9, 0.2, 0.5, 0.4]), exclude_first_half=True)
-        (3,)
-    """
-    n_layers = len(similarity)
-    first = n_layers // 2 if exclude_first_half else 0
-    ranked = sorted(range(first, n_layers), key=lambda layer: (float(similarity[layer]), layer))
-    return tuple(sorted(ranked[: max(1, int(share * n_layers + 1e-9))]))
 
 
 def _halve(cells: Sequence[Cell], scorer_on: Callable[[float, Scores], CosmicScorer], rough: Scores) -> list[Cell]:
@@ -157,7 +116,7 @@ def plan_selection(
     positions = post_instruction_positions(model, chat, options.n_positions)
     check_places(int(model.cfg.n_layers), len(positions), options)
     rows = [tokenize(model, prompts.side(side, "val", options.n_val), chat) for side in ("positive", "negative")]
-    layers = options.evaluation_layers or (int(model.cfg.n_layers) - 1,)
+    layers = options.named_layers or (int(model.cfg.n_layers) - 1,)
     plan = plan_cosmic(model, rows[0], rows[1], len(positions), layers, options)
     return replace(plan, n_generators=len(options.directions))
 
@@ -217,19 +176,23 @@ def select_cosmic(
         prompts,
         options,
         candidates,
-        find_tokens=False,
+        find_tokens=options.evaluation_layers == "causal",
         chat=chat,
         batch_size=batch_size,
         means=means,
         seeds=seeds,
     )
-    return best_of(prepared.candidates, partial(_select, model, options, prepared, batch_size), scores, products)
+    train = prepared.train or prompts.sides("train", options.n_train)
+    ranked = layers_by_rule(model, options, prepared.means, train, prepared.tokens, chat=chat, batch_size=batch_size)
+    one = partial(_select, model, options, prepared, ranked, batch_size)
+    return best_of(prepared.candidates, one, scores, products)
 
 
 def _select(
     model: TransformerBridge,
     options: CosmicOptions,
     prepared: Prepared,
+    ranked: tuple[tuple[int, ...], tuple[str, ...]],
     batch_size: int | None,
     candidates: Candidates,
     scores: Scores | None,
@@ -237,11 +200,8 @@ def _select(
 ) -> Selection:
     """The choice among one generator's candidates."""
     n_layers, positions, rows = int(model.cfg.n_layers), prepared.positions, prepared.rows
+    layers, doubts = ranked
     similarity = layer_similarity(*prepared.means)
-    layers = options.evaluation_layers or evaluation_layers(
-        similarity, options.evaluation_share, options.exclude_first_half
-    )
-    ranked = () if options.evaluation_layers else ranking_warnings(difference_in_means(*prepared.means), layers)
     centre = shared_by_both(prepared.means, layers) if options.target == "centred" else None
     resamples = options.n_resamples and options.cell is None and not options.successive_halving
     unsaid = why_not_resampled([len(side) for side in rows], bool(scores) and products is None) if resamples else ()
@@ -302,7 +262,7 @@ def _select(
         table,
         filters,
         tuple(notes),
-        (*ranked, *warnings_about(winner)),
+        (*doubts, *warnings_about(winner)),
         tuple(layers),
         similarity,
         positions,

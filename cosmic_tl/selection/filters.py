@@ -203,7 +203,7 @@ def check_places(n_layers: int, n_positions: int, options: CommonOptions) -> Non
         )
     if options.induction_layer is not None and not 0 <= options.induction_layer < n_layers:
         raise CosmicError(f"induction_layer: found {options.induction_layer}; layers are 0 to {n_layers - 1}")
-    layers = options.evaluation_layers if isinstance(options, CosmicOptions) else None
+    layers = options.named_layers if isinstance(options, CosmicOptions) else None
     if wrong := [layer for layer in layers or () if not 0 <= layer < n_layers]:
         raise CosmicError(f"evaluation_layers: found {wrong[0]}, and the model has layers 0 to {n_layers - 1}")
 

@@ -202,7 +202,8 @@ def ranking_warnings(candidates: Candidates, layers: Sequence[int]) -> tuple[str
     return (
         f"At evaluation layer{plural} {', '.join(map(str, doubtful))} the classes differ by chance: the differences of two fresh "
         f"samples would have an expected cosine of {min(entering[layer] for layer in doubtful):.2f}. The ranking was misled "
-        "by how single prompts end. Give evaluation_layers, exclude_first_half=True or more training prompts.",
+        "by how single prompts end. Give evaluation_layers (some layers, or 'causal'), exclude_first_half=True or more training "
+        "prompts.",
     )
 
 

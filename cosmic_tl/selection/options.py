@@ -16,6 +16,8 @@ Cell = tuple[int, int]
 """A candidate: layer and position."""
 PLACEBOS = 5
 """Default number of placebos of each kind. One says little, because they differ widely."""
+LayerRule = Literal["causal", "opposite-signs", "resampled"]
+"""How evaluation layers are picked, if not where the classes differ most."""
 Target = Literal["mean", "concatenated", "per-prompt", "centred"]
 """What the activations of steered prompts are compared with."""
 
@@ -103,8 +105,11 @@ class CommonOptions:
 class CosmicOptions(CommonOptions):
     """Options of a COSMIC selection (Siu et al. 2025)."""
 
-    evaluation_layers: tuple[int, ...] | None = None
-    """Layers at which activations are compared, such as 3,4. By default those where the two sides differ most."""
+    evaluation_layers: tuple[int, ...] | LayerRule | None = None
+    """Layers at which activations are compared, such as 3,4, or a rule. By default those where the two sides differ most.
+    causal: where exchanging the concept at the last token changes the refusal score most, which looks at outputs.
+    opposite-signs: where the origin lies between the two sides. resampled: most often among those where they differ most, over
+    resamples of the training prompts."""
     evaluation_share: float = 0.1
     """Share of the layers at which activations are compared, at least one layer."""
     exclude_first_half: bool = False
@@ -123,9 +128,21 @@ class CosmicOptions(CommonOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.evaluation_layers is not None:  # a set of layers: order and repetition mean nothing
+        if isinstance(self.evaluation_layers, str):
+            one_of("evaluation_layers", self.evaluation_layers, get_args(LayerRule))
+        elif self.evaluation_layers is not None:  # a set of layers: order and repetition mean nothing
             object.__setattr__(self, "evaluation_layers", tuple(sorted(set(self.evaluation_layers))))
         one_of("target", self.target, get_args(Target))
+
+    @property
+    def named_layers(self) -> tuple[int, ...] | None:
+        """The evaluation layers, unless a rule picks them.
+
+        Example:
+            >>> CosmicOptions(evaluation_layers=(4, 3)).named_layers, CosmicOptions(evaluation_layers="causal").named_layers
+            ((3, 4), None)
+        """
+        return self.evaluation_layers if isinstance(self.evaluation_layers, tuple) else None
 
 
 @checked

@@ -27,6 +27,8 @@ class Prepared:
     """Token ids of the validation prompts."""
     positions: Positions
     means: tuple[MeanActivations, MeanActivations]
+    train: tuple[list[str], list[str]] | None
+    """Training prompts, where they were needed."""
     tokens: RefusalTokens | None
     left_out: tuple[str, ...]
     """Which prompts are not used, in sentences."""
@@ -100,7 +102,7 @@ def prepare(
             left = replace(prompts, positive={"train": tuple(train[0])}, negative={"train": tuple(train[1])})
         given = _made(model, left, options, places[0], means, chat, batch_size)
     rows = tokenize(model, val[0], chat), tokenize(model, val[1], chat)
-    return Prepared((val[0], val[1]), rows, places[0], means, tokens, left_out, given)
+    return Prepared((val[0], val[1]), rows, places[0], means, train, tokens, left_out, given)
 
 
 def _made(

@@ -18,7 +18,6 @@ from cosmic_tl.metrics.refusal_score import log_odds
 from cosmic_tl.model.chat import ChatFormat
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.selection.among import best_of
-from cosmic_tl.selection.cosmic import layer_similarity
 from cosmic_tl.selection.filters import (
     Filter,
     apply_filters,
@@ -27,6 +26,7 @@ from cosmic_tl.selection.filters import (
     score_table,
     settle,
 )
+from cosmic_tl.selection.layer_rules import layer_similarity
 from cosmic_tl.selection.notes import (
     before_any_edit,
     notes_about,

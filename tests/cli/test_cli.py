@@ -390,7 +390,10 @@ def test_another_run_does_not_overwrite(finished, command):
         (["run", "--prompts", "missing.json"], "prompts: no file or directory 'missing.json'"),
         (["run", "--max-kl", "-1"], "max_kl: expected a positive number"),
         (["run", "--alpha", "nan"], "alpha: expected a finite number, found nan"),
-        (["run", "--evaluation-layers", "a,b"], "evaluation_layers: expected numbers like 3,4, found 'a,b'"),
+        (
+            ["run", "--evaluation-layers", "a,b"],
+            "evaluation_layers: expected numbers like 3,4, or causal, opposite-signs or resampled, found 'a,b'",
+        ),
         (["run", "--evaluation-layers", "12"], "evaluation_layers: found 12, and the model has layers 0 to 7"),
         (["run", "--n-test", "0"], "n_test: must be at least 1, found 0"),
         (["run", "--batch-size", "0"], "batch_size: must be at least 1, found 0"),

@@ -1,5 +1,6 @@
 """Causal maps equal plain hooks, and put a planted cause first."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,17 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity, normalize
 
-from cosmic_tl import CosmicError, CosmicOptions, Direction, load_model, load_prompts, select_cosmic
+from cosmic_tl import (
+    CosmicError,
+    CosmicOptions,
+    Direction,
+    Run,
+    RunSettings,
+    load_model,
+    load_prompts,
+    run,
+    select_cosmic,
+)
 from cosmic_tl.experiments import causal_map, smallest_edit
 from cosmic_tl.metrics import RefusalTokens, find_refusal_tokens, refusal_tokens
 from cosmic_tl.metrics.divergence import kl_divergence
@@ -217,6 +228,34 @@ def test_pairs_are_exchanged_pair_by_pair(demo, selection, tokens):
 
 def _scores(model, prompts, tokens):
     return torch.cat([log_odds(_pass(model, row, 7)[1], tokens.ids) for row in tokenize(model, prompts)])
+
+
+def test_a_run_says_where_it_happens(demo, prompts, tmp_path):
+    options = CosmicOptions(n_train=16, n_val=8, n_positions=2, max_kl=10.0, n_resamples=0)
+    settings = RunSettings(options, n_test=4, max_new_tokens=4, n_placebos=1, causal=3)
+    made = run(demo, prompts, tmp_path / "run", settings)
+    again = Run.load(tmp_path / "run")
+    assert again.causal.table.equals(made.causal.table) and again.causal.n_prompts == (3, 3)
+    held_out = load_prompts(
+        positive={"train": prompts.side("positive", "train", 16), "val": prompts.side("positive", "test", 3)},
+        negative={"train": prompts.side("negative", "train", 16), "val": prompts.side("negative", "test", 3)},
+        shuffle=False,
+    )
+    tokens = find_refusal_tokens(demo, held_out.sides("train"))
+    expected = causal_map(demo, held_out, made.selection, tokens=tokens, n_positions=2)
+    assert (made.causal.table.effect - expected.table.effect).abs().max() < 1e-6
+    said = json.loads((tmp_path / "run" / "summary.json").read_text())["causal"]
+    assert said["measure"] == "score" and said["positive"][0]["layer"] == int(made.causal.strongest().layer[0])
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Where it happens" in page and "Strongest places, harmful prompts (log-odds)" in page
+    # A finished report that is lost is written again from what was measured.
+    before, log = made.causal.table, tmp_path / "run" / "resume" / "causal.jsonl"
+    lines = log.read_text()
+    (tmp_path / "run" / "report.html").unlink()
+    assert run(demo, prompts, tmp_path / "run", settings).causal.table.equals(before) and log.read_text() == lines
+    without = run(demo, prompts, tmp_path / "other", replace(settings, causal=0))
+    assert without.causal is None and without.summary["causal"] is None
+    assert "was not measured: which layers and tokens" in (tmp_path / "other" / "report.html").read_text()
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,10 @@ import torch
 from cosmic_tl import CosmicError, CosmicOptions, NoCandidateError, mean_activations, select_cosmic
 from cosmic_tl.metrics.divergence import divergence_from, kl_divergence
 from cosmic_tl.metrics.refusal_score import RefusalTokens
-from cosmic_tl.selection.cosmic import CLOSE, ROUNDING, _settle, evaluation_layers
+from cosmic_tl.selection.cosmic import CLOSE, ROUNDING, _settle
 from cosmic_tl.selection.cosmic_table import cosmic_table
 from cosmic_tl.selection.filters import choose
+from cosmic_tl.selection.layer_rules import evaluation_layers
 from cosmic_tl.selection.notes import before_any_edit, notes_about, warnings_about
 from cosmic_tl.selection.plan import Plan
 from cosmic_tl.selection.scores import parts, summarized
