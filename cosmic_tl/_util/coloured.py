@@ -17,7 +17,7 @@ class Token:
     text: str
     value: float
     own: bool = True
-    """Whether it is text of a person or the model. Others, the template's, are set in small type."""
+    """Whether it is the user's or the model's text; the template's is set in small type."""
 
 
 @dataclass(frozen=True)

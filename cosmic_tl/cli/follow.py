@@ -29,7 +29,7 @@ def follow(
     and with it induced. A call that was stopped goes on with the next prompt.
 
     Args:
-        prompt: An instruction. By default the run's first test prompts of each side.
+        prompt: An instruction; may be given several times. By default the run's first test prompts of each side.
     """
     if not all(one.strip() for one in prompt):
         raise CosmicError("prompt: found a blank one; leave it out")

@@ -185,8 +185,8 @@ def follow_conversation(
     For a direction without a reference it is `x[l, i]·r̂ / ‖r‖`: 0 means that there is nothing of the direction.
 
     Under an edit, `x[l, i]` is what the block reads: the stream at its input (`hook_resid_pre`) after all edits there. So an
-    affine edit of a layer gives every token that it covers the same projection at that layer, and directional ablation at all
-    layers; what the model makes of it stands at later layers, and in the completion.
+    affine edit gives every token that it covers one projection at its layer, and directional ablation one at all layers. What
+    the model makes of an affine edit or an addition stands at later layers, and in the completion.
 
     Each token is read as it was when it was generated, with one pass over prompt and completion under the same edits. Token
     scopes hold: for "prompt" and "completion" the answer begins where it was generated. The last token of an answer was written
