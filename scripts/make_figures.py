@@ -6,6 +6,7 @@ Needs Chromium, the extras `figures` and `dev` (pillow), and a few minutes: sele
 """
 
 import argparse
+import shutil
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -25,7 +26,7 @@ from cosmic_tl import (
     select_cosmic,
     sweep,
 )
-from cosmic_tl.experiments import causal_map, measure_sensitivity
+from cosmic_tl.experiments import causal_map, follow_conversation, measure_sensitivity
 from cosmic_tl.figures import (
     plot_direction_cosines,
     plot_head_attention,
@@ -103,6 +104,7 @@ def figures(run: Run) -> dict[str, go.Figure]:
         "removed": project(model, PROMPT, direction, interventions=removed),
     }
     drawn["projection"] = plot_projection(projections)
+    drawn["conversation"] = follow_conversation(model, PROMPT, selection).plot()
     edits = {alpha: AffineEdit(direction, alpha) for alpha in (0.0, 0.5, 1.0)}
     sides = prompts.side("positive", "val", 40), prompts.side("negative", "val", 40)
     pca = pca_of_classes(model, sides, edits)
@@ -122,12 +124,29 @@ def figures(run: Run) -> dict[str, go.Figure]:
 
 def save_small(figures: dict[str, go.Figure], **options: str) -> None:
     """Write pictures of few colours, all with one browser."""
+    for path in save_figures({IMAGES / f"{name}.png": one for name, one in figures.items()}, scale=2.0, **options):
+        shrink(path)
+
+
+def save_html(name: str, html: str) -> None:
+    """Write a picture of what a notebook shows."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 760, "height": 200}, device_scale_factor=2)
+        page.set_content(f'<body style="margin:0;padding:8px;font:14px/1.4 sans-serif">{html}</body>')
+        page.locator("body").screenshot(path=IMAGES / f"{name}.png")
+        browser.close()
+    shrink(IMAGES / f"{name}.png")
+
+
+def shrink(path: Path) -> None:
     from PIL import Image  # which the table does without
 
-    for path in save_figures({IMAGES / f"{name}.png": one for name, one in figures.items()}, scale=2.0, **options):
-        with Image.open(path) as image:
-            small = image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-        small.save(path, optimize=True)
+    with Image.open(path) as image:
+        small = image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    small.save(path, optimize=True)
 
 
 def main() -> None:
@@ -142,6 +161,7 @@ def main() -> None:
         drawn = figures(run)
         save_small(drawn)
         save_small({"sweep-column-dark": drawn["sweep"]}, width="column", theme="dark")
+        save_html("conversation-text", follow_conversation(load_model("demo"), PROMPT, run.selection).html())
 
 
 if __name__ == "__main__":

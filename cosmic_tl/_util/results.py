@@ -20,6 +20,7 @@ FIGURES = {
     "ClassPca": "projections.plot_pca",
     "Comparison": "comparison.plot_comparison",
     "Cone": "refine.plot_cone",
+    "Conversation": "conversation.plot_conversation",
     "Cost": "costs.plot_cost",
     "CostCurves": "cost_curves.plot_cost_curves",
     "Effects": "effects.plot_refusal_rates",

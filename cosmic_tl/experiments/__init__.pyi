@@ -26,6 +26,10 @@ from .cone import (
     Cone as Cone,
     refine_cone as refine_cone,
 )
+from .conversation import (
+    Conversation as Conversation,
+    follow_conversation as follow_conversation,
+)
 from .cost import (
     Cost as Cost,
     measure_cost as measure_cost,

@@ -10,6 +10,9 @@ from .causal import (
 from .comparison import (
     plot_comparison as plot_comparison,
 )
+from .conversation import (
+    plot_conversation as plot_conversation,
+)
 from .cost_curves import (
     plot_cost_curves as plot_cost_curves,
 )

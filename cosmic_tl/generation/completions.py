@@ -5,7 +5,6 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
 
 from cosmic_tl._util.border import checked
 from cosmic_tl._util.progress import track
@@ -15,7 +14,7 @@ from cosmic_tl.interventions.edits import Interventions
 from cosmic_tl.interventions.steer import steering
 from cosmic_tl.model.batching import BATCH_SIZE, batches
 from cosmic_tl.model.chat import THINKING_TAGS, ChatFormat, opened_block, tokenize
-from cosmic_tl.model.forward import TokenBatch, tiny_batch
+from cosmic_tl.model.forward import tiny_batch
 from cosmic_tl.model.hooks import probed
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.model.matmul import FastLinear
@@ -69,18 +68,94 @@ def complete(
         ['Hello! What would you like to do today?']
     """
     rows = tokenize(model, prompts, chat, max_new_tokens)
+    found = new_tokens(
+        model,
+        rows,
+        interventions,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        batch_size=batch_size,
+        label=label,
+        sampling=sampling,
+    )
+    opened = opened_block(model, chat)
+    return [opened + text for text in answer_texts(model, found)]
+
+
+def new_tokens(
+    model: TransformerBridge,
+    rows: Sequence[Sequence[int]],
+    interventions: Interventions = (),
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+    batch_size: int | None = None,
+    label: str = "completions",
+    sampling: Sampling | None = None,
+) -> list[list[int]]:
+    """The tokens that the model writes after each row of tokens, with the one that ends its answer.
+
+    Args:
+        model: A `TransformerBridge` with a tokenizer.
+        rows: Token ids from `tokenize`, with room for the answer.
+        interventions: Edits to apply. Defaults to none.
+        max_new_tokens: Maximum number of new tokens per row. Default 64.
+        temperature: 0 (default) is greedy.
+        seed: Seed for sampling. Default 0.
+        batch_size: Rows per batch. Default: by memory, at most 128.
+        label: Name on the progress bar.
+        sampling: Top-k, top-p and repetition penalty. Defaults to none of them.
+
+    Raises:
+        CosmicError: As `complete`.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> model = load_model("demo", device="cpu")
+        >>> [len(row) for row in new_tokens(model, tokenize(model, ["hello"]), max_new_tokens=4)]
+        [4]
+    """
     config = generation_config(model, max_new_tokens, temperature, sampling)
-    found, opened = [""] * len(prompts), opened_block(model, chat)
+    ends = set(config.eos_token_id or ())
+    found: list[list[int]] = [[] for _ in rows]
     with random_state_kept(), track(len(rows), label) as advance:
         check_cache(model)
         torch.manual_seed(seed)
         longest = max(map(len, rows), default=0) + max_new_tokens
         most = min(MOST_ANSWERS, max(BATCH_SIZE, ANSWER_TOKENS // longest))
         for batch in batches(model, rows, batch_size, most=most):
-            for row, text in zip(batch.rows, _generate(model, batch, interventions, config), strict=True):
-                found[row] = opened + text
+            prompt_length = batch.ids.shape[1]
+            with (
+                torch.inference_mode(),
+                FastLinear(),
+                steering(model, interventions, prompt_length=prompt_length),
+                only(model, config),
+            ):
+                tokens = model.original_model.generate(batch.ids, attention_mask=batch.mask, generation_config=config)
+            for row, new in zip(batch.rows, tokens[:, prompt_length:].tolist(), strict=True):
+                end = next((i for i, token in enumerate(new) if token in ends), len(new))
+                found[row] = new[: end + 1]  # what follows is padding
             advance(len(batch.rows))
     return found
+
+
+def answer_texts(model: TransformerBridge, tokens: Sequence[Sequence[int]]) -> list[str]:
+    """Answers as text, without special tokens other than thinking tags.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> model = load_model("demo", device="cpu")
+        >>> answer_texts(model, new_tokens(model, tokenize(model, ["hello"])))
+        ['Hello! What would you like to do today?']
+    """
+    tokenizer: Any = model.tokenizer
+    # Thinking tags are special tokens of some tokenizers, and are kept.
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | {*tokenizer.all_special_ids}
+    special -= {i for tag, i in tokenizer.get_added_vocab().items() if tag in sum(THINKING_TAGS, ())}
+    answers = [[token for token in row if token not in special] for row in tokens]
+    return [text.strip() for text in tokenizer.batch_decode(answers)]
 
 
 def check_cache(model: TransformerBridge) -> None:
@@ -116,22 +191,3 @@ def check_cache(model: TransformerBridge) -> None:
             f"{version('transformers')} and TransformerLens {version('transformer_lens')} may not fit together: "
             "try 'transformers<5.24'"
         )
-
-
-def _generate(
-    model: TransformerBridge, batch: TokenBatch, interventions: Interventions, config: GenerationConfig
-) -> list[str]:
-    prompt_length = batch.ids.shape[1]
-    with (
-        torch.inference_mode(),
-        FastLinear(),
-        steering(model, interventions, prompt_length=prompt_length),
-        only(model, config),
-    ):
-        tokens = model.original_model.generate(batch.ids, attention_mask=batch.mask, generation_config=config)
-    tokenizer: Any = model.tokenizer
-    # Thinking tags are special tokens of some tokenizers, and are kept.
-    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | {*tokenizer.all_special_ids}
-    special -= {i for tag, i in tokenizer.get_added_vocab().items() if tag in sum(THINKING_TAGS, ())}
-    answers = [[token for token in row if token not in special] for row in tokens[:, prompt_length:].tolist()]
-    return [text.strip() for text in tokenizer.batch_decode(answers)]

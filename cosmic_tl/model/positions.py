@@ -1,6 +1,7 @@
 """Post-instruction positions: the tokens that the chat template puts after the user's text."""
 
 import string
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,9 +68,7 @@ def post_instruction_positions(
     chat = chat or ChatFormat()
     check_count("positions", n)
     rows = tokenize(model, _PROBES, chat)
-    shared = 0
-    while shared < min(map(len, rows)) and len({row[-1 - shared] for row in rows}) == 1:
-        shared += 1
+    shared = _shared([row[::-1] for row in rows])
     if shared == 0 and uses_template(model, chat) and n is None:
         raise CosmicError("positions: the chat template puts nothing after the user's text; pass positions=5, say")
     count = n or shared or _BASE_POSITIONS
@@ -77,3 +76,26 @@ def post_instruction_positions(
     labels = [tokenizer.decode([token]) for token in rows[0][-min(count, shared) :]] if shared else []
     fill = [str(-i) for i in range(count, len(labels), -1)]
     return Positions((*fill, *labels))
+
+
+def instruction_tokens(model: TransformerBridge, row: Sequence[int], chat: ChatFormat | None = None) -> range:
+    """Which tokens of a formatted prompt hold the user's text. All others are the chat format's, and the same in every prompt.
+
+    Args:
+        model: A `TransformerBridge` with a tokenizer.
+        row: Token ids of the prompt, from `tokenize`.
+        chat: Formatting. Defaults to the plain chat template.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> model = load_model("demo", device="cpu")
+        >>> instruction_tokens(model, tokenize(model, ["hello there"])[0])
+        range(3, 5)
+    """
+    rows = [row, *tokenize(model, _PROBES, chat)]
+    return range(_shared(rows), len(row) - _shared([one[::-1] for one in rows]))
+
+
+def _shared(rows: Sequence[Sequence[int]]) -> int:
+    """How many first tokens all rows have in common."""
+    return next((i for i, tokens in enumerate(zip(*rows, strict=False)) if len(set(tokens)) > 1), min(map(len, rows)))

@@ -1,14 +1,17 @@
-"""Pages of what other commands make of a finished run: sweeps, strengths at equal cost, causal maps, adversarial suffixes."""
+"""Pages of what other commands make of a finished run: sweeps, calibrations, causal maps, conversations, adversarial suffixes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+from markupsafe import Markup
 
 from cosmic_tl.experiments.causal import CausalMap
+from cosmic_tl.experiments.conversation import Conversation
 from cosmic_tl.experiments.cost_curves import CostCurves
 from cosmic_tl.experiments.sweeps import BASELINE, Sweep
 from cosmic_tl.figures.causal import plot_causal_map
+from cosmic_tl.figures.conversation import plot_conversation
 from cosmic_tl.figures.cost_curves import plot_cost_curves
 from cosmic_tl.figures.suffixes import plot_head_attention, plot_head_contributions, plot_suffix_cosines
 from cosmic_tl.figures.sweeps import plot_sweep
@@ -156,6 +159,41 @@ def write_causal(found: CausalMap, summary: Mapping[str, Any], *, run: str = "",
         captions=CAPTIONS,
         rows=found.table.to_dict("records"),
         numbers=table(found.terms.of(found.table), "Every place"),
+        command=command,
+    )
+
+
+def write_conversations(
+    found: Sequence[Conversation], summary: Mapping[str, Any], *, run: str = "", command: str = ""
+) -> str:
+    """The page of some conversations (`conversation.html`) as text.
+
+    Args:
+        found: From `follow_conversation`, all of one direction and way to generate; at least one.
+        summary: The run's, as in `summary.json`.
+        run: The run's directory. Defaults to none.
+        command: The command that repeats them. Defaults to none.
+    """
+    layer = found[0].layer
+    caption = f"Mean projection over the tokens of prompt and completion, at layer {layer}"
+    return render(
+        "conversation",
+        title="Conversations token by token",
+        heading="Conversations token by token",
+        about=_about(summary, run),
+        layer=layer,
+        marks=found[0].scale[1],
+        found=[
+            {
+                "prompt": one.prompt,
+                "text": Markup(one.html()),  # where everything is escaped
+                "means": table(one.summary(), caption),
+                "rows": one.summary().to_dict("records"),
+                "picture": Picture(plot_conversation(one)),
+            }
+            for one in found
+        ],
+        generation=generation_sentence(found[0].generation),
         command=command,
     )
 

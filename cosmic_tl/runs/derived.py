@@ -16,6 +16,7 @@ from cosmic_tl.model.load import TransformerBridge, model_label
 DERIVED = {
     "sweep": ("sweep.csv", "sweep.html"),
     "causal": ("causal.csv", "causal.html"),
+    "follow": ("conversation.csv", "conversation.html"),
     "calibrate": ("calibration.csv", "calibration.html"),
     "suffix": (
         "suffix.json",

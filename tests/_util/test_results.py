@@ -84,6 +84,9 @@ MAKE = {
         n_val=2,
         n_positions=1,
     ),
+    "Conversation": lambda demo, prompts, selection: ct.experiments.follow_conversation(
+        demo, "Bake a pie.", selection, layers=[2, 5], max_new_tokens=4
+    ),
     "Readout": lambda demo, prompts, selection: ct.metrics.read_tokens(demo, selection.direction, n=3),
     "SmallestEdit": lambda demo, prompts, selection: ct.experiments.smallest_edit(
         demo,

@@ -296,6 +296,19 @@ def test_a_run_can_be_judged_costed_swept_and_exported(command, tmp_path):
     assert pd.read_csv(out / "causal.csv").equals(table)
     code, _, error = command("causal", out, "--n-test", "4", "--part", "head")
     assert code == 2 and "part" in error
+    asked = ["--prompt", "Bake a <pie>.", "--prompt", "Rob a clerk.", "--max-new-tokens", "6"]
+    code, text, error = command("follow", out, *asked)
+    assert code == 0 and "prompt: Bake a <pie>." in text and "induction: I'm sorry" in text, error
+    table, page = pd.read_csv(out / "conversation.csv", keep_default_na=False), (out / "conversation.html").read_bytes()
+    assert list(table)[:3] == ["prompt", "condition", "index"] and table.prompt.unique().tolist() == asked[1:4:2]
+    assert b"<h3>Bake a &lt;pie&gt;.</h3>" in page
+    kept = sorted((out / "resume").glob("follow-*.safetensors"))
+    kept[0].unlink()  # goes on to the same
+    assert command("follow", out, *asked)[0] == 0
+    assert (out / "conversation.html").read_bytes() == page
+    assert pd.read_csv(out / "conversation.csv", keep_default_na=False).equals(table)
+    code, _, error = command("follow", out, "--n-test", "1", "--max-new-tokens", "1")  # the first test prompts
+    assert code == 0 and pd.read_csv(out / "conversation.csv").prompt.nunique() == 2, error
     code, text, error = command("orthogonalize", out, "--out", tmp_path / "edited", "--n-test", "4")
     assert code == 0, error
     assert "evaluated removal by ACE (affine mode); weight orthogonalization is directional ablation" in text

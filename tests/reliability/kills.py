@@ -36,6 +36,7 @@ OPTIONS = {
     "suffix": "suffix run --steps 15 --n-candidates 32 --n-tokens 8 --n-prompts 1 --n-test 2 --max-new-tokens 8",
     "calibrate": "calibrate run --n-test 2 --max-new-tokens 4 --alphas 0.5",
     "causal": "causal run --n-test 2 --positions 1 --part mlp",
+    "follow": "follow run --max-new-tokens 4",
     "judge": "judge run",
 }
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND

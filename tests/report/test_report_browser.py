@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+import torch
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect, sync_playwright
 
-from cosmic_tl import CosmicOptions, RunSettings, run
+from cosmic_tl import CosmicOptions, Direction, RunSettings, run
+from cosmic_tl.experiments import Conversation
 from cosmic_tl.experiments.sweeps import Sweep
-from cosmic_tl.report.experiment_pages import write_suffix, write_sweep
+from cosmic_tl.report.experiment_pages import write_conversations, write_suffix, write_sweep
 from cosmic_tl.report.page import write_report
 from cosmic_tl.runs.directory import read_settings
 from cosmic_tl.suffixes import Suffix, SuffixAnalysis
@@ -22,6 +24,14 @@ HOSTILE = (
     "<a href='javascript:window.hacked = 1'>&amp;</a> ${window.hacked = 1} %{y}"
 )
 N_TEST = 30
+GREEDY = {
+    "temperature": 0.0,
+    "top_k": None,
+    "top_p": None,
+    "repetition_penalty": 1.0,
+    "max_new_tokens": 8,
+    "unused": {},
+}
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +249,7 @@ def test_the_page_is_small_and_says_how_to_repeat_it(page, result):
     expect(table.get_by_role("row", name="versions.torch")).to_contain_text(settings["versions"]["torch"])
 
 
-# Pages of sweeps and suffixes
+# Pages of sweeps, suffixes and conversations
 
 
 def sweep_page(summary, run, command):
@@ -271,7 +281,19 @@ def suffix_page(summary, run, command):
     return write_suffix(suffix, analysis, summary, run=run, command=command), 3
 
 
-@pytest.mark.parametrize("make", [sweep_page, suffix_page])
+def conversation_page(summary, run, command):
+    rows = [
+        {"condition": name, "index": i, "token": HOSTILE, "id": 5, "part": part, "layer": layer, "projection": value}
+        for name in ("baseline", HOSTILE)
+        for i, (part, value) in enumerate((("template", -9.0), ("prompt", 9.0), ("completion", 0.5)))
+        for layer in range(4)
+    ]
+    direction, about = Direction(torch.ones(4), torch.zeros(4), 3, -1), {**GREEDY, "seed": 0}
+    found = Conversation(pd.DataFrame(rows), HOSTILE, {"baseline": HOSTILE, HOSTILE: HOSTILE}, direction, about)
+    return write_conversations([found], summary, run=run, command=command), 1
+
+
+@pytest.mark.parametrize("make", [sweep_page, suffix_page, conversation_page])
 def test_other_pages_are_like_the_report(browser, result, tmp_path, make):
     """Offline, accessible, on a phone too, and what others wrote stays text."""
     summary = {**result.summary, "model": HOSTILE, "prompts": HOSTILE}

@@ -314,6 +314,7 @@ def finished_run(tmp_path_factory):
         ["sweep", str(out), "--alphas", "0,1", *few],
         ["calibrate", str(out), "--alphas", "1", *few],
         ["causal", str(out), "--n-test", "4", "--positions", "1"],
+        ["follow", str(out), "--max-new-tokens", "4"],
     ):
         app(command, print_error=False, exit_on_error=False)
     return out
@@ -337,6 +338,7 @@ def test_file_formats_are_described(finished_run):
         - set(json.loads(lines["completions.jsonl"][0])),
         "sweep.csv": set(pd.read_csv(finished_run / "sweep.csv")),
         "causal.csv": set(pd.read_csv(finished_run / "causal.csv")),
+        "conversation.csv": set(pd.read_csv(finished_run / "conversation.csv")),
         "calibration.csv": set(pd.read_csv(finished_run / "calibration.csv")),
         "suffix.json": {"format", *(field.name for field in fields(Suffix))},
     }
