@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from benchmarks.real import means_macs
 from benchmarks.results import record
 from benchmarks.selection import matmul_rate
 from benchmarks.shapes import seconds
@@ -24,31 +23,16 @@ from cosmic_tl import load_model, load_prompts, post_instruction_positions
 from cosmic_tl.activations import class_means
 from cosmic_tl.directions.difference_in_means import difference_in_means
 from cosmic_tl.engine import Reading
-from cosmic_tl.experiments import CausalMap, causal_map
+from cosmic_tl.experiments import CausalMap, CausalOptions, causal_map, plan_causal_map
 from cosmic_tl.metrics import find_refusal_tokens
 from cosmic_tl.metrics.refusal_score import log_odds
 from cosmic_tl.model.chat import tokenize
 from cosmic_tl.patching import Change, Patch, patched
 from cosmic_tl.selection.layer_rules import evaluation_layers, layer_similarity
-from cosmic_tl.selection.plan import block_costs
 
 N_TRAIN, N = 64, 32
 PLACES = 4
 """Compared with whole passes."""
-
-
-def patch_macs(model: Any, rows: list[list[int]], n_positions: int) -> int:
-    """Multiply-adds of one patch at every place."""
-    blocks, vocabulary = block_costs(model), int(model.cfg.d_model) * int(model.cfg.d_vocab)
-    total = 0
-    for first in range(len(blocks)):
-        for k in range(1, n_positions + 1):
-            looked_at = sum(k * len(row) - k * (k - 1) // 2 for row in rows)
-            below = sum(k * len(rows) * block.weights + looked_at * block.scores for block in blocks[first:-1])
-            last = blocks[-1]
-            below += len(rows) * (last.weights + (k - 1) * last.keys_values) + sum(map(len, rows)) * last.scores
-            total += below + len(rows) * vocabulary
-    return total
 
 
 def by_whole_passes(model: Any, rows: list[list[int]], patch: Patch, ids: list[int]) -> torch.Tensor:
@@ -95,7 +79,7 @@ def measure(model: str, prompts: str = "demo", n: int = N, seed: int = 0) -> dic
     rate = matmul_rate(config, "cpu", torch.float32, tokens=256)
     took = seconds(work)
     rate = (rate + matmul_rate(config, "cpu", torch.float32, tokens=256)) / 2
-    macs = sum(2 * patch_macs(bridge, some, len(positions)) + 3 * means_macs(bridge, some, 1) for some in rows)
+    macs = 1e9 * plan_causal_map(bridge, (list(val[0]), list(val[1])), CausalOptions(whole=False)).gmacs
 
     chance = random.Random(seed)
     patches = [

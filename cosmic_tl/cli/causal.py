@@ -21,17 +21,27 @@ def causal(
     source: RunOptions,
     options: CausalOptions,
     settings: Annotated[RunSettings, Only(("n_test", "batch_size"))] = _MAP,
+    *,
+    plan: bool = False,
 ) -> None:
     """Where the direction acts: exchange what each layer writes at each token, and see what the model then does.
 
     Writes causal.csv and causal.html into the run. Means and effects are both of its test prompts, which played no part in the
     choice. A map that was stopped goes on where it was.
+
+    Args:
+        plan: Only say what the map would take.
     """
     if options.treatment == "paired":
         raise CosmicError("treatment: found 'paired', and a run keeps no pairs of prompts; use causal_map in Python")
     run = source.run
     prompts = run.test_prompts(settings.n_test)
     bridge, direction = source.load()
+    if plan:
+        from cosmic_tl.experiments.causal_plan import plan_causal_map
+
+        say(plan_causal_map(bridge, prompts, options, chat=run.settings.chat))
+        return
     from cosmic_tl.experiments.causal import causal_map
     from cosmic_tl.metrics.refusal_score import find_refusal_tokens
     from cosmic_tl.report.experiment_pages import write_causal

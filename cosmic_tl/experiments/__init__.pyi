@@ -14,6 +14,10 @@ from .causal import (
     CausalMap as CausalMap,
     causal_map as causal_map,
 )
+from .causal_plan import (
+    CausalPlan as CausalPlan,
+    plan_causal_map as plan_causal_map,
+)
 from .comparison import (
     Comparison as Comparison,
     compare_selections as compare_selections,
@@ -54,6 +58,9 @@ from .independence import (
 from .layer_similarity import (
     LayerSimilarity as LayerSimilarity,
     layer_similarities as layer_similarities,
+)
+from .options import (
+    CausalOptions as CausalOptions,
 )
 from .ranks import (
     Ranks as Ranks,

@@ -19,8 +19,8 @@ from cosmic_tl.data.contrast_set import SIDES, Prompts, labels_of
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.engine import Reading
 from cosmic_tl.errors import check_count
-from cosmic_tl.experiments.causal import prompts_of
 from cosmic_tl.experiments.causal_measures import TOWARDS, measuring
+from cosmic_tl.experiments.causal_prompts import prompts_of
 from cosmic_tl.experiments.conditions import REFUSAL, Terms, terms_of
 from cosmic_tl.metrics.refusal_score import RefusalTokens, log_odds
 from cosmic_tl.model.batching import batches

@@ -11,11 +11,12 @@ from torch import Tensor
 from cosmic_tl._util.border import checked
 from cosmic_tl._util.progress import track
 from cosmic_tl._util.results import Result
-from cosmic_tl.data.contrast_set import SIDES, ContrastSet, Prompts, labels_of, sides_of
+from cosmic_tl.data.contrast_set import SIDES, Prompts, labels_of
 from cosmic_tl.directions.direction import Direction, random_direction
 from cosmic_tl.engine import Reading
 from cosmic_tl.errors import CosmicError, one_of
 from cosmic_tl.experiments.causal_measures import measuring
+from cosmic_tl.experiments.causal_prompts import exchanged_prompts
 from cosmic_tl.experiments.causal_statistics import COLUMNS, DIRECTION, PLACEBO, Place, summarized
 from cosmic_tl.experiments.conditions import REFUSAL, Terms, terms_of
 from cosmic_tl.experiments.exchange import mean_values, own_values, patches_of
@@ -126,7 +127,7 @@ class CausalMap(Result):
         Example:
             >>> place = {"side": "positive", "measure": "kl", "layer": 3, "position": -1}
             >>> rows = [{**place, "treatment": name, "effect": 0.5, "low": 0.0, "high": 1.0} for name in (DIRECTION, PLACEBO)]
-            >>> shares = pd.DataFrame([{**place, "share": nan, "low": nan, "high": nan}])
+            >>> shares = pd.DataFrame([{**place, "share": float("nan"), "low": 0.0, "high": 0.0}])
             >>> found = CausalMap(pd.DataFrame(rows), shares, "block", "interchange", "at", Positions(("a",)), (1, 1))
             >>> found.summary()["positive"]
             [{'layer': 3, 'position': -1, 'effect': 0.5, 'low': 0.0, 'high': 1.0, 'placebo': 0.5, 'share': None}]
@@ -237,18 +238,15 @@ def causal_map(
         tokens = given.tokens if tokens is None else tokens
         evaluation_layers = given.evaluation_layers if evaluation_layers is None else evaluation_layers
     n_layers = int(model.cfg.n_layers)
-    at = tuple(sorted(set(evaluation_layers or ())))
-    mapped = tuple(range(n_layers)) if layers is None else tuple(sorted(set(layers)))
-    for name, some in (("evaluation_layers", at), ("layers", mapped)):
-        if some and not 0 <= some[0] <= some[-1] < n_layers:
-            raise CosmicError(f"{name}: found {some}; give some of 0 to {n_layers - 1}")
+    mapped, at = mapped_layers(model, layers), tuple(sorted(set(evaluation_layers or ())))
+    if at and not 0 <= at[0] <= at[-1] < n_layers:
+        raise CosmicError(f"evaluation_layers: found {at}; give some of 0 to {n_layers - 1}")
     if tokens is None and not at:
         raise CosmicError(
             "tokens: a bare direction comes without anything to measure; give tokens, evaluation_layers or a selection"
         )
     positions = post_instruction_positions(model, chat, n_positions)
-    paired = treatment == "paired"
-    train, val = _pairs(prompts, n_val) if paired else prompts_of(prompts, n_train, n_val)
+    train, val = exchanged_prompts(prompts, treatment, n_train, n_val)
     rows = [tokenize(model, side, chat) for side in val]
     counts, everything = (len(rows[0]), len(rows[1])), [*rows[0], *rows[1]]
     of_side = [0] * counts[0] + [1] * counts[1]
@@ -257,7 +255,7 @@ def causal_map(
     reach = {"at": mapped, "up-to": range(mapped[-1] + 1), "from": range(mapped[0], n_layers)}[span]
     other = [tokenize(model, side, chat) for side in reversed(train)]
     options = (part, reach, len(positions), batch_size)
-    if paired:
+    if treatment == "paired":
         values, groups = own_values(model, [*other[0], *other[1]], *options), list(range(n_changed))
     else:
         values, groups = mean_values(model, other, *options), of_side[:n_changed]
@@ -304,31 +302,19 @@ def _name(treatment: str, place: Place) -> str:
     return ", ".join([treatment, *(f"head {head}" for head in place[2:])])
 
 
-def _pairs(prompts: Prompts, n: int | None) -> tuple[tuple[list[str], list[str]], tuple[list[str], list[str]]]:
-    """Both sides of the validation pairs, whose values are exchanged and on which effects are measured."""
-    if isinstance(prompts, ContrastSet):
-        pairs = prompts.contrast.get("val", ())[:n]
-        if not pairs:
-            raise CosmicError(f"prompts: {prompts.name!r} has no val pairs; use treatment='interchange'")
-        sides = [one for one, _ in pairs], [other for _, other in pairs]
-    else:
-        sides = sides_of(prompts, "val", n)
-        if len(sides[0]) != len(sides[1]):
-            raise CosmicError(
-                f"prompts: found {len(sides[0])} positive and {len(sides[1])} negative ones, and pairs are as many; give two "
-                "lists of one length"
-            )
-    return sides, sides
+def mapped_layers(model: TransformerBridge, layers: Sequence[int] | None) -> tuple[int, ...]:
+    """The layers of a map: all, or those that are named.
 
-
-def prompts_of(
-    prompts: Prompts, n_train: int | None, n_val: int | None
-) -> tuple[tuple[list[str], list[str]], tuple[list[str], list[str]]]:
-    """Both sides' training and validation prompts; of a pair of lists both are the same.
+    Raises:
+        CosmicError: If there is no such layer.
 
     Example:
-        >>> prompts_of((["a", "b"], ["c"]), None, 1)
-        ((['a', 'b'], ['c']), (['a'], ['c']))
+        >>> from cosmic_tl import load_model
+        >>> mapped_layers(load_model("demo", device="cpu"), (4, 2))
+        (2, 4)
     """
-    train = prompts.sides("train", n_train) if isinstance(prompts, ContrastSet) else sides_of(prompts, "train")
-    return train, sides_of(prompts, "val", n_val)
+    n_layers = int(model.cfg.n_layers)
+    found = tuple(range(n_layers)) if layers is None else tuple(sorted(set(layers)))
+    if not 0 <= found[0] <= found[-1] < n_layers:
+        raise CosmicError(f"layers: found {found}; give some of 0 to {n_layers - 1}")
+    return found

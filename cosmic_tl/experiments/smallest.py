@@ -15,8 +15,8 @@ from cosmic_tl.data.contrast_set import SIDES, Prompts, Side
 from cosmic_tl.directions.direction import Direction, random_direction
 from cosmic_tl.engine import Reading
 from cosmic_tl.errors import CosmicError, check_count, one_of
-from cosmic_tl.experiments.causal import prompts_of
 from cosmic_tl.experiments.causal_measures import measuring
+from cosmic_tl.experiments.causal_prompts import prompts_of
 from cosmic_tl.experiments.causal_statistics import interval, resamples
 from cosmic_tl.experiments.exchange import mean_values
 from cosmic_tl.interventions.options import WrittenPart
