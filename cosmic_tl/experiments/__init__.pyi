@@ -47,6 +47,10 @@ from .independence import (
     Independence as Independence,
     measure_independence as measure_independence,
 )
+from .layer_cosines import (
+    LayerCosines as LayerCosines,
+    cosines_by_layer as cosines_by_layer,
+)
 from .layer_similarity import (
     LayerSimilarity as LayerSimilarity,
     layer_similarities as layer_similarities,

@@ -10,6 +10,10 @@ from .causal import (
 from .comparison import (
     plot_comparison as plot_comparison,
 )
+from .cosines import (
+    plot_cosines as plot_cosines,
+    plot_layer_cosines as plot_layer_cosines,
+)
 from .cost_curves import (
     plot_cost_curves as plot_cost_curves,
 )

@@ -64,6 +64,10 @@ MAKE = {
         n_test=2,
         max_new_tokens=4,
     ),
+    "Cosines": lambda demo, prompts, selection: ct.directions.compare_directions(selection.candidates.by_layer()),
+    "LayerCosines": lambda demo, prompts, selection: ct.experiments.cosines_by_layer(
+        demo, prompts, selection.direction, n=2
+    ),
     "CostCurves": lambda demo, prompts, selection: ct.calibrate(
         demo, ["Bake a pie."], selection.direction, alphas=(1.0,), max_new_tokens=4
     ),
