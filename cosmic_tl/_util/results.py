@@ -26,6 +26,7 @@ FIGURES = {
     "Effects": "effects.plot_refusal_rates",
     "GeneratorChoices": "generators.plot_generators",
     "Independence": "independence.plot_independence",
+    "LatentGuard": "guard.plot_guard",
     "LayerCosines": "cosines.plot_layer_cosines",
     "LayerSimilarity": "selection.plot_similarity",
     "Null": "null.plot_null",

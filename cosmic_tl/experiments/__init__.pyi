@@ -40,6 +40,10 @@ from .effects import (
 from .equal_cost import (
     calibrate as calibrate,
 )
+from .guard import (
+    LatentGuard as LatentGuard,
+    latent_guard as latent_guard,
+)
 from .harness import (
     BridgeLM as BridgeLM,
 )

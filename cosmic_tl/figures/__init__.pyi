@@ -33,6 +33,9 @@ from .export import (
 from .generators import (
     plot_generators as plot_generators,
 )
+from .guard import (
+    plot_guard as plot_guard,
+)
 from .independence import (
     plot_independence as plot_independence,
 )

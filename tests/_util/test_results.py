@@ -65,6 +65,9 @@ MAKE = {
         max_new_tokens=4,
     ),
     "Cosines": lambda demo, prompts, selection: ct.directions.compare_directions(selection.candidates.by_layer()),
+    "LatentGuard": lambda demo, prompts, selection: ct.experiments.latent_guard(
+        demo, prompts, selection.direction, n_train=8, n_test=4, n_placebos=1
+    ),
     "LayerCosines": lambda demo, prompts, selection: ct.experiments.cosines_by_layer(
         demo, prompts, selection.direction, n=2
     ),
