@@ -36,6 +36,7 @@ FIGURES = {
     "Ranks": "ranks.plot_ranks",
     "Readout": "readout.plot_readout",
     "Refined": "refine.plot_refined",
+    "ReplyInversion": "inversion.plot_inversion",
     "Selection": "selection.plot_scores",
     "Sensitivity": "sensitivity.plot_sensitivity",
     "SmallestEdit": "smallest.plot_smallest_edit",

@@ -51,6 +51,10 @@ from .independence import (
     Independence as Independence,
     measure_independence as measure_independence,
 )
+from .inversion import (
+    ReplyInversion as ReplyInversion,
+    reply_inversion as reply_inversion,
+)
 from .layer_cosines import (
     LayerCosines as LayerCosines,
     cosines_by_layer as cosines_by_layer,

@@ -39,6 +39,9 @@ from .guard import (
 from .independence import (
     plot_independence as plot_independence,
 )
+from .inversion import (
+    plot_inversion as plot_inversion,
+)
 from .judges import (
     plot_agreement as plot_agreement,
 )

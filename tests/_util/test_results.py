@@ -115,6 +115,9 @@ MAKE = {
     "Independence": lambda demo, prompts, selection: ct.experiments.measure_independence(
         demo, ["Bake a pie."], selection.direction, ct.random_direction(selection.direction), n_placebos=1
     ),
+    "ReplyInversion": lambda demo, prompts, selection: ct.experiments.reply_inversion(
+        demo, prompts, {"x": selection.direction}, n=2, n_placebos=1
+    ),
     "Ranks": lambda demo, prompts, selection: ct.experiments.measure_ranks(
         demo,
         [side[:4] for side in prompts.sides("val")],
