@@ -7,6 +7,7 @@ from math import nan
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float64
 from torch import Tensor
 
@@ -79,7 +80,6 @@ def compare_directions(directions: Mapping[str, Direction | Subspace]) -> Cosine
         CosmicError: If there are fewer than two, or they are of different widths or models.
 
     Example:
-        >>> import torch
         >>> x, y = (Direction(row, None, 3, -1) for row in torch.eye(3)[:2])
         >>> plane = Subspace(torch.eye(3)[:2].double(), torch.zeros(3).double(), torch.zeros(3).double(), 3, "plane")
         >>> compare_directions({"x": x, "y": y, "plane": plane}).table[["first", "second", "cosine", "p"]].values.tolist()
@@ -128,8 +128,6 @@ def _cosines(one: Direction | Subspace, other: Direction | Subspace) -> list[flo
     product = _basis(one) @ _basis(other).T
     if isinstance(one, Direction) and isinstance(other, Direction):
         return [float(product.clamp(-1, 1))]
-    import torch
-
     return [float(value) for value in torch.linalg.svdvals(product).clamp(max=1)]
 
 
