@@ -54,13 +54,13 @@ def main() -> None:
         name: latent_guard(model, prompts, one, shifted=shifted, split="val", **counts) for name, one in found.items()
     }
     for name, guard in guards.items():
-        print(f"\n{name}\n{guard._shown().round(2).to_string(index=False)}")
+        print(f"\n{name}: {guard}")
         own = guard.table[guard.table.kind == "direction"]
         print(own[["prompts", "auc_low", "auc_high", "accuracy_low", "accuracy_high"]].round(2).to_string(index=False))
     tokens = find_refusal_tokens(model, prompts.sides("train", args.n_train))
     some = {"harmfulness": found["end of the text"], "refusal": found["last token"]}
     inversion = reply_inversion(model, prompts, some, tokens=tokens, n=args.n_test)
-    print(f"\n{tokens}\n{inversion.template!r}: {inversion!r}")
+    print(f"\n{tokens}\n{inversion.template!r}, length {inversion.length:.3g}")
     with pd.option_context("display.width", 200, "display.max_rows", None):
         directions = inversion.table[inversion.table.steered != "random"]
         print(directions.drop(columns=["seed", "layer"]).round(2).to_string(index=False))
