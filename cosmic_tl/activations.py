@@ -294,3 +294,48 @@ def cache_activations(
         for row, activation in zip(batch.rows, stacked, strict=True):
             found[row] = activation
     return torch.stack(found)
+
+
+def stream_at(
+    model: TransformerBridge,
+    prompts: Sequence[str],
+    layer: int,
+    position: int,
+    *,
+    chat: ChatFormat | None = None,
+    batch_size: int | None = None,
+) -> Float64[Tensor, "prompt d_model"]:
+    """`x[l, i]` of every prompt at one layer and position, from passes that stop there.
+
+    Args:
+        model: A `TransformerBridge`.
+        prompts: Instructions.
+        layer: From 0.
+        position: Counted from the end.
+        chat: Formatting. Defaults to the plain chat template.
+        batch_size: Prompts per forward pass. Default: by memory, at most 32.
+
+    Raises:
+        CosmicError: If layer or position is out of range, or a prompt is blank or too long.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> stream_at(load_model("demo", device="cpu"), ["hi", "hello there"], 4, -1).shape
+        torch.Size([2, 128])
+    """
+    if not 0 <= layer < int(model.cfg.n_layers) or position >= 0:
+        raise CosmicError(
+            f"layer, position: found {layer} and {position}; layers are 0 to {int(model.cfg.n_layers) - 1}, and positions count "
+            "from the end: -1 is the last"
+        )
+    rows = tokenize(model, prompts, chat)
+    if (shortest := min(map(len, rows))) < -position:
+        raise CosmicError(f"position: found {position}, and a prompt has only {shortest} tokens; take a later one")
+    n_prefix = shared_prefix(model, rows, -position)
+    start = Resume(past=prefix_keys_values(model, rows[0][:n_prefix]))
+    site: tuple[int, Site] = (layer, "hook_resid_pre")
+    found = torch.empty(len(rows), int(model.cfg.d_model), dtype=torch.float64)
+    for batch in batches(model, [row[n_prefix:] for row in rows], batch_size):
+        reached = forward(model, batch, [site], n_positions=-position, resume=start)
+        found[list(batch.rows)] = reached.activations[site][:, 0].cpu().double()
+    return found

@@ -26,11 +26,12 @@ from cosmic_tl import (
     select_cosmic,
     sweep,
 )
-from cosmic_tl.experiments import causal_map, follow_conversation, measure_sensitivity
+from cosmic_tl.experiments import causal_map, cosines_by_layer, follow_conversation, measure_sensitivity
 from cosmic_tl.figures import (
     plot_direction_cosines,
     plot_head_attention,
     plot_head_contributions,
+    plot_layer_cosines,
     plot_layer_similarity,
     plot_pca,
     plot_projection,
@@ -72,8 +73,15 @@ def figures(run: Run) -> dict[str, go.Figure]:
     selection = select_cosmic(model, prompts, options)
     removed = selection.removal()
     by_tokens = select_by_refusal_tokens(model, prompts, RefusalTokenOptions(full_table=True))
-    weak = CosmicOptions(mode=mode, full_table=True, exclude_first_half=True, max_kl=10.0)
-    compared = {"demo": selection, "demo-weak": select_cosmic(load_model("demo-weak"), prompts, weak)}
+    weak, weakly = (
+        load_model("demo-weak"),
+        CosmicOptions(mode=mode, full_table=True, exclude_first_half=True, max_kl=10.0),
+    )
+    compared = {"demo": selection, "demo-weak": select_cosmic(weak, prompts, weakly)}
+    by_layer = {
+        "demo": cosines_by_layer(model, (harmful, harmless), direction),
+        "demo-weak": cosines_by_layer(weak, (harmful, harmless), direction.for_model(weak)),
+    }
     drawn = {
         "scores": plot_scores(selection),
         "stability": plot_stability(selection.stability),
@@ -89,6 +97,7 @@ def figures(run: Run) -> dict[str, go.Figure]:
         "score-comparison": plot_score_comparison(compared),
         "layer-similarity": plot_layer_similarity(selection),
         "direction-cosines": plot_direction_cosines(selection.candidates, direction.position),
+        "layer-cosines": plot_layer_cosines(by_layer),
         "similarity": plot_similarity(layer_similarities(model, (harmful, harmless), selection)),
     }
     drawn["refusal-rates"] = plot_refusal_rates(run.effects)

@@ -1,3 +1,10 @@
+from .categories import (
+    category_directions as category_directions,
+)
+from .cosines import (
+    Cosines as Cosines,
+    compare_directions as compare_directions,
+)
 from .subspace import (
     Subspace as Subspace,
     class_subspace as class_subspace,

@@ -230,6 +230,25 @@ class Candidates:
             short_label(model) if model is not None else self.model,
         )
 
+    def by_layer(self, position: int = -1) -> dict[str, Direction]:
+        """The candidates of all layers at one position, by "layer 0", "layer 1", …; without those that do not exist.
+
+        Args:
+            position: Counted from the end. Default −1.
+
+        Raises:
+            CosmicError: If there is no such position.
+
+        Example:
+            >>> import torch
+            >>> vectors = torch.tensor([[[0.0, 0.0]], [[1.0, 0.0]]]).double()
+            >>> Candidates(vectors, 0 * vectors, "example").by_layer()
+            {'layer 1': Direction(example, layer 1, position -1, norm 1, any model)}
+        """
+        self.check(0, position)
+        known = [vector.isfinite().all() and vector.any() for vector in self.vectors[:, position]]
+        return {f"layer {layer}": self.direction(layer, position) for layer, there in enumerate(known) if there}
+
     def _reference(self, layer: int, position: int) -> Float64[Tensor, " d_model"] | None:
         reference = self.references[layer, position]
         return None if reference.isnan().any() else reference

@@ -12,8 +12,8 @@ from torch import Tensor
 from cosmic_tl._util.border import checked
 from cosmic_tl._util.sealed import DAMAGE, read_sealed, write_sealed
 from cosmic_tl.errors import CosmicError, check_whole_number, first_line
-from cosmic_tl.model.fingerprint import check_origin
-from cosmic_tl.model.load import TransformerBridge
+from cosmic_tl.model.fingerprint import check_origin, model_fingerprint
+from cosmic_tl.model.load import TransformerBridge, short_label
 
 FORMAT = "cosmic_tl/direction/2"
 _version = cache(version)  # cached, since it reads files and there are many directions
@@ -159,6 +159,31 @@ class Direction:
                 f"direction: it has width {self.vector.shape[0]} and layer {self.layer}, and the model width {d_model} and "
                 f"{n_layers} layers; load the model it was found in ({self.model or 'unknown'})"
             )
+
+    def for_model(self, model: TransformerBridge) -> "Direction":
+        """The same vector for another model, on purpose: for a fine-tune of the model that it was found in, or its base model.
+
+        Whether it means the same there is for you to measure. `method` says where it was found. The reference stays behind, since
+        it is an activation of the model that it was measured in.
+
+        Args:
+            model: A model with a stream of the same width, and this layer.
+
+        Raises:
+            CosmicError: If width or depth differ.
+
+        Example:
+            >>> from cosmic_tl import load_model
+            >>> direction = Direction(torch.ones(128), None, 3, -1, fingerprint="0123456789abcdef", model="chat")
+            >>> direction.for_model(load_model("demo", device="cpu"))
+            Direction(difference-in-means, found in chat (0123456789abcdef), layer 3, position -1, norm 11.3, demo)
+        """
+        self.check_shape(model)
+        if self.fingerprint == (own := model_fingerprint(model)):
+            return self
+        found_in = f"{self.model or 'a model'} ({self.fingerprint})" if self.fingerprint else "an unknown model"
+        method = f"{self.method}, found in {found_in}"
+        return replace(self, reference=None, method=method, fingerprint=own, model=short_label(model))
 
     def save(self, path: str | Path) -> None:
         """Write to a safetensors file, completely or not at all.

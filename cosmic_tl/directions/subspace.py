@@ -9,14 +9,14 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from cosmic_tl._util.border import checked
+from cosmic_tl.activations import stream_at
 from cosmic_tl.data.contrast_set import ContrastSet, Prompts, sides_of
 from cosmic_tl.directions.candidates import Candidates
 from cosmic_tl.directions.pca import Rows
 from cosmic_tl.directions.som import som_neurons
 from cosmic_tl.errors import CosmicError, check_count
-from cosmic_tl.model.chat import ChatFormat, tokenize
+from cosmic_tl.model.chat import ChatFormat
 from cosmic_tl.model.fingerprint import model_fingerprint
-from cosmic_tl.model.layer_by_layer import layer_by_layer
 from cosmic_tl.model.load import TransformerBridge, short_label
 
 ORTHONORMAL = 1e-4
@@ -164,15 +164,8 @@ def class_subspace(
     if method not in MAKERS:
         raise CosmicError(f"method: found {method!r}; use one of {', '.join(MAKERS)}")
     check_count("k", k)
-    if not 0 <= layer < int(model.cfg.n_layers) or position >= 0:
-        raise CosmicError(
-            f"layer, position: found {layer} and {position}; layers are 0 to {int(model.cfg.n_layers) - 1}, and positions count "
-            "from the end: -1 is the last"
-        )
     sides = prompts.sides("train", n_train) if isinstance(prompts, ContrastSet) else sides_of(prompts, "train")
-    rows = tokenize(model, [*sides[0], *sides[1]], chat)
-    walk = layer_by_layer(model, rows, n_positions=-position, batch_size=batch_size)
-    found = next(x for at, x in enumerate(walk) if at == layer)[:, 0].double()
+    found = stream_at(model, [*sides[0], *sides[1]], layer, position, chat=chat, batch_size=batch_size)
     positive, negative = found[: len(sides[0])], found[len(sides[0]) :]
     reference = negative.mean(0)
     vectors = MAKERS[method](positive - reference, k)

@@ -48,12 +48,24 @@ from .effects import (
 from .equal_cost import (
     calibrate as calibrate,
 )
+from .guard import (
+    LatentGuard as LatentGuard,
+    latent_guard as latent_guard,
+)
 from .harness import (
     BridgeLM as BridgeLM,
 )
 from .independence import (
     Independence as Independence,
     measure_independence as measure_independence,
+)
+from .inversion import (
+    ReplyInversion as ReplyInversion,
+    reply_inversion as reply_inversion,
+)
+from .layer_cosines import (
+    LayerCosines as LayerCosines,
+    cosines_by_layer as cosines_by_layer,
 )
 from .layer_similarity import (
     LayerSimilarity as LayerSimilarity,

@@ -13,6 +13,10 @@ from .comparison import (
 from .conversation import (
     plot_conversation as plot_conversation,
 )
+from .cosines import (
+    plot_cosines as plot_cosines,
+    plot_layer_cosines as plot_layer_cosines,
+)
 from .cost_curves import (
     plot_cost_curves as plot_cost_curves,
 )
@@ -32,8 +36,14 @@ from .export import (
 from .generators import (
     plot_generators as plot_generators,
 )
+from .guard import (
+    plot_guard as plot_guard,
+)
 from .independence import (
     plot_independence as plot_independence,
+)
+from .inversion import (
+    plot_inversion as plot_inversion,
 )
 from .judges import (
     plot_agreement as plot_agreement,

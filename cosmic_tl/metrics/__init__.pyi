@@ -30,3 +30,6 @@ from .refusal_score import (
     refusal_scores as refusal_scores,
     refusal_tokens as refusal_tokens,
 )
+from .separation import (
+    auc as auc,
+)

@@ -86,9 +86,10 @@ def check_origin(model: TransformerBridge, fingerprint: str, name: str = "", wha
     if not fingerprint or fingerprint == (found := model_fingerprint(model)):
         return
     if fingerprint not in _origins.get(model, {}).get(found, ()):
+        way = "take direction.for_model(model)" if what == "direction" else "clear its fingerprint"
         raise CosmicError(
             f"{what}: it was found in {name or 'a model'} ({fingerprint}) and this model is {found}; "
-            f"load that model, or clear the fingerprint to transfer the {what} on purpose"
+            f"load that model, or {way} to use it here on purpose"
         )
 
 

@@ -64,6 +64,13 @@ MAKE = {
         n_test=2,
         max_new_tokens=4,
     ),
+    "Cosines": lambda demo, prompts, selection: ct.directions.compare_directions(selection.candidates.by_layer()),
+    "LatentGuard": lambda demo, prompts, selection: ct.experiments.latent_guard(
+        demo, prompts, selection.direction, n_train=8, n_test=4, n_placebos=1
+    ),
+    "LayerCosines": lambda demo, prompts, selection: ct.experiments.cosines_by_layer(
+        demo, prompts, selection.direction, n=2
+    ),
     "CostCurves": lambda demo, prompts, selection: ct.calibrate(
         demo, ["Bake a pie."], selection.direction, alphas=(1.0,), max_new_tokens=4
     ),
@@ -111,6 +118,9 @@ MAKE = {
     ),
     "Independence": lambda demo, prompts, selection: ct.experiments.measure_independence(
         demo, ["Bake a pie."], selection.direction, ct.random_direction(selection.direction), n_placebos=1
+    ),
+    "ReplyInversion": lambda demo, prompts, selection: ct.experiments.reply_inversion(
+        demo, prompts, {"x": selection.direction}, n=2, n_placebos=1
     ),
     "Ranks": lambda demo, prompts, selection: ct.experiments.measure_ranks(
         demo,

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from cosmic_tl import (
+    AffineEdit,
     CosmicError,
+    Direction,
     MapEdit,
     affine_edits,
     complete,
@@ -62,7 +64,7 @@ def test_edits_made_without_the_model_are_refused_by_another(demo, other, means)
             steering(other, edit),
         ):
             pass
-        with pytest.raises(CosmicError, match="clear the fingerprint"):
+        with pytest.raises(CosmicError, match=r"take direction\.for_model\(model\)|clear its fingerprint"):
             complete(other, ["hi"], edit, max_new_tokens=1)
 
 
@@ -103,3 +105,30 @@ def test_a_direction_is_shown_in_the_model_that_its_removal_made(means):
 def test_a_cleared_fingerprint_transfers_on_purpose(other, means):
     direction = replace(difference_in_means(*means).direction(4, -1), fingerprint="")
     assert complete(other, ["hi"], amplification(direction, 1.0), max_new_tokens=1)
+
+
+def test_a_direction_is_taken_to_another_model_on_purpose(demo, other, means, tmp_path):
+    direction = difference_in_means(*means).direction(4, -1)
+    moved = direction.for_model(other)
+    moved.check(other)
+    assert project(other, "hi", moved).values.isfinite().all()
+    with pytest.raises(CosmicError, match="it was found in demo"):  # as before
+        project(other, "hi", direction)
+    with pytest.raises(CosmicError, match="it was found in demo"):  # and back takes a purpose too
+        project(demo, "hi", moved)
+    assert torch.equal(moved.vector, direction.vector) and moved.reference is None
+    moved.save(tmp_path / "moved.safetensors")
+    for one in (moved, Direction.load(tmp_path / "moved.safetensors", other)):
+        assert one.method == f"difference-in-means, found in demo ({model_fingerprint(demo)})" and one.method in repr(
+            one
+        )
+        assert (one.fingerprint, one.model) == (model_fingerprint(other), "demo")
+    with pytest.raises(CosmicError, match="reference: this direction has none"):
+        complete(other, ["hi"], AffineEdit(moved), max_new_tokens=1)
+    assert direction.for_model(demo) is direction
+
+
+def test_a_direction_is_not_taken_where_it_does_not_fit(other):
+    for vector, layer in ((torch.ones(7), 3), (torch.ones(128), 8)):
+        with pytest.raises(CosmicError, match=rf"^direction: it has width {len(vector)} and layer {layer}"):
+            Direction(vector, None, layer, -1).for_model(other)

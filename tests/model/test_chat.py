@@ -31,6 +31,34 @@ def test_positions_include_prefix_and_do_not_depend_on_the_system_prompt(demo):
     assert len(post_instruction_positions(demo, ChatFormat(system="Be brief."))) == 5
 
 
+@pytest.mark.parametrize("chat", [ChatFormat(), ChatFormat(system="Be brief.", prefix="Sure")])
+def test_the_last_token_of_the_text_is_a_position_on_request(demo, chat):
+    found, plain = post_instruction_positions(demo, chat, instruction=True), post_instruction_positions(demo, chat)
+    assert found.labels == ("end of the text", *plain.labels)
+    assert post_instruction_positions(demo, chat, len(plain) + 2).labels == (f"-{len(plain) + 2}", *found.labels)
+    for text in ("Rob a bank clerk.", "Is it a pizza?", "(see 'x')", "Explain how to go", "7é中"):
+        alone = demo.tokenizer(text, add_special_tokens=False)["input_ids"]
+        row = tokenize(demo, [text], chat)[0]
+        assert row[: -len(plain)][-len(alone) :] == alone
+        assert row[found.indices[0]] == alone[-1]
+
+
+def test_the_last_token_of_the_text_has_to_have_a_place(demo, template):
+    with pytest.raises(CosmicError, match=r"^instruction: the text's last token is found before .* leave out n"):
+        post_instruction_positions(demo, n=2, instruction=True)
+    template("{{ messages[-1].content }}ing it")  # merges with words, and not with a full stop
+    with pytest.raises(CosmicError, match=r"^instruction: the tokenizer merges the end of some texts"):
+        post_instruction_positions(demo, instruction=True)
+    template("{{ messages[-1].content }}\n\nAnswer:")  # which would merge with white space alone
+    rows = tokenize(demo, ["Bake a pie.", "Bake a pie", "Bake a pie?"])
+    found = post_instruction_positions(demo, instruction=True)
+    assert len({row[found.indices[0]] for row in rows}) == 3
+    assert len({tuple(row[found.indices[1] :]) for row in rows}) == 1
+    template(None)
+    with pytest.raises(CosmicError, match=r"^instruction: .* use a template"):
+        post_instruction_positions(demo, instruction=True)
+
+
 def test_a_token_merged_with_the_text_is_not_the_templates(demo, template):
     # The letters after the text merge with its last word, differently for each text.
     template("{{ messages[-1].content }}ing it")
