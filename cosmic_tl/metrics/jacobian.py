@@ -51,8 +51,9 @@ def carried(
     enters: tuple[int, Site] = (layer, "hook_resid_pre")
     leaves: tuple[int, Site] = (int(model.cfg.n_layers) - 1, "hook_resid_post")
     check_positions(min(map(len, rows)), n_positions)
-    total = torch.zeros(vectors.shape, dtype=torch.float64)
-    with without_hooks(model), track(len(rows) * len(vectors), "Jacobian lens") as advance:
+    bar = track(len(rows) * len(vectors), "Jacobian lens")
+    with torch.inference_mode(False), without_hooks(model), bar as advance:  # inference mode knows no tangents
+        total = torch.zeros(vectors.shape, dtype=torch.float64)
         late = starts_late(model)
         for batch in batches(model, rows, batch_size):
             clean = forward(model, batch, [enters, leaves], n_positions=n_positions, keep_keys_values=late)

@@ -242,13 +242,11 @@ def tokenize_conversations(
         (True, True)
     """
     chat = chat or ChatFormat()
-    for i, messages in enumerate(conversations):
+    for messages in conversations:
         if not messages or not all({"role", "content"} <= set(message) for message in messages):
-            raise CosmicError(
-                f"conversation {i}: expected messages with a role and a content, found {str(messages)[:60]}"
-            )
+            raise CosmicError(f"conversation: expected messages with a role and a content, found {str(messages)[:60]}")
     if not uses_template(model, chat):
-        raise CosmicError("conversations: the chat template is not used, and they need one; pass texts")
+        raise CosmicError("conversation: the chat template is not used, which it needs; give a text")
     plan = _plan(model, chat)
     texts = []
     for messages in conversations:
