@@ -95,7 +95,7 @@ def forward(
         last_token_only: In the last block, compute the MLP and the attention output for the last token only.
             Activations of that block at other tokens are then undefined.
         keep_keys_values: Whether to return the keys and values too.
-        tangents: Whether to carry on the tangents that hooks attach within `torch.autograd.forward_ad.dual_level`. Inference
+        tangents: Whether to carry on tangents of forward-mode differentiation (`torch.func.jvp`), which hooks bring in. Inference
             mode, oneDNN and fused attention would drop or refuse them.
 
     Raises:

@@ -115,7 +115,7 @@ def test_what_the_last_block_turns_into_a_token_is_heard_by_the_jacobian_lens_al
     assert first.id == token and first.beyond_chance
 
 
-def test_bad_input(demo):
+def test_bad_input(demo, tmp_path):
     direction = Direction(torch.ones(128), None, 3, -1)
     with pytest.raises(CosmicError, match=r"^prompts: none given"):
         read_tokens(demo, direction, [])
@@ -125,3 +125,6 @@ def test_bad_input(demo):
         read_tokens(demo, direction, "hi")
     with pytest.raises(CosmicError, match=r"^batch_size: "):
         read_tokens(demo, direction, ["hi"], batch_size=0)
+    moe = load_model(save(tmp_path, "mixtral"), device="cpu")
+    with pytest.raises(CosmicError, match=r"^model: something in MixtralForCausalLM has no forward-mode derivative"):
+        read_tokens(moe, Direction(torch.ones(32), None, 1, -1), ["hi"])
