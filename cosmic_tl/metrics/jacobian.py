@@ -13,7 +13,7 @@ from cosmic_tl.model.forward import TokenBatch, check_positions, forward
 from cosmic_tl.model.hooks import Hook, Site, hook_name, without_hooks
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.model.shortcuts import late_start, out_of_memory
-from cosmic_tl.patching import MOST_ROWS, starts_late
+from cosmic_tl.patching.passes import MOST_ROWS, starts_late
 
 
 def carried(

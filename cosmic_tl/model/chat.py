@@ -243,7 +243,7 @@ def tokenize_conversations(
     """
     chat = chat or ChatFormat()
     for messages in conversations:
-        if not messages or not all({"role", "content"} <= set(message) for message in messages):
+        if not isinstance(messages, Sequence) or not messages or not all(map(_is_message, messages)):
             raise CosmicError(f"conversation: expected messages with a role and a content, found {str(messages)[:60]}")
     if not uses_template(model, chat):
         raise CosmicError("conversation: the chat template is not used, which it needs; give a text")
@@ -254,6 +254,10 @@ def tokenize_conversations(
         ending = plan.suffix if messages[-1]["role"] == "user" else ""
         texts.append(_rendered(model, own, messages, plan.merge_system) + ending)
     return _rows(model, texts, False, 0)
+
+
+def _is_message(found: Any) -> bool:
+    return isinstance(found, Mapping) and all(isinstance(found.get(key), str) for key in ("role", "content"))
 
 
 def _rows(model: TransformerBridge, texts: Sequence[str], add_special: bool, answer: int) -> list[list[int]]:
