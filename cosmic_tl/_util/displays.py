@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from html import escape
+from typing import Any
 
 import pandas as pd
 
@@ -43,10 +44,10 @@ def as_html(lines: Sequence[str], table: pd.DataFrame, html: Sequence[str] = ())
     """
     head = "".join(f"<p>{escape(line)}</p>" for line in lines[:1])
     points = "".join(f"<li>{escape(line.strip())}</li>" for line in lines[1:])
-    safe = {
-        column: str if column in html else lambda value: escape(str(value)) for column in table.select_dtypes(object)
-    }
-    shown: str = table.to_html(
-        index=False, float_format=number, na_rep="", border=0, escape=not html, formatters=safe if html else None
-    )
+    options: dict[str, Any] = {"index": False, "float_format": number, "na_rep": "", "border": 0}
+    if html:
+        texts = [column for column in table.select_dtypes(exclude="number") if column not in html]
+        safe = dict.fromkeys(texts, lambda value: escape(str(value))) | dict.fromkeys(html, str)
+        options |= {"escape": False, "formatters": safe}
+    shown: str = table.to_html(**options)
     return f"{head}{f'<ul>{points}</ul>' if points else ''}{shown}"

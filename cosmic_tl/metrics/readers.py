@@ -25,9 +25,9 @@ class Readers(Result):
 
     table: pd.DataFrame
     """One row per head of each kind, and per neuron that is listed: part ("query", "key" or "value"; "neuron" for a neuron's
-    input weights, "gate" for those of its gate), layer, index (of the head, or the key-value head; of the neuron), weight (`‖W (g
-    ⊙ r̂)‖` for a head, `w·(g ⊙ r̂)` for a neuron, with the gain `g` of the norm before it), z (in standard deviations of random
-    directions), and beyond_chance (whether |z| exceeds `chance`)."""
+    input weights, "gate" for those of its gate), layer, index (of the head, or the key-value head; of the neuron), weight
+    (`‖W (g ⊙ r̂)‖` for a head, `w·(g ⊙ r̂)` for a neuron, with the gain `g` of the norm before it), z (in standard deviations of
+    random directions), and beyond_chance (whether |z| exceeds `chance`)."""
     chance: Mapping[str, float]
     """For each part, the |z| that the best one stays below in 95 % of the cases for a random direction."""
     direction: Direction
@@ -45,8 +45,8 @@ class Readers(Result):
             ['query']
         """
         check_count("n", n)
-        beside = self.table.z.abs() / self.table.part.map(self.chance)
-        return self.table.loc[beside.nlargest(n).index].reset_index(drop=True)
+        over_chance = self.table.z.abs() / self.table.part.map(self.chance)
+        return self.table.loc[over_chance.nlargest(n).index].reset_index(drop=True)
 
     def _lines(self) -> list[str]:
         counts = self.table[self.table.beyond_chance].part.value_counts()
@@ -75,7 +75,7 @@ def find_readers(
 
     Raises:
         CosmicError: If a number is too small, the direction does not fit, or a matrix cannot be found, as in a mixture of
-        experts.
+            experts.
 
     Example:
         >>> from cosmic_tl import load_model

@@ -91,6 +91,7 @@ def strongest_activations(
         CosmicError: If there are no texts, one is blank or too long, or the direction does not fit the model.
 
     Example:
+        >>> import torch
         >>> from cosmic_tl import load_model
         >>> direction = Direction(torch.ones(128), None, layer=3, position=-1)
         >>> found = strongest_activations(load_model("demo", device="cpu"), ["Rob a clerk.", "Bake a pie."], direction, n=1)

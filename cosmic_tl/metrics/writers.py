@@ -136,8 +136,7 @@ def find_writers(
         model: A `TransformerBridge`.
         prompts: A contrast set, whose validation prompts are taken, or a pair of lists: positive and negative prompts.
         direction: Whose `r̂` is written.
-        n: Neurons to list by difference (at any position), and as many by weight, below the direction's layer, and as many from
-        it
+        n: Neurons to list by difference (at any position), and as many by weight, below the direction's layer; and again from it
             on. Default 20. The others are summed up by layer.
         n_val: Prompts per side. Default all.
         n_positions: How many of the last positions. Default every post-instruction token.

@@ -230,7 +230,17 @@ class OutputProjection:
         return self._written(inputs * (of_part == parts.to(inputs.device)[:, None]))
 
     def along(self, vectors: Float[Tensor, "n d_model"]) -> tuple[Float64[Tensor, "n d_in"], Float64[Tensor, " n"]]:
-        """What one unit of each input adds along some vectors, `Wᵀ v`, and what the bias adds; computed in float32 or better."""
+        """What one unit of each input adds along some vectors, `Wᵀ v`, and what the bias adds; computed in float32 or better.
+
+        Raises:
+            CosmicError: If the weights are quantized or not in memory.
+        """
+        for name, parameter in self.module.named_parameters():
+            if (reason := unreadable_weight_reason(parameter)) is not None:
+                raise CosmicError(
+                    f"model: the {name} behind {self.hook_in} cannot be read ({reason}); load the model unquantized and whole in "
+                    "memory, without offloading"
+                )
         weights = {name: _wide(parameter) for name, parameter in self.module.named_parameters()}
         width, some = self.module.get_parameter("weight").numel() // vectors.shape[1], next(iter(weights.values()))
         with torch.inference_mode(False), torch.enable_grad():

@@ -146,6 +146,14 @@ def test_bad_input(demo, tmp_path, direction):
         find_writers(demo, SIDES, own, n_positions=99)
     with pytest.raises(CosmicError, match=r"^position: found -9; it has -1"):
         find_writers(demo, SIDES, own, n_positions=1).strongest(position=-9)
+    packed = load_model("demo", device="cpu")
+    projection = packed.blocks[2].mlp.out.original_component
+    projection.weight = torch.nn.Parameter((projection.weight.detach() * 100).to(torch.int8), requires_grad=False)
+    outputs = outputs_of(packed, "mlp")
+    with pytest.raises(
+        CosmicError, match=r"^model: the weight behind blocks.2.mlp.out.hook_in cannot be read .*packed"
+    ):
+        outputs[2].along(own.unit[None])
     moe = load_model(save(tmp_path, "mixtral"), device="cpu")
     with pytest.raises(
         CosmicError, match=r"^model: block 0 of MixtralForCausalLM has no mlp.out; its neurons cannot be told apart"
