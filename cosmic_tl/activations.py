@@ -14,7 +14,7 @@ from cosmic_tl.errors import CosmicError
 from cosmic_tl.model.batching import batches
 from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.fingerprint import model_fingerprint
-from cosmic_tl.model.forward import Resume, forward, read
+from cosmic_tl.model.forward import Resume, check_positions, forward, read
 from cosmic_tl.model.hooks import Site
 from cosmic_tl.model.load import TransformerBridge, short_label
 from cosmic_tl.model.positions import Positions, post_instruction_positions
@@ -139,10 +139,7 @@ def mean_of_rows(
         for site in ("hook_resid_pre", "hook_resid_post")
     }
     sites = [(layer, site) for layer in range(n_layers) for site in sums]
-    if (shortest := min(map(len, rows))) < n_positions:
-        raise CosmicError(
-            f"positions: {n_positions} asked for, and a prompt has only {shortest} tokens; ask for fewer positions"
-        )
+    check_positions(min(map(len, rows)), n_positions)
     squares = torch.zeros(n_layers, n_positions, dtype=torch.float64)
     n_prefix = shared_prefix(model, rows, n_positions)
     start = Resume(past=prefix_keys_values(model, rows[0][:n_prefix]))

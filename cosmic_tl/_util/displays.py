@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from html import escape
+from typing import Any
 
 import pandas as pd
 
@@ -29,8 +30,13 @@ def as_text(lines: Sequence[str], table: pd.DataFrame) -> str:
     return "\n".join([*lines, table.to_string(index=False, float_format=number, na_rep="")])
 
 
-def as_html(lines: Sequence[str], table: pd.DataFrame) -> str:
+def as_html(lines: Sequence[str], table: pd.DataFrame, html: Sequence[str] = ()) -> str:
     """The same for Jupyter: the first line, the others as a list, and the table; all of it escaped.
+
+    Args:
+        lines: Above the table.
+        table: What is shown.
+        html: Columns that are HTML already, with their text escaped.
 
     Example:
         >>> as_html(["<b>"], pd.DataFrame({"rate": [0.5]})).splitlines()[0]
@@ -38,5 +44,10 @@ def as_html(lines: Sequence[str], table: pd.DataFrame) -> str:
     """
     head = "".join(f"<p>{escape(line)}</p>" for line in lines[:1])
     points = "".join(f"<li>{escape(line.strip())}</li>" for line in lines[1:])
-    shown: str = table.to_html(index=False, float_format=number, na_rep="", border=0)
+    options: dict[str, Any] = {"index": False, "float_format": number, "na_rep": "", "border": 0}
+    if html:
+        texts = [column for column in table.select_dtypes(exclude="number") if column not in html]
+        safe = dict.fromkeys(texts, lambda value: escape(str(value))) | dict.fromkeys(html, str)
+        options |= {"escape": False, "formatters": safe}
+    shown: str = table.to_html(**options)
     return f"{head}{f'<ul>{points}</ul>' if points else ''}{shown}"

@@ -80,11 +80,11 @@ def stage(name: str) -> None:
 
 
 @contextmanager
-def track(total: int, label: str) -> Iterator[Callable[[int], object]]:
+def track(total: int | None, label: str) -> Iterator[Callable[[int], object]]:
     """Show progress towards `total`, and an estimate of the time that is left.
 
     Args:
-        total: How many units there are.
+        total: How many units there are; None if that is not known.
         label: What is done, in words.
 
     Yields:

@@ -35,6 +35,7 @@ FIGURES = {
     "Plan": "costs.plot_plan",
     "Projection": "projections.plot_projection",
     "Ranks": "ranks.plot_ranks",
+    "Readers": "parts.plot_readers",
     "Readout": "readout.plot_readout",
     "Refined": "refine.plot_refined",
     "ReplyInversion": "inversion.plot_inversion",
@@ -42,11 +43,13 @@ FIGURES = {
     "Sensitivity": "sensitivity.plot_sensitivity",
     "SmallestEdit": "smallest.plot_smallest_edit",
     "Stability": "stability.plot_stability",
+    "StrongestActivations": "strongest.plot_strongest_activations",
     "Suffix": "suffixes.plot_suffix_losses",
     "SuffixAnalysis": "suffixes.plot_suffix_cosines",
     "Sweep": "sweeps.plot_sweep",
     "TwoRounds": "sweeps.plot_two_rounds",
     "Variants": "selection.plot_variants",
+    "Writers": "parts.plot_writers",
 }
 """Class of the result to the function in `cosmic_tl.figures` that draws it; the only reference to that room from below."""
 

@@ -249,7 +249,7 @@ def _estimate(
     batch_size: int | None,
 ) -> dict[str, Float[Tensor, "layer position part"]]:
     """The first-order effect of each place, mean over prompts."""
-    along = {} if unit is None else {key: _along(projections[key], unit, x.shape[-1]) for key, x in means.items()}
+    along = {} if unit is None else {key: one.along(unit[None])[0][0] for key, one in projections.items()}
     total: Inputs = {}
     with track(len(rows), "gradients") as advance:
         for batch in batches(model, rows, min(batch_size or GRADIENT_BATCH, GRADIENT_BATCH)):
@@ -264,15 +264,6 @@ def _estimate(
             advance(len(batch.rows))
     layers = range(int(model.cfg.n_layers))
     return {kind: torch.stack([total[layer, part].float() for layer in layers]) for kind, part in KINDS.items()}
-
-
-def _along(projection: OutputProjection, unit: Tensor, width: int) -> Float64[Tensor, " d_in"]:
-    """What each input of a projection adds along a unit vector: `Wᵀ r̂`."""
-    weight = next(projection.module.parameters())
-    with torch.inference_mode(False), torch.enable_grad():
-        inputs = torch.zeros(1, width, dtype=weight.dtype, device=weight.device, requires_grad=True)
-        (slope,) = torch.autograd.grad(projection.module(inputs)[0] @ unit.to(weight), inputs)
-    return slope[0].cpu().double()
 
 
 def _gradients(

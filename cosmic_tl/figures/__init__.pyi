@@ -54,6 +54,10 @@ from .null import (
 from .null_grid import (
     plot_null_grid as plot_null_grid,
 )
+from .parts import (
+    plot_readers as plot_readers,
+    plot_writers as plot_writers,
+)
 from .projections import (
     plot_pca as plot_pca,
     plot_projection as plot_projection,
@@ -85,6 +89,9 @@ from .smallest import (
 )
 from .stability import (
     plot_stability as plot_stability,
+)
+from .strongest import (
+    plot_strongest_activations as plot_strongest_activations,
 )
 from .suffixes import (
     plot_head_attention as plot_head_attention,

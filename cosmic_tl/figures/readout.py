@@ -5,7 +5,7 @@ from plotly.subplots import make_subplots
 
 from cosmic_tl._util.border import checked
 from cosmic_tl.figures.style import BLUE, LINE, VERMILION, finish, token_label
-from cosmic_tl.metrics.readout import Readout
+from cosmic_tl.metrics.readout import LENSES, Readout
 
 TITLES = {"+": "promoted", "-": "suppressed"}
 
@@ -55,8 +55,8 @@ def plot_readout(readout: Readout) -> go.Figure:
     return finish(
         figure,
         "What the direction says",
-        f"layer {d.layer}, position {d.position}; z: logit in standard deviations of random directions; dashed: exceeded by the "
-        "best token of one random direction in twenty",
+        f"layer {d.layer}, position {d.position}, {LENSES[readout.lens]}; z: logit in standard deviations of random directions; "
+        "dashed: exceeded by the best token of one random direction in twenty",
         columns=2,
         height=max(5.0, 1.3 * len(readout.table) / 2),
         own_labels=True,

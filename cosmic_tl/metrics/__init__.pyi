@@ -20,6 +20,10 @@ from .rates import (
     Rate as Rate,
     rate as rate,
 )
+from .readers import (
+    Readers as Readers,
+    find_readers as find_readers,
+)
 from .readout import (
     Readout as Readout,
     read_tokens as read_tokens,
@@ -32,4 +36,12 @@ from .refusal_score import (
 )
 from .separation import (
     auc as auc,
+)
+from .strongest import (
+    StrongestActivations as StrongestActivations,
+    strongest_activations as strongest_activations,
+)
+from .writers import (
+    Writers as Writers,
+    find_writers as find_writers,
 )

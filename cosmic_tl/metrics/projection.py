@@ -98,7 +98,26 @@ def project(
     hooks = intervention_hooks(model, interventions)
     found = read(model, next(batches(model, rows, 1)), sites, n_positions=len(rows[0]), hooks=hooks)
     stream = torch.stack([found[site][0].cpu() for site in sites]).double()
-    unit = direction.unit.double()
-    values = stream @ unit if measure == "projection" else cosine_similarity(stream, unit, dim=-1)
+    values = along(stream, direction, measure)
     tokenizer: Any = model.tokenizer
     return Projection(values, tuple(tokenizer.decode([token]) for token in rows[0]), measure, direction)
+
+
+def along(
+    stream: Float64[Tensor, "*place d_model"], direction: Direction, measure: Measure
+) -> Float64[Tensor, "*place"]:
+    """How much of a direction activations carry.
+
+    Args:
+        stream: Activations.
+        direction: The direction.
+        measure: "projection", `x·r̂`; or "cosine".
+
+    Example:
+        >>> direction = Direction(torch.ones(4), None, layer=3, position=-1)
+        >>> [float(along(torch.ones(4).double(), direction, measure)) for measure in ("projection", "cosine")]
+        [2.0, 1.0]
+    """
+    unit = direction.unit.double()
+    found: Tensor = stream @ unit if measure == "projection" else cosine_similarity(stream, unit, dim=-1)
+    return found

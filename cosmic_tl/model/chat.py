@@ -3,8 +3,8 @@
 All activations are read at the last positions, so prompts are padded on the left, and the mask is kept with the tokens.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,26 +18,36 @@ from cosmic_tl.model.options import ChatFormat as ChatFormat
 
 THINKING_TAGS = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("[THINK]", "[/THINK]"))
 """Tags that open and close a thinking block."""
+Messages = Sequence[Mapping[str, str]]
+"""Messages, each with a "role" and a "content", as chat templates take them."""
 _answers_begin: WeakKeyDictionary[TransformerBridge, dict[tuple[str, str], bool]] = WeakKeyDictionary()
 
 
 def _message_text(model: TransformerBridge, chat: ChatFormat, user: str, merge_system: bool = False) -> str:
     """The rendered template of one exchange, up to the beginning of the answer."""
+    return _rendered(model, chat, [{"role": "user", "content": user}], merge_system)
+
+
+def _rendered(model: TransformerBridge, chat: ChatFormat, messages: Messages, merge_system: bool) -> str:
+    """The rendered template of a conversation; up to the beginning of the answer, if the last message is the user's."""
     tokenizer: Any = model.tokenizer
     options = dict(chat.template_options)
     if chat.thinking == "close" and "enable_thinking" in str(tokenizer.chat_template):
         options.setdefault("enable_thinking", False)
-    messages = [{"role": "user", "content": user}]
+    first, *rest = messages
     if chat.system is not None and merge_system:
-        messages = [{"role": "user", "content": f"{chat.system}\n\n{user}"}]
+        messages = [{**first, "content": f"{chat.system}\n\n{first['content']}"}, *rest]
     elif chat.system is not None:
-        messages.insert(0, {"role": "system", "content": chat.system})
+        messages = [{"role": "system", "content": chat.system}, *messages]
+    asked = messages[-1]["role"] == "user"
     try:
-        rendered: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
+        rendered: str = tokenizer.apply_chat_template(
+            [*messages], tokenize=False, add_generation_prompt=asked, **options
+        )
     except Exception as error:  # a template is a program, and can raise anything
         raise CosmicError(
-            f"chat template: it rejects the user message {user[:40]!r} ({first_line(error)}); set template_options or "
-            "use_template=False"
+            f"chat template: it rejects the {messages[-1]['role']} message {messages[-1]['content'][:40]!r} "
+            f"({first_line(error)}); set template_options or use_template=False"
         ) from error
     return rendered
 
@@ -207,9 +217,53 @@ def tokenize(
     if blank := [i for i, text in enumerate(instructions) if not text.strip()]:
         raise CosmicError(f"prompts: instruction {blank[0]} is blank; remove it")
     chat = chat or ChatFormat()
-    add_special = not uses_template(model, chat)
+    return _rows(model, render(model, instructions, chat), not uses_template(model, chat), answer)
+
+
+def tokenize_conversations(
+    model: TransformerBridge, conversations: Sequence[Messages], chat: ChatFormat | None = None
+) -> list[list[int]]:
+    """Token ids of each conversation, unpadded. One that ends with the user's message goes on to the beginning of the answer.
+
+    Args:
+        model: A `TransformerBridge` whose tokenizer has a chat template.
+        conversations: Lists of messages.
+        chat: Formatting. Defaults to the plain chat template. A system prompt is put before conversations without one.
+
+    Raises:
+        CosmicError: If one is empty, a message lacks its role or content, there is no chat template, or it rejects them.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> model = load_model("demo", device="cpu")
+        >>> asked = {"role": "user", "content": "hi"}
+        >>> rows = tokenize_conversations(model, [[asked], [asked, {"role": "assistant", "content": "Hello!"}]])
+        >>> rows[0] == tokenize(model, ["hi"])[0], rows[1][: len(rows[0])] == rows[0]
+        (True, True)
+    """
+    chat = chat or ChatFormat()
+    for messages in conversations:
+        if not isinstance(messages, Sequence) or not messages or not all(map(_is_message, messages)):
+            raise CosmicError(f"conversation: expected messages with a role and a content, found {str(messages)[:60]}")
+    if not uses_template(model, chat):
+        raise CosmicError("conversation: the chat template is not used, which it needs; give a text")
+    plan = _plan(model, chat)
+    texts = []
+    for messages in conversations:
+        own = replace(chat, system=None) if messages[0]["role"] == "system" else chat
+        ending = plan.suffix if messages[-1]["role"] == "user" else ""
+        texts.append(_rendered(model, own, messages, plan.merge_system) + ending)
+    return _rows(model, texts, False, 0)
+
+
+def _is_message(found: Any) -> bool:
+    return isinstance(found, Mapping) and all(isinstance(found.get(key), str) for key in ("role", "content"))
+
+
+def _rows(model: TransformerBridge, texts: Sequence[str], add_special: bool, answer: int) -> list[list[int]]:
+    """Formatted prompts as tokens that the model knows, and that fit into its context."""
     tokenizer: Any = model.tokenizer
-    rows: list[list[int]] = tokenizer(render(model, instructions, chat), add_special_tokens=add_special)["input_ids"]
+    rows: list[list[int]] = tokenizer(list(texts), add_special_tokens=add_special)["input_ids"]
     longest = max(range(len(rows)), key=lambda i: len(rows[i]))
     if (most := max(map(max, filter(None, rows)), default=0)) >= int(model.cfg.d_vocab):
         raise CosmicError(
@@ -229,3 +283,14 @@ def tokenize(
             f"context holds; use at most {limit - taken}, or shorten it"
         )
     return rows
+
+
+def n_shared(rows: Sequence[Sequence[int]]) -> int:
+    """Number of leading tokens common to all rows.
+
+    Example:
+        >>> n_shared([[5, 6, 7], [5, 6, 8, 9]])
+        2
+    """
+    columns = enumerate(zip(*rows, strict=False))
+    return next((i for i, column in columns if len(set(column)) > 1), min(map(len, rows)))

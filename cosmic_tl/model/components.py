@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components import NormalizationBridge
@@ -108,7 +108,7 @@ def contributions(model: TransformerBridge) -> list[Contribution]:
                 f"model: the matrices of {Contribution(layer, site, ())} that write to the stream of "
                 f"{type(model.original_model).__name__} were not found; use the Ablation intervention"
             )
-        return Contribution(layer, site, tuple(writers), _gain(model, layer, site))
+        return Contribution(layer, site, tuple(writers), gain_to_stream(model, layer, site))
 
     tables = [model.get_submodule(name) for name in ("embed", "pos_embed") if name in dict(model.named_children())]
     everything = [contribution(0, "hook_resid_pre", [pair for table in tables for pair in _own(table)])]
@@ -165,20 +165,45 @@ def _axis(module: torch.nn.Module, leaf: str, d_model: int) -> int:
     return -1 if input_first or "bias" in leaf or shape[-2] != d_model else -2
 
 
-def _gain(model: TransformerBridge, layer: int, site: Site) -> Tensor | None:
-    """The gain of a norm whose output is added to the stream."""
+def gain_to_stream(model: TransformerBridge, layer: int, site: Site) -> Float64[Tensor, " d_model"] | None:
+    """The gain of a norm whose output is added to the stream, None without one.
+
+    Raises:
+        CosmicError: If it does more than scale.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> gain_to_stream(load_model("demo", device="cpu"), 0, "hook_attn_out")
+    """
     component = model.get_submodule(hook_name(model, layer, site).rpartition(".")[0])
     if not isinstance(component, NormalizationBridge):
         return None
     norm = component.original_component
-    weight, bias = (getattr(norm, name, None) for name in ("weight", "bias"))
-    if not component.uses_rms_norm or weight is None or bias is not None:
+    if not component.uses_rms_norm or (gain := gain_of(component)) is None or getattr(norm, "bias", None) is not None:
         raise CosmicError(
-            f"model: {Contribution(layer, site, ())} passes a {type(norm).__name__} before the stream, so no edit of its "
-            "weights removes a direction; use the Ablation intervention"
+            f"model: {Contribution(layer, site, ())} passes a {type(norm).__name__} before the stream, so that what "
+            "its weights write is not what is added; use the Ablation intervention"
         )
+    return gain
+
+
+def gain_of(component: NormalizationBridge) -> Float64[Tensor, " d_model"] | None:
+    """What a norm multiplies each dimension with, None if with nothing.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> gain_of(load_model("demo", device="cpu").blocks[0].ln1).shape
+        torch.Size([128])
+    """
+    weight = getattr(component.original_component, "weight", None)
+    if weight is None:
+        return None
     gain: Tensor = weight.detach().cpu().double()
     return gain + 1.0 if component.uses_weight_offset else gain
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.detach() if x.dtype == torch.float64 else x.detach().float()
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,6 +228,26 @@ class OutputProjection:
         width = inputs.shape[-1] // self.n_parts
         of_part = torch.arange(inputs.shape[-1], device=inputs.device) // width
         return self._written(inputs * (of_part == parts.to(inputs.device)[:, None]))
+
+    def along(self, vectors: Float[Tensor, "n d_model"]) -> tuple[Float64[Tensor, "n d_in"], Float64[Tensor, " n"]]:
+        """What one unit of each input adds along some vectors, `Wᵀ v`, and what the bias adds; computed in float32 or better.
+
+        Raises:
+            CosmicError: If the weights are quantized or not in memory.
+        """
+        for name, parameter in self.module.named_parameters():
+            if (reason := unreadable_weight_reason(parameter)) is not None:
+                raise CosmicError(
+                    f"model: the {name} behind {self.hook_in} cannot be read ({reason}); load the model unquantized and whole in "
+                    "memory, without offloading"
+                )
+        weights = {name: _wide(parameter) for name, parameter in self.module.named_parameters()}
+        width, some = self.module.get_parameter("weight").numel() // vectors.shape[1], next(iter(weights.values()))
+        with torch.inference_mode(False), torch.enable_grad():
+            inputs = torch.zeros(len(vectors), width, dtype=some.dtype, device=some.device, requires_grad=True)
+            written = (torch.func.functional_call(self.module, weights, (inputs,)) * vectors.to(some)).sum(-1)
+            (slopes,) = torch.autograd.grad(written.sum(), inputs)
+        return slopes.cpu().double(), written.detach().cpu().double()
 
     def _written(self, inputs: Tensor) -> Tensor:
         """The projection is affine: a part's share is its output less that of a zero input."""

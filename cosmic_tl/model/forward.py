@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
@@ -27,6 +28,10 @@ class TokenBatch:
     """1 on real tokens, 0 on padding."""
     rows: tuple[int, ...]
     """Indices of these prompts in the full list."""
+
+    def times(self, n: int) -> "TokenBatch":
+        """Each prompt `n` times, one after the other."""
+        return TokenBatch(self.ids.repeat_interleave(n, 0), self.mask.repeat_interleave(n, 0), self.rows * n)
 
 
 KeysValues = tuple[tuple[Tensor, Tensor], ...]
@@ -75,6 +80,7 @@ def forward(
     resume: Resume | None = None,
     last_token_only: bool = False,
     keep_keys_values: bool = False,
+    tangents: bool = False,
 ) -> Reached:
     """Run one pass, from the first block that is needed to the last one that is read.
 
@@ -89,6 +95,8 @@ def forward(
         last_token_only: In the last block, compute the MLP and the attention output for the last token only.
             Activations of that block at other tokens are then undefined.
         keep_keys_values: Whether to return the keys and values too.
+        tangents: Whether to carry on tangents of forward-mode differentiation (`torch.func.jvp`), which hooks bring in. Inference
+            mode, oneDNN and fused attention would drop or refuse them.
 
     Raises:
         CosmicError: If a site does not exist.
@@ -144,8 +152,9 @@ def forward(
     found = None
     with ExitStack() as stack:
         stack.enter_context(alone(model))
-        stack.enter_context(torch.inference_mode())
-        stack.enter_context(FastLinear())
+        stack.enter_context(torch.inference_mode(not tangents))
+        for mode in (torch.no_grad(), sdpa_kernel(SDPBackend.MATH)) if tangents else (FastLinear(),):
+            stack.enter_context(mode)
         stack.enter_context(_passing_through(model, resume.layer))
         stack.enter_context(model.hooks(fwd_hooks=everything))
         with suppress(_Stop):
@@ -290,8 +299,22 @@ def read(
         >>> read(model, batch, [(3, "hook_resid_post")], n_positions=5)[3, "hook_resid_post"].shape
         torch.Size([2, 5, 128])
     """
-    if (shortest := int(batch.mask.sum(1).min())) < n_positions:
+    check_positions(int(batch.mask.sum(1).min()), n_positions)
+    return forward(model, batch, sites, n_positions=n_positions, hooks=hooks).activations
+
+
+def check_positions(shortest: int, n_positions: int) -> None:
+    """Check that the shortest prompt has as many tokens as are read.
+
+    Raises:
+        CosmicError: If it has not.
+
+    Example:
+        >>> check_positions(4, 5)
+        Traceback (most recent call last):
+        cosmic_tl.errors.CosmicError: positions: 5 asked for, and a prompt has only 4 tokens; ask for fewer positions
+    """
+    if shortest < n_positions:
         raise CosmicError(
             f"positions: {n_positions} asked for, and a prompt has only {shortest} tokens; ask for fewer positions"
         )
-    return forward(model, batch, sites, n_positions=n_positions, hooks=hooks).activations

@@ -9,7 +9,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl._util.border import checked
 from cosmic_tl.errors import CosmicError, check_count
-from cosmic_tl.model.chat import ChatFormat, render, tokenize, uses_template
+from cosmic_tl.model.chat import ChatFormat, n_shared, render, tokenize, uses_template
 
 _ENDINGS = string.punctuation + string.ascii_letters + "7é中"
 _PROBES = ("How to go", "alpha", "x\n", *(f"a {character}" for character in _ENDINGS))
@@ -71,7 +71,7 @@ def post_instruction_positions(
     chat = chat or ChatFormat()
     check_count("positions", n)
     rows = tokenize(model, _PROBES, chat)
-    shared = _shared([row[::-1] for row in rows])
+    shared = n_shared([row[::-1] for row in rows])
     if instruction:
         if n is not None or not uses_template(model, chat):
             raise CosmicError(
@@ -103,12 +103,7 @@ def instruction_tokens(model: TransformerBridge, row: Sequence[int], chat: ChatF
         range(3, 5)
     """
     rows = [row, *tokenize(model, _PROBES, chat)]
-    return range(_shared(rows), len(row) - _shared([one[::-1] for one in rows]))
-
-
-def _shared(rows: Sequence[Sequence[int]]) -> int:
-    """How many first tokens all rows have in common."""
-    return next((i for i, tokens in enumerate(zip(*rows, strict=False)) if len(set(tokens)) > 1), min(map(len, rows)))
+    return range(n_shared(rows), len(row) - n_shared([one[::-1] for one in rows]))
 
 
 def _n_after(model: TransformerBridge, chat: ChatFormat) -> int:

@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl.model.batching import batches
-from cosmic_tl.model.forward import KeysValues, Reached, Resume, forward
+from cosmic_tl.model.forward import KeysValues, Reached, Resume, TokenBatch, forward
 from cosmic_tl.model.hooks import Site, probed, same_for_all_tokens
 
 WORTH_SHARING = 64
@@ -69,6 +70,36 @@ def prefix_keys_values(model: TransformerBridge, tokens: Sequence[int]) -> KeysV
         return ()
     last: tuple[int, Site] = (int(model.cfg.n_layers) - 1, "hook_resid_post")
     return forward(model, next(batches(model, [tokens], 1)), [last], keep_keys_values=True).keys_values or ()
+
+
+def late_start(
+    tokens: TokenBatch, keys_values: KeysValues, layer: int, stream: Float[Tensor, "batch position d_model"], times: int
+) -> tuple[TokenBatch, Resume]:
+    """How to go on from a layer at the last tokens alone, on what a clean pass left behind.
+
+    Args:
+        tokens: Of the clean pass.
+        keys_values: All of its keys and values.
+        layer: The first block to run.
+        stream: What enters it, at the last tokens.
+        times: Copies of each row, one after the other.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> model = load_model("demo", device="cpu")
+        >>> batch = next(batches(model, [[5, 6, 7]], 1))
+        >>> sites = [(4, "hook_resid_pre"), (7, "hook_resid_post")]
+        >>> clean = forward(model, batch, sites, n_positions=2, keep_keys_values=True)
+        >>> last, start = late_start(batch, clean.keys_values, 4, clean.activations[sites[0]], times=3)
+        >>> found = forward(model, last, sites[1:], n_positions=2, resume=start).activations[sites[1]]
+        >>> found.shape, torch.allclose(found[2], clean.activations[sites[1]][0], atol=1e-4)
+        (torch.Size([3, 2, 128]), True)
+    """
+    n = stream.shape[1]
+    before = tokens.mask[:, :-n]
+    past = tuple((keys[:, :, :-n], values[:, :, :-n]) for keys, values in keys_values) if before.shape[1] else ()
+    last = TokenBatch(tokens.ids[:, -n:], tokens.mask[:, -n:], tokens.rows).times(times)
+    return last, Resume(layer, stream.repeat_interleave(times, 0), past, before if past else None)
 
 
 def _common(model: TransformerBridge, rows: Sequence[Sequence[int]], n_positions: int) -> int:

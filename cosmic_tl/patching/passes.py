@@ -13,10 +13,10 @@ from cosmic_tl.engine import Outcome, Reading
 from cosmic_tl.errors import CosmicError, check_count
 from cosmic_tl.model.batching import batches, rows_per_pass
 from cosmic_tl.model.components import check_additive, check_own_parts, output_projection
-from cosmic_tl.model.forward import KeysValues, Resume, TokenBatch, forward
+from cosmic_tl.model.forward import KeysValues, TokenBatch, forward
 from cosmic_tl.model.hooks import Site, hook_name, probed, same_for_all_tokens
 from cosmic_tl.model.load import TransformerBridge
-from cosmic_tl.model.shortcuts import UNFIT, alike, out_of_memory
+from cosmic_tl.model.shortcuts import UNFIT, alike, late_start, out_of_memory
 from cosmic_tl.patching.change_hooks import hooks_of
 from cosmic_tl.patching.changes import SITES, Change, Patch
 
@@ -90,7 +90,7 @@ def patched(
             "tokens"
         )
     deepest = max((-patch.position for patch in patches), default=1)
-    resume = _resumes(model)
+    resume = starts_late(model)
     try:
         clean = [_clean(model, batch, reading, deepest, resume) for batch in _batches(model, rows, batch_size)]
         order = sorted(range(len(patches)), key=lambda i: patches[i].kind)
@@ -127,7 +127,7 @@ def unpatched(
         >>> unpatched(model, tokenize(model, ["hi"]), Reading((7,)), lambda outcome: outcome.resid_post[7][:, -1]).shape
         torch.Size([1, 128])
     """
-    resume = _resumes(model)
+    resume = starts_late(model)
     found = [_clean(model, batch, reading, 1, resume).outcome for batch in _batches(model, rows, batch_size)]
     return _in_order([(outcome.rows, reduce(outcome).cpu()) for outcome in found])
 
@@ -136,9 +136,14 @@ def _batches(model: TransformerBridge, rows: Sequence[Sequence[int]], batch_size
     return batches(model, rows, None if batch_size is None else min(batch_size, MOST_PROMPTS), most=MOST_PROMPTS)
 
 
-def _resumes(model: TransformerBridge) -> bool:
+def starts_late(model: TransformerBridge) -> bool:
     """Whether a pass that begins at half the depth and at the last tokens, after padded keys and values, is that of a whole
     pass; tried once per model.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> starts_late(load_model("demo", device="cpu"))
+        True
     """
 
     def probe() -> bool:
@@ -272,20 +277,13 @@ def _pass(
     """One pass: the first prompt under each patch, the second under each patch, …"""
     times, some = len(patches), patches[0]
     layer = some.first if resume else 0
-    ids, mask = clean.tokens.ids, clean.tokens.mask
-    start = None
+    tokens, start = clean.tokens.times(times), None
     if resume:
-        past = tuple(
-            (keys[:, :, : some.position], values[:, :, : some.position]) for keys, values in clean.past
-        )  # none where the patch is at the first token
-        stream = clean.streams[layer][:, some.position :].repeat_interleave(times, 0)
-        before = mask[:, : some.position]
-        start = Resume(layer, stream, past if before.shape[1] else (), before if before.shape[1] else None)
-        ids, mask = ids[:, some.position :], mask[:, some.position :]
+        tokens, start = late_start(clean.tokens, clean.past, layer, clean.streams[layer][:, some.position :], times)
     sites: list[tuple[int, Site]] = [(at, "hook_resid_post") for at in reading.layers if at >= layer]
     reached = forward(
         model,
-        TokenBatch(ids.repeat_interleave(times, 0), mask.repeat_interleave(times, 0), clean.tokens.rows * times),
+        tokens,
         sites,
         logits=reading.logits,
         hooks=hooks_of(model, patches, [groups[row] for row in clean.tokens.rows]),

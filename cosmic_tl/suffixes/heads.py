@@ -13,13 +13,12 @@ from cosmic_tl._util.progress import track
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.model.batching import batches
-from cosmic_tl.model.chat import ChatFormat, tokenize
-from cosmic_tl.model.components import output_projection
+from cosmic_tl.model.chat import ChatFormat, n_shared, tokenize
 from cosmic_tl.model.forward import TokenBatch, read
-from cosmic_tl.model.hooks import Site
 from cosmic_tl.model.load import TransformerBridge
+from cosmic_tl.model.parts import given_to, outputs_of
 from cosmic_tl.suffixes.groups import ADVERSARIAL, BARE_PROMPTS, HARMFUL, RANDOM, REGIONS, Groups, summary_by_group
-from cosmic_tl.suffixes.tokens import frames, n_shared
+from cosmic_tl.suffixes.tokens import frames
 
 Head = tuple[int, int]
 """Layer and head."""
@@ -57,24 +56,16 @@ def contributions_along(
     """
     direction.check(model)
     rows = tokenize(model, prompts, chat)
-    n_layers, n_heads = int(model.cfg.n_layers), int(model.cfg.n_heads)
-    unit = direction.unit.double()
-    heads = torch.zeros(len(rows), n_layers, n_heads, dtype=torch.float64)
-    bias = torch.zeros(len(rows), n_layers, dtype=torch.float64)
+    n_heads, outputs = int(model.cfg.n_heads), outputs_of(model, "attention")
+    along = [one.along(direction.unit[None]) for one in outputs]
+    heads = torch.zeros(len(rows), len(outputs), n_heads, dtype=torch.float64)
+    bias = torch.zeros(len(rows), len(outputs), dtype=torch.float64)
     with track(len(rows), "heads") as advance:
         for batch in batches(model, rows, batch_size):
-            inputs, outputs, added = _attention_outputs(model, batch)
-            for layer in range(n_layers):
-                projection = output_projection(model, layer, "attention")
-                z = inputs[layer].flatten(1)
-                with torch.inference_mode():
-                    nothing = projection.module(torch.zeros_like(z[:1])).cpu().double()
-                    parts = projection.of_each(z).cpu().double()
-                before, after = outputs[layer].cpu().double(), added[layer].cpu().double()
-                # A norm in between multiplies each dimension by a number that depends on the last token.
-                seen = unit * torch.where(before == 0, 0, after / before)
-                heads[list(batch.rows), layer] = (parts * seen[:, None]).sum(-1)
-                bias[list(batch.rows), layer] = seen @ nothing[0]
+            found = given_to(model, batch, outputs, 1)
+            for layer, ((given, factor), (slopes, constant)) in enumerate(zip(found, along, strict=True)):
+                heads[list(batch.rows), layer] = (given[:, -1] * slopes).view(len(given), n_heads, -1).sum(-1)
+                bias[list(batch.rows), layer] = factor[:, -1, 0] * constant
             advance(len(batch.rows))
     return heads, bias
 
@@ -221,29 +212,6 @@ def _pattern(model: TransformerBridge, layer: int) -> str:
             "apart"
         )
     return str(point.name)
-
-
-def _attention_outputs(
-    model: TransformerBridge, batch: TokenBatch
-) -> tuple[dict[int, Tensor], dict[int, Tensor], dict[int, Tensor]]:
-    """Input and output of each output projection at the last position, and what attention adds to the stream."""
-    inputs: dict[int, Tensor] = {}
-    outputs: dict[int, Tensor] = {}
-
-    def keep(found: dict[int, Tensor], layer: int) -> Callable[..., None]:
-        def hook(activation: Tensor, hook: Any) -> None:
-            found[layer] = activation[:, -1].clone()
-
-        return hook
-
-    layers = range(int(model.cfg.n_layers))
-    hooks: list[tuple[str, Callable[..., Tensor | None]]] = []
-    for layer in layers:
-        projection = output_projection(model, layer, "attention")
-        hooks += [(projection.hook_in, keep(inputs, layer)), (projection.hook_out, keep(outputs, layer))]
-    sites: list[tuple[int, Site]] = [(layer, "hook_attn_out") for layer in layers]
-    added = read(model, batch, sites, hooks=hooks)
-    return inputs, outputs, {layer: added[layer, "hook_attn_out"][:, -1] for layer in layers}
 
 
 def _last_patterns(model: TransformerBridge, batch: TokenBatch, layers: set[int]) -> dict[int, Tensor]:

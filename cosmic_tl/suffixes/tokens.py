@@ -12,7 +12,7 @@ import torch
 
 from cosmic_tl._util.border import checked
 from cosmic_tl.errors import CosmicError, check_count
-from cosmic_tl.model.chat import ChatFormat, tokenize
+from cosmic_tl.model.chat import ChatFormat, n_shared, tokenize
 from cosmic_tl.model.load import TransformerBridge
 
 Tokens = tuple[int, ...]
@@ -30,17 +30,6 @@ class Frame:
     """The beginning of the template and the instruction."""
     after: Tokens
     """The template's tokens after the user's text."""
-
-
-def n_shared(rows: Sequence[Sequence[int]]) -> int:
-    """Number of leading tokens common to all rows.
-
-    Example:
-        >>> n_shared([[5, 6, 7], [5, 6, 8, 9]])
-        2
-    """
-    columns = enumerate(zip(*rows, strict=False))
-    return next((i for i, column in columns if len(set(column)) > 1), min(map(len, rows)))
 
 
 def frames(model: TransformerBridge, prompts: Sequence[str], chat: ChatFormat | None = None) -> list[Frame]:

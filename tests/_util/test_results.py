@@ -95,6 +95,7 @@ MAKE = {
     "Conversation": lambda demo, prompts, selection: ct.experiments.follow_conversation(
         demo, "Bake a pie.", selection, layers=[2, 5], max_new_tokens=4
     ),
+    "Readers": lambda demo, prompts, selection: ct.metrics.find_readers(demo, selection.direction, n=3),
     "Readout": lambda demo, prompts, selection: ct.metrics.read_tokens(demo, selection.direction, n=3),
     "SmallestEdit": lambda demo, prompts, selection: ct.experiments.smallest_edit(
         demo,
@@ -155,6 +156,12 @@ MAKE = {
         demo, [side[:2] for side in prompts.sides("test")], selection.direction, alphas=[0.0, 1.0], max_new_tokens=4
     ),
     "TwoRounds": lambda demo, prompts, selection: _two_rounds(demo, prompts),
+    "StrongestActivations": lambda demo, prompts, selection: ct.metrics.strongest_activations(
+        demo, prompts.side("positive", "test", 4), selection.direction, n=2
+    ),
+    "Writers": lambda demo, prompts, selection: ct.metrics.find_writers(
+        demo, [side[:3] for side in prompts.sides("test")], selection.direction, n=3
+    ),
     "Variants": lambda demo, prompts, selection: ct.compare_variants(demo, prompts, {"small": SMALL}),
 }
 
