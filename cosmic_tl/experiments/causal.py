@@ -11,7 +11,7 @@ from torch import Tensor
 from cosmic_tl._util.border import checked
 from cosmic_tl._util.progress import track
 from cosmic_tl._util.results import Result
-from cosmic_tl.data.contrast_set import SIDES, Prompts, labels_of
+from cosmic_tl.data.contrast_set import SIDES, Prompts, Side, labels_of
 from cosmic_tl.directions.direction import Direction, random_direction
 from cosmic_tl.engine import Reading
 from cosmic_tl.errors import CosmicError, one_of
@@ -20,7 +20,7 @@ from cosmic_tl.experiments.causal_prompts import exchanged_prompts
 from cosmic_tl.experiments.causal_statistics import COLUMNS, DIRECTION, PLACEBO, Place, summarized
 from cosmic_tl.experiments.conditions import REFUSAL, Terms, terms_of
 from cosmic_tl.experiments.exchange import mean_values, own_values, patches_of
-from cosmic_tl.experiments.options import CausalOptions, CausalPart, Span, Treatment
+from cosmic_tl.experiments.options import CausalOptions, CausalPart, Span, TokenSpan, Treatment
 from cosmic_tl.metrics.refusal_score import RefusalTokens
 from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.load import TransformerBridge
@@ -28,6 +28,9 @@ from cosmic_tl.model.positions import Positions, post_instruction_positions
 from cosmic_tl.patching import patched
 from cosmic_tl.selection.result import Selection
 from cosmic_tl.selection.scores import Products
+
+GOAL = 0.9
+"""Share of the effect at all tokens that is enough."""
 
 
 @checked
@@ -53,6 +56,7 @@ class CausalMap(Result):
     """Positive and negative prompts."""
     terms: Terms = field(default=REFUSAL)
     """What people are shown."""
+    token_span: TokenSpan = "at"
 
     @property
     def what(self) -> str:
@@ -121,6 +125,36 @@ class CausalMap(Result):
         found = found.assign(placebo=own[own.treatment == PLACEBO].effect, share=shares.share)
         return found.sort_values("effect", ascending=False).head(n).reset_index()
 
+    def fewest_tokens(self, side: Side = "positive", goal: float = GOAL) -> int:
+        """How many of the last tokens suffice: the fewest whose exchange does nearly what the exchange at all of them does.
+
+        Args:
+            side: "positive" (default) or "negative".
+            goal: Share of the effect that is enough. Default 0.9.
+
+        Raises:
+            CosmicError: If the map was made one token at a time, or the exchange at all tokens has no effect.
+
+        Example:
+            >>> rows = {"side": "positive", "measure": "score", "treatment": "direction", "layer": 0}
+            >>> table = pd.DataFrame({**rows, "position": [-3, -2, -1], "effect": [2.0, 1.9, 0.5]})
+            >>> about = "block", "interchange", "from", Positions(tuple("abc")), (1, 1)
+            >>> found = CausalMap(table, table, *about, token_span="from")
+            >>> found.fewest_tokens()
+            2
+        """
+        one_of("side", side, SIDES)
+        if not 0 < goal <= 1:
+            raise CosmicError(f"goal: found {goal}; give a share above 0, at most 1")
+        if self.token_span != "from":
+            raise CosmicError("token_span: the map exchanges one token at a time; make one with token_span='from'")
+        own = self.table[(self.table.side == side) & (self.table.measure == self.measures[0])]
+        effects = own[own.treatment == DIRECTION].groupby("position").effect.max()  # of the layers that do most
+        every = float(effects.loc[min(effects.index)])
+        if every <= 0:
+            raise CosmicError(f"side: on {side} prompts the exchange at all tokens changes the measure by {every:.2g}")
+        return -int(max(position for position, effect in effects.items() if effect >= goal * every))
+
     def summary(self) -> dict[str, Any]:
         """The three strongest places per side, by the first measure, as plain values.
 
@@ -162,6 +196,7 @@ def causal_map(
     treatment: Treatment = "interchange",
     part: CausalPart = "block",
     span: Span = "at",
+    token_span: TokenSpan = "at",
     layers: Sequence[int] | None = None,
     n_train: int | None = None,
     n_val: int | None = None,
@@ -197,6 +232,8 @@ def causal_map(
             adds, or the "stream" that enters it, with all that was written before (the last two "at" one layer alone).
         span: One layer "at" a time (default), all layers "up-to" each, or all "from" it on. At each of them the placebo moves
             what is written as far as its own component along `r̂` differs.
+        token_span: One token "at" a time (default), or all "from" it on, which says how many of the last tokens suffice
+            (`CausalMap.fewest_tokens`).
         layers: Layers of the map. Default all; single heads need some, such as those where attention as a whole does most.
         n_train: Training prompts per side, of a contrast set. Default all. None are needed for pairs.
         n_val: Validation prompts, or pairs, per side. Default all.
@@ -221,10 +258,11 @@ def causal_map(
         >>> found.measures, len(found.table)  # 2 sides, 2 measures, 3 treatments, 8 layers
         (['cosine', 'kl'], 96)
     """
-    CausalOptions(
+    asked = CausalOptions(
         treatment=treatment,
         part=part,
         span=span,
+        token_span=token_span,
         layers=None if layers is None else tuple(layers),
         n_positions=n_positions,
         n_placebos=n_placebos,
@@ -260,7 +298,7 @@ def causal_map(
     else:
         values, groups = mean_values(model, other, *options), of_side[:n_changed]
     random = [random_direction(direction, seed + k).unit for k in range(n_placebos)]
-    changes = list(patches_of(values, direction.unit, random, part, treatment, span, mapped, positions.indices, whole))
+    changes = list(patches_of(values, direction.unit, random, asked, mapped, positions.indices))
     keys = [(place[0], place[1], _name(treated, place)) for treated, place, _ in changes]
     effects = {} if effects is None else effects
     known = {i for i, key in enumerate(keys) if key in effects}
@@ -291,10 +329,11 @@ def causal_map(
         tables.append(one.assign(side=side))
         shares.append(other.assign(side=side))
     table, share = pd.concat(tables, ignore_index=True), pd.concat(shares, ignore_index=True)
+    terms = terms_of(None, labels_of(prompts))
     where = [name for name in COLUMNS if name in table]
     table = table[["side", "measure", "treatment", *where, "effect", "low", "high"]]
     share = share.reindex(columns=["side", "measure", *where, "share", "low", "high"])
-    return CausalMap(table, share, part, treatment, span, positions, counts, terms_of(None, labels_of(prompts)))
+    return CausalMap(table, share, part, treatment, span, positions, counts, terms, token_span)
 
 
 def _name(treatment: str, place: Place) -> str:

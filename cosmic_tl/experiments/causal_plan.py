@@ -83,13 +83,14 @@ def plan_causal_map(
     blocks, unembedding = block_costs(model), int(model.cfg.d_model) * int(model.cfg.d_vocab)
     means = sum(_whole(tokenize(model, side, chat), blocks, 0) for side in train)
     clean = 2 * _whole([*rows[0], *rows[1]], blocks, unembedding)  # to compare with, and to begin from
+    # In the last block other tokens are only looked at, at its input.
+    reaches = options.part == "stream" or options.span == "up-to" or options.token_span == "from"
     n_heads = int(model.cfg.n_heads) if options.part == "head" else 1
     one_map = n_heads * sum(
         patch_macs(changed, blocks, 0 if options.span == "up-to" else layer, back, unembedding)
         for layer in layers
         for back in range(1, k + 1)
-        # In the last block other tokens are only looked at, at its input.
-        if layer < len(blocks) - 1 or back == 1 or options.part == "stream" or options.span == "up-to"
+        if layer < len(blocks) - 1 or back == 1 or reaches
     )
     n = n_heads * len(layers) * k
     steps = [("means", 0, means), ("clean", 0, clean), (DIRECTION, n, one_map)]

@@ -8,7 +8,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from cosmic_tl.experiments.causal_statistics import DIRECTION, PLACEBO, WHOLE, Place
-from cosmic_tl.experiments.options import CausalPart, Span, Treatment
+from cosmic_tl.experiments.options import CausalOptions, CausalPart
 from cosmic_tl.model.batching import batches
 from cosmic_tl.model.components import output_projection
 from cosmic_tl.model.forward import read
@@ -99,25 +99,31 @@ def patches_of(
     other: Values,
     unit: Tensor,
     random: Sequence[Tensor],
-    part: CausalPart,
-    treatment: Treatment,
-    span: Span,
+    asked: CausalOptions,
     layers: Sequence[int],
     positions: Sequence[int],
-    whole: bool,
 ) -> Iterator[tuple[str, Place, Patch]]:
     """Treatment and place of each patch, and the patch."""
-    removal = treatment == "removal"
+    part = asked.part
     for layer in layers:
-        reach = [at for at in other if {"at": at == layer, "up-to": at <= layer, "from": at >= layer}[span]]
+        reach = [at for at in other if {"at": at == layer, "up-to": at <= layer, "from": at >= layer}[asked.span]]
         heads = range(other[layer].shape[1]) if part == "head" else [None]
         for position in positions:
+            at_tokens = [position] if asked.token_span == "at" else [one for one in positions if one >= position]
             for head in heads:
-                given = {at: other[at][position] if head is None else other[at][position, head] for at in reach}
-                along = {at: torch.zeros_like(value) for at, value in given.items()} if removal else given
+                given = {
+                    (at, token): other[at][token] if head is None else other[at][token, head]
+                    for at in reach
+                    for token in at_tokens
+                }
+                along = (
+                    {at: torch.zeros_like(value) for at, value in given.items()}
+                    if asked.treatment == "removal"
+                    else given
+                )
 
                 def patch(
-                    targets: Mapping[int, Tensor],
+                    targets: Mapping[tuple[int, int], Tensor],
                     read: Tensor | None = None,
                     write: Tensor | None = None,
                     position: int = position,
@@ -126,12 +132,12 @@ def patches_of(
                     written = "attention" if part == "head" else part
                     return Patch(
                         position,
-                        tuple(Change(at, written, to, read, write, index=head) for at, to in targets.items()),
+                        tuple(Change(at, written, to, read, write, token, head) for (at, token), to in targets.items()),
                     )
 
                 place = (layer, position) if head is None else (layer, position, head)
                 yield DIRECTION, place, patch(along, unit)
                 for number, one in enumerate(random):
                     yield f"{PLACEBO} {number}", place, patch(along, unit, one)
-                if whole:
+                if asked.whole:
                     yield WHOLE, place, patch(given)

@@ -9,6 +9,7 @@ from cosmic_tl.errors import CosmicError, check_count, one_of
 Treatment = Literal["interchange", "paired", "removal"]
 CausalPart = Literal["stream", "attention", "mlp", "block", "head"]
 Span = Literal["at", "up-to", "from"]
+TokenSpan = Literal["at", "from"]
 
 
 @checked
@@ -31,6 +32,8 @@ class CausalOptions:
     """Layers of the map, such as 12,14; by default all. For single heads name some."""
     span: Span = "at"
     """One layer at a time, all layers up-to each, or all from it on."""
+    token_span: TokenSpan = "at"
+    """One token at a time, or all from it on."""
     n_positions: int | None = None
     """How many of the last token positions. Default every post-instruction token."""
     n_placebos: int = 1
@@ -41,7 +44,7 @@ class CausalOptions:
     """Of the placebos and the resampling."""
 
     def __post_init__(self) -> None:
-        for name, known in (("treatment", Treatment), ("part", CausalPart), ("span", Span)):
+        for name, known in (("treatment", Treatment), ("part", CausalPart), ("span", Span), ("token_span", TokenSpan)):
             one_of(name, getattr(self, name), get_args(known))
         check_count("positions", self.n_positions)
         check_count("n_placebos", self.n_placebos)

@@ -53,7 +53,7 @@ def plot_causal_map(causal_map: CausalMap, measure: str | None = None) -> go.Fig
     n, m = found.n_prompts
     reach = {"at": "one layer at a time", "up-to": "all layers up to each", "from": "all layers from each on"}[
         found.span
-    ]
+    ] + (", each token and all after it" if found.token_span == "from" else "")
     return finish(
         figure,
         f"Where the concept acts: {found.treatment} of {found.what}",

@@ -187,6 +187,31 @@ def test_some_layers_are_those_of_the_whole_map(demo, prompts, selection, tokens
     assert one.effect.tolist() == pytest.approx(every[every.layer == 5].effect.tolist(), abs=1e-5)
 
 
+def test_the_last_tokens_that_suffice(demo, prompts, selection, tokens, found):
+    options = {"tokens": tokens, "whole": False, "n_train": 12, "n_val": 6, "n_positions": 3}
+    every = causal_map(demo, prompts, selection, span="from", token_span="from", layers=(0,), **options)
+    one = causal_map(demo, prompts, selection, span="from", layers=(0,), **options)
+
+    def effects(some, side):
+        own = some.table[
+            (some.table.treatment == "direction") & (some.table.measure == "score") & (some.table.side == side)
+        ]
+        return own.set_index("position").effect
+
+    for side in ("positive", "negative"):
+        assert effects(every, side)[-1] == pytest.approx(effects(one, side)[-1], abs=1e-5)  # the last token alone
+        assert effects(every, side)[-3] > effects(one, side)[-3]
+        n = every.fewest_tokens(side)
+        assert effects(every, side)[-n] >= 0.9 * effects(every, side)[-3]
+        assert n == 1 or effects(every, side)[-n + 1] < 0.9 * effects(every, side)[-3]
+    assert every.fewest_tokens("negative", goal=0.01) == 1
+    assert "each token and all after it" in every.plot().layout.title.subtitle.text
+    with pytest.raises(CosmicError, match=r"^token_span: the map exchanges one token at a time"):
+        one.fewest_tokens()
+    with pytest.raises(CosmicError, match=r"^goal: found 2"):
+        every.fewest_tokens(goal=2.0)
+
+
 def test_single_heads_are_what_attention_is_made_of(demo, prompts, selection, tokens):
     """Each one's exchange is a small change, so together they come near to that of all of attention."""
     options = {"tokens": tokens, "layers": (2, 3), **SIZES}
