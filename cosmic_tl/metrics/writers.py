@@ -99,15 +99,14 @@ class Writers(Result):
 
 @dataclass(eq=False)
 class _Sums:
-    """Sums over one side's prompts."""
+    """Sums over one side's prompts, from zero on: of what is written along the direction and of its square (`[power, …]`)."""
 
-    embedding: Float64[Tensor, "power position 1"]
-    """Of what is written along the direction, and of its square."""
-    parts: list[Float64[Tensor, "power position part"]]
-    """The same for the heads or neurons of each output,"""
-    biases: list[Float64[Tensor, "power position 1"]]
-    """and for its bias."""
-    given: list[Float64[Tensor, "position d_in"]]
+    embedding: Float64[Tensor, "*power_position_one"]
+    parts: list[Float64[Tensor, "*power_position_part"]]
+    """By the heads or neurons of each output,"""
+    biases: list[Float64[Tensor, "*power_position_one"]]
+    """and by its bias."""
+    given: list[Float64[Tensor, "*position_in"]]
     """Of what heads or neurons give to each output projection."""
 
 

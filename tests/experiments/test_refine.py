@@ -114,8 +114,8 @@ def test_a_cone_does_more_with_every_mixture_than_it_did(demo, prompts, plane):
     weights = torch.stack([one.unit.double() for one in some]) @ found.best.basis.T
     assert (weights >= 0).all() and torch.allclose(weights.norm(dim=1), torch.ones(8).double(), atol=1e-5)
     assert all(one.norm == pytest.approx(float(plane.difference.norm()), rel=1e-5) for one in some)
-    again = refine_cone(demo, prompts, plane, n_steps=6, **SMALL)
-    assert torch.equal(again.best.basis, found.best.basis)
+    again = refine_cone(demo, prompts, plane, n_steps=3, **SMALL)
+    assert again.table.equals(found.table.iloc[:2])
 
 
 def test_gram_schmidt_keeps_signs_and_order():

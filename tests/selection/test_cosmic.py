@@ -240,9 +240,7 @@ def test_bad_options(options, message):
     "options",
     [
         {"evaluation_layers": (7,)},
-        {"evaluation_layers": (4,)},
         {"evaluation_layers": (2, 5), "max_layer_share": 0.5},
-        {"evaluation_layers": (7,), "max_layer_share": 0.3, "max_kl": 5.0},
         {"evaluation_layers": (6,), "max_kl": 0.02, "max_layer_share": 1.0},
         {"evaluation_layers": (7,), "n_positions": 2, "max_layer_share": 0.6, "max_kl": 1.0},
     ],
