@@ -53,7 +53,7 @@ GROUPS = {
     "Map": ("CausalOptions",),
     "Search": ("SuffixOptions",),
     "Generation": ("Sampling", "DataOptions.seed", "max_new_tokens", "temperature", "n_samples", "seed", "batch_size"),
-    "Evaluation": ("phrases", "n_placebos", "null", "tasks", "limit", "num_fewshot", "chat", "task_folder"),
+    "Evaluation": ("phrases", "n_placebos", "null", "causal", "tasks", "limit", "num_fewshot", "chat", "task_folder"),
     "Judge": ("judge", "judge_model", "template", "base_url", "api_key_env", "concurrency", "requests_per_minute"),
     "Output": ("out", "overwrite", "resume", "csv", "max_shard_size"),
 }

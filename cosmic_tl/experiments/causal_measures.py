@@ -3,13 +3,13 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from cosmic_tl.engine import Outcome, Reading
 from cosmic_tl.metrics.divergence import divergence_from
-from cosmic_tl.metrics.refusal_score import RefusalTokens, log_odds
+from cosmic_tl.metrics.refusal_score import RefusalTokens
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.patching import unpatched
 
@@ -51,10 +51,10 @@ def measuring(
             streams.append(found[:, :width])
             logits.append(found[:, width:].float())
     before, stream = torch.cat(logits)[:n_changed], torch.cat(streams)
-    divergence = divergence_from(before)
     of_side = torch.tensor(sides)
     towards = torch.tensor(TOWARDS)[of_side]
-    odds = None if tokens is None else log_odds(before, tokens.ids)
+    odds, total = _odds(before, tokens)
+    divergence = divergence_from(before, total=total)
     if layers:
         target = torch.stack([stream[of_side == 1].mean(0), stream[of_side == 0].mean(0)])[of_side]
         cosines = cosine_similarity(stream, target, dim=1)
@@ -63,15 +63,32 @@ def measuring(
         assert outcome.logits is not None
         here, now = list(outcome.rows), outcome.logits.cpu()
         columns = []
-        if tokens is not None and odds is not None:
-            columns.append(towards[here] * (log_odds(now, tokens.ids) - odds[here]))
+        found, now_total = _odds(now, tokens)
+        if found is not None and odds is not None:
+            columns.append(towards[here] * (found - odds[here]))
         if layers:
             moved = cosine_similarity(_over_layers(outcome, layers), target[here], dim=1)
             columns.append(moved - cosines[here])
-        columns.append(divergence(here, now))
+        columns.append(divergence(here, now, now_total))
         return torch.stack(columns, dim=1)
 
     return measured
+
+
+def _odds(
+    logits: Float[Tensor, "prompt vocab"], tokens: RefusalTokens | None
+) -> tuple[Float64[Tensor, " prompt"] | None, Float64[Tensor, " prompt"]]:
+    """The refusal score as `log_odds` gives it, and the logarithm of the sum of all exponentials, from one pass over the
+    vocabulary in float32: in float64 it would take as long as the blocks.
+    """
+    if tokens is None:
+        return None, logits.logsumexp(-1).double()
+    chosen = list(set(tokens.ids))
+    inside = logits[:, chosen].double().logsumexp(-1)
+    others = logits.clone()
+    others[:, chosen] = -torch.inf
+    outside = others.logsumexp(-1).double()
+    return inside - outside, torch.logaddexp(inside, outside)
 
 
 def _over_layers(outcome: Outcome, layers: tuple[int, ...]) -> Float64[Tensor, "prompt d_model"]:

@@ -81,7 +81,6 @@ def plot_conversation(conversation: Conversation) -> go.Figure:
         f"projection on the direction ({meant}); dotted: the direction's own layer, and where the answer begins",
         columns=3,
         span=last + 1 - first,
-        narrowest=3.0,
         height=max(8.0, 1.2 * min(most, MOST_LABELS)),
         own_labels=True,
     )

@@ -56,8 +56,6 @@ class PanelLayout:
     """Panels are as high as wide."""
     span: int | float = 0
     """Length of the horizontal axis in its own units, such as layers. 0 leaves its labels to Plotly."""
-    narrowest: float = NARROWEST_LAYER
-    """Width of a unit of that axis, in pixels, under which a panel is too narrow."""
     steps: Sequence[int | float] = LAYER_STEPS
     """Distances between labels of that axis to choose from: the first at which they do not crowd."""
     own_labels: bool = False
@@ -147,7 +145,7 @@ class _Placing:
 
     def _columns(self) -> int:
         """As many as leave the panels wide enough, in rows that are filled evenly."""
-        n, least = len(self.axes), max(NARROWEST_PANEL * self.em, self.asked.narrowest * self.asked.span)
+        n, least = len(self.axes), max(NARROWEST_PANEL * self.em, NARROWEST_LAYER * self.asked.span)
         if not self.asked.flow:
             return self.asked.columns
         most = next((c for c in range(min(self.asked.columns, n), 1, -1) if self._panel_width(c) >= least), 1)

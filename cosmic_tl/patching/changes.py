@@ -78,6 +78,7 @@ class Patch:
         """The lowest changed block.
 
         Example:
+            >>> import torch
             >>> Patch(-1, tuple(Change(layer, "mlp", torch.zeros(4)) for layer in (5, 3))).first
             3
         """

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.engine import Outcome, Reading
 from cosmic_tl.errors import CosmicError, check_count
 from cosmic_tl.model.batching import batches, rows_per_pass
@@ -35,6 +36,7 @@ class _Clean:
     outcome: Outcome
 
 
+@checked
 def patched(
     model: TransformerBridge,
     rows: Sequence[Sequence[int]],
@@ -103,6 +105,7 @@ def patched(
         raise CosmicError("memory: not enough for these patches; use a smaller batch_size, or fewer prompts") from error
 
 
+@checked
 def unpatched(
     model: TransformerBridge,
     rows: Sequence[Sequence[int]],

@@ -109,7 +109,7 @@ class RunSettings:
         Example:
             >>> RunSettings.from_json({"n_test": 8})
             Traceback (most recent call last):
-            cosmic_tl.errors.CosmicError: settings: expected chat, max_new_tokens, ..., found n_test; use those of a run ...
+            cosmic_tl.errors.CosmicError: settings: expected causal, chat, ..., found n_test; use those of a run ...
         """
         values = _named("settings", found, {f.name for f in fields(cls)} - {"batch_size"})
         by_tokens = isinstance(found["selection"], Mapping) and "min_induce" in found["selection"]

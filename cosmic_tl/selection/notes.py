@@ -190,7 +190,7 @@ def ranking_warnings(candidates: Candidates, layers: Sequence[int]) -> tuple[str
     Example:
         >>> r, one = torch.tensor([[[2.0, 0.0]]] * 2).double(), torch.ones(2, 1).double()
         >>> ranking_warnings(Candidates(r, r, "example", noise=3 * one, spread=90 * one), (0,))
-        ('At evaluation layer 0 the classes differ by chance: ...',)
+        ("At evaluation layer 0 the classes differ by chance: ...",)
     """
     if candidates.repeatability is None:
         return ()

@@ -157,7 +157,7 @@ def test_other_settings_and_other_training_prompts(command, tmp_path):
     code, text, error = command("sensitivity", *few, "--csv", tmp_path / "s.csv")
     assert code == 0, error
     assert "centred" in text
-    assert pd.read_csv(tmp_path / "s.csv").varied.nunique() == 5
+    assert pd.read_csv(tmp_path / "s.csv").varied.nunique() == 6
     code, text, error = command("variants", *few, "--folds", "2", "--csv", tmp_path / "f.csv")
     assert code == 0, error
     assert text.startswith("5 selections of up to ") and "without fold 2" in text

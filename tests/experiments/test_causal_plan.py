@@ -15,7 +15,9 @@ def _plan(model, prompts=SIDES, **options):
 
 
 def test_it_counts_what_is_made(demo):
-    table = _plan(demo, n_positions=2, n_placebos=3)
+    found = plan_causal_map(demo, SIDES, CausalOptions(n_positions=2, n_placebos=3))
+    assert "CausalPlan: 80 patches of 2 + 2 prompts" in repr(found)
+    table = found.table.set_index("step")
     assert table.patches.to_dict() == {"means": 0, "clean": 0, "direction": 16, "placebo": 48, "whole": 16}
     assert table.gmacs["placebo"] == pytest.approx(3 * table.gmacs["direction"])
     heads = _plan(demo, n_positions=2, part="head", layers=(2, 3), whole=False)

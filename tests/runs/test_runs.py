@@ -85,7 +85,7 @@ def test_what_was_derived_from_another_direction_is_gone(demo, prompts, finished
     ) != made.part("")
     names = {path.name for path in finished.iterdir() if path.is_file()}
     assert names == {"settings.json", *RESULTS, "sweep-notes.txt"}
-    kept = {name for name in RESUME_FILES if not name.startswith("null")}  # which was not asked for
+    kept = {name for name in RESUME_FILES if not name.startswith(("null", "causal"))}  # which was not asked for
     assert {path.name for path in (finished / "resume").iterdir()} == {*kept, LOCK, "notes.txt"}
 
 
@@ -176,7 +176,11 @@ def test_a_run_is_read_without_a_model(demo, prompts, tmp_path, select):
     [
         ("settings.json", lambda text: text.replace('"affine"', '"cubic"'), "settings.json .* is damaged"),
         ("settings.json", lambda text: text.replace('"affine"', '"linear"'), "another settings.json"),
-        ("settings.json", lambda text: text.replace('"n_test"', '"tests"'), "settings.json .* expected chat, .*n_test"),
+        (
+            "settings.json",
+            lambda text: text.replace('"n_test"', '"tests"'),
+            "settings.json .* expected causal, chat, .*n_test",
+        ),
         ("settings.json", lambda text: text[:-9], "settings.json .* is damaged"),
         ("summary.json", lambda text: "{}", "summary.json .* is damaged|completions.jsonl .* is damaged"),
         ("summary.json", None, "is not finished .no summary.json."),
