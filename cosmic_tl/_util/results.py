@@ -17,6 +17,7 @@ FIGURES = {
     "BehaviourSweep": "behaviours.plot_behaviour_sweep",
     "Capability": "costs.plot_capability",
     "CausalMap": "causal.plot_causal_map",
+    "CausalPlan": "causal.plot_causal_plan",
     "ClassPca": "projections.plot_pca",
     "Comparison": "comparison.plot_comparison",
     "Cone": "refine.plot_cone",

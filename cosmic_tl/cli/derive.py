@@ -50,7 +50,7 @@ GROUPS = {
     ),
     "COSMIC": ("CosmicOptions", "folds"),
     "Refusal tokens": ("RefusalTokenOptions",),
-    "Map": ("CausalOptions",),
+    "Map": ("CausalOptions", "plan"),
     "Search": ("SuffixOptions",),
     "Generation": ("Sampling", "DataOptions.seed", "max_new_tokens", "temperature", "n_samples", "seed", "batch_size"),
     "Evaluation": ("phrases", "n_placebos", "null", "causal", "tasks", "limit", "num_fewshot", "chat", "task_folder"),

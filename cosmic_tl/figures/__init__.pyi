@@ -6,6 +6,7 @@ from .behaviours import (
 )
 from .causal import (
     plot_causal_map as plot_causal_map,
+    plot_causal_plan as plot_causal_plan,
 )
 from .comparison import (
     plot_comparison as plot_comparison,

@@ -7,8 +7,9 @@ from cosmic_tl._util.border import checked
 from cosmic_tl.data.contrast_set import SIDES
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.experiments.causal import CausalMap
+from cosmic_tl.experiments.causal_plan import CausalPlan
 from cosmic_tl.figures.heatmaps import Panel, heatmaps, height_of
-from cosmic_tl.figures.style import finish, position_labels
+from cosmic_tl.figures.style import BLUE, finish, position_labels
 from cosmic_tl.figures.text import as_text
 
 LABELS = {"score": "log-odds", "cosine": "cosine", "kl": "KL (nats)"}
@@ -64,3 +65,33 @@ def plot_causal_map(causal_map: CausalMap, measure: str | None = None) -> go.Fig
         span=len(panels[0].values),
         height=height_of(panels),
     )
+
+
+@checked
+def plot_causal_plan(plan: CausalPlan) -> go.Figure:
+    """What each step of a causal map takes.
+
+    Args:
+        plan: From `plan_causal_map`.
+
+    Example:
+        >>> import pandas as pd
+        >>> table = pd.DataFrame({"step": ["clean", "direction"], "patches": [0, 8], "gmacs": [1.0, 2.5]})
+        >>> plot_causal_plan(CausalPlan(table, (4, 4))).data[0].x
+        (1.0, 2.5)
+    """
+    table = plan.table
+    figure = go.Figure(
+        go.Bar(
+            x=table.gmacs.tolist(),
+            y=table.step.tolist(),
+            orientation="h",
+            marker={"color": BLUE},
+            customdata=table.patches.tolist(),
+            hovertemplate="%{y}: %{x:.3g} GMACs, %{customdata} patches<extra></extra>",
+        )
+    )
+    figure.update_xaxes(title_text="GMACs")
+    figure.update_yaxes(autorange="reversed")
+    n, m = plan.n_prompts
+    return finish(figure, "What a causal map takes", f"{int(table.patches.sum())} patches of {n} + {m} prompts")

@@ -80,6 +80,7 @@ MAKE = {
     "CausalMap": lambda demo, prompts, selection: ct.experiments.causal_map(
         demo, prompts, selection, n_train=4, n_val=2, n_positions=1
     ),
+    "CausalPlan": lambda demo, prompts, selection: ct.experiments.plan_causal_map(demo, prompts, n_train=4, n_val=2),
     "AttributionMap": lambda demo, prompts, selection: ct.experiments.attribution_map(
         demo,
         prompts,
