@@ -82,7 +82,7 @@ def measure(model: str, prompts: str = "demo", n: int = N, seed: int = 0) -> dic
     plan = (
         plan_causal_map(bridge, (list(val[0]), list(val[1])), CausalOptions(whole=False)).table.set_index("step").gmacs
     )
-    macs = 1e9 * (plan["direction"] + plan["placebo"] + plan["clean"] / 2)  # means, and a second clean pass, on top
+    macs = 1e9 * (plan["direction"] + plan["placebo"] + plan["clean"])  # means on top
 
     chance = random.Random(seed)
     patches = [

@@ -19,7 +19,7 @@ from cosmic_tl.data.contrast_set import SIDES, Prompts, labels_of
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.engine import Reading
 from cosmic_tl.errors import check_count
-from cosmic_tl.experiments.causal_measures import TOWARDS, measuring
+from cosmic_tl.experiments.causal_measures import TOWARDS, Measures
 from cosmic_tl.experiments.causal_prompts import prompts_of
 from cosmic_tl.experiments.conditions import REFUSAL, Terms, terms_of
 from cosmic_tl.metrics.refusal_score import RefusalTokens, log_odds
@@ -176,10 +176,12 @@ def attribution_map(
             chosen = _choose(values, n_top, n_random, chance)
             every += [(kind, name, where) for name, some in chosen.items() for where in some]
         patches = [_patch(where, KINDS[kind], means, projections, unit) for kind, _, where in every]
-        measured = measuring(model, here, [number] * len(here), tokens, (), batch_size=batch_size)
+        measures = Measures([number] * len(here), tokens, ())
         exact: dict[int, float] = {}
         with track(len(patches), "places") as advance:
-            for i, effect in patched(model, here, patches, Reading(logits=True), measured, batch_size=batch_size):
+            for i, effect in patched(
+                model, here, patches, Reading(logits=True), measures, on_clean=measures.keep, batch_size=batch_size
+            ):
                 exact[i] = float(effect[:, 0].mean())
                 advance(1)
         rows += [

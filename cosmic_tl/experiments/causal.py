@@ -13,9 +13,9 @@ from cosmic_tl._util.progress import track
 from cosmic_tl._util.results import Result
 from cosmic_tl.data.contrast_set import SIDES, Prompts, Side, labels_of
 from cosmic_tl.directions.direction import Direction, random_direction
-from cosmic_tl.engine import Reading
+from cosmic_tl.engine import Outcome, Reading
 from cosmic_tl.errors import CosmicError, one_of
-from cosmic_tl.experiments.causal_measures import measuring
+from cosmic_tl.experiments.causal_measures import Measures
 from cosmic_tl.experiments.causal_prompts import exchanged_prompts
 from cosmic_tl.experiments.causal_statistics import COLUMNS, DIRECTION, PLACEBO, Place, summarized
 from cosmic_tl.experiments.conditions import REFUSAL, Terms, terms_of
@@ -25,7 +25,7 @@ from cosmic_tl.metrics.refusal_score import RefusalTokens
 from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.model.positions import Positions, post_instruction_positions
-from cosmic_tl.patching import patched
+from cosmic_tl.patching import patched, unpatched
 from cosmic_tl.selection.result import Selection
 from cosmic_tl.selection.scores import Products
 
@@ -289,7 +289,14 @@ def causal_map(
     counts, everything = (len(rows[0]), len(rows[1])), [*rows[0], *rows[1]]
     of_side = [0] * counts[0] + [1] * counts[1]
     n_changed = counts[0] if treatment == "removal" else len(everything)
-    measured = measuring(model, everything, of_side, tokens, at, n_changed=n_changed, batch_size=batch_size)
+    measures = Measures(of_side, tokens, at)
+    if at and n_changed < len(everything):  # prompts that are not changed, and that others are compared with
+
+        def keep(outcome: Outcome) -> Tensor:
+            measures.keep(outcome, n_changed)
+            return outcome.resid_post[at[0]][:, -1, :1]
+
+        unpatched(model, everything[n_changed:], Reading(at), keep, batch_size=batch_size)
     reach = {"at": mapped, "up-to": range(mapped[-1] + 1), "from": range(mapped[0], n_layers)}[span]
     other = [tokenize(model, side, chat) for side in reversed(train)]
     options = (part, reach, len(positions), batch_size)
@@ -309,8 +316,9 @@ def causal_map(
             everything[:n_changed],
             [patch for _, _, patch in changes],
             Reading(at, logits=True),
-            measured,
+            measures,
             groups=groups,
+            on_clean=measures.keep,
             batch_size=batch_size,
             known=known,
         ):

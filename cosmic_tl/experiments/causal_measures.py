@@ -1,81 +1,82 @@
 """What is measured at the last token: how far prompts come towards the other class."""
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from cosmic_tl.engine import Outcome, Reading
+from cosmic_tl.engine import Outcome
 from cosmic_tl.metrics.divergence import divergence_from
 from cosmic_tl.metrics.refusal_score import RefusalTokens
-from cosmic_tl.model.load import TransformerBridge
-from cosmic_tl.patching import unpatched
 
 TOWARDS = (-1, 1)
 """Positive prompts are to lose their refusal score, negative ones to win it."""
 
 
-def measuring(
-    model: TransformerBridge,
-    rows: Sequence[Sequence[int]],
-    sides: Sequence[int],
-    tokens: RefusalTokens | None,
-    layers: tuple[int, ...],
-    *,
-    n_changed: int | None = None,
-    batch_size: int | None = None,
-) -> Callable[[Outcome], Float64[Tensor, "prompt measure"]]:
+class Measures:
     """How far prompts come towards the other class, prompt by prompt: refusal score, cosine at some layers, and KL.
 
+    First `keep` takes what the clean model gives; then a call takes what it gives under a patch, for the prompts that were kept
+    first (of which there may be fewer than all).
+
     Args:
-        model: A `TransformerBridge`.
-        rows: Token ids of the prompts.
         sides: Of each prompt: 0 for a positive one, 1 for a negative one. Cosines need both.
         tokens: Whose log-odds are the refusal score; None for no such measure.
         layers: Where cosines are taken; none for no such measure.
-        n_changed: How many of the rows, from the first one on, `patched` is given. Default all. The same ones share a clean
-            pass here, so that what a change does not reach is the same to the last bit.
-        batch_size: Rows per pass, as for `patched`.
     """
-    logits: list[Tensor] = []
-    streams: list[Tensor] = []
-    n_changed = len(rows) if n_changed is None else n_changed
-    for some in (rows[:n_changed], rows[n_changed:]):
-        if some:
-            width = int(model.cfg.d_model) if layers else 0
-            found = unpatched(
-                model, some, Reading(layers, logits=True), lambda o: _both(o, layers), batch_size=batch_size
-            )
-            streams.append(found[:, :width])
-            logits.append(found[:, width:].float())
-    before, stream = torch.cat(logits)[:n_changed], torch.cat(streams)
-    of_side = torch.tensor(sides)
-    towards = torch.tensor(TOWARDS)[of_side]
-    odds, total = _odds(before, tokens)
-    divergence = divergence_from(before, total=total)
-    if layers:
-        target = torch.stack([stream[of_side == 1].mean(0), stream[of_side == 0].mean(0)])[of_side]
-        cosines = cosine_similarity(stream, target, dim=1)
 
-    def measured(outcome: Outcome) -> Tensor:
+    def __init__(self, sides: Sequence[int], tokens: RefusalTokens | None, layers: tuple[int, ...]) -> None:
+        self.sides, self.tokens, self.layers = torch.tensor(sides), tokens, layers
+        self.logits: dict[int, Tensor] = {}
+        self.streams: dict[int, Tensor] = {}
+
+    def keep(self, outcome: Outcome, first: int = 0) -> None:
+        """What the clean model gives for some prompts, which are numbered from `first` on."""
+        rows = [first + row for row in outcome.rows]
+        if outcome.logits is not None:
+            self.logits.update(zip(rows, outcome.logits.cpu(), strict=True))
+        if self.layers:
+            self.streams.update(zip(rows, _over_layers(outcome, self.layers), strict=True))
+
+    @cached_property
+    def _before(self) -> Float[Tensor, "prompt vocab"]:
+        return torch.stack([self.logits[row] for row in range(len(self.logits))])
+
+    @cached_property
+    def _odds(self) -> tuple[Float64[Tensor, " prompt"] | None, Float64[Tensor, " prompt"]]:
+        return _odds_and_total(self._before, self.tokens)
+
+    @cached_property
+    def _divergence(self) -> Callable[..., Float64[Tensor, " some"]]:
+        return divergence_from(self._before, total=self._odds[1])
+
+    @cached_property
+    def _cosines(self) -> tuple[Float64[Tensor, "prompt d_model"], Float64[Tensor, " prompt"]]:
+        """The other class's mean, and every prompt's cosine to it."""
+        stream = torch.stack([self.streams[row] for row in range(len(self.streams))])
+        target = torch.stack([stream[self.sides == 1].mean(0), stream[self.sides == 0].mean(0)])[self.sides]
+        return target, cosine_similarity(stream, target, dim=1)
+
+    def __call__(self, outcome: Outcome) -> Float64[Tensor, "prompt measure"]:
+        """What a patch does to some prompts."""
         assert outcome.logits is not None
         here, now = list(outcome.rows), outcome.logits.cpu()
+        odds, total = _odds_and_total(now, self.tokens)
         columns = []
-        found, now_total = _odds(now, tokens)
-        if found is not None and odds is not None:
-            columns.append(towards[here] * (found - odds[here]))
-        if layers:
-            moved = cosine_similarity(_over_layers(outcome, layers), target[here], dim=1)
-            columns.append(moved - cosines[here])
-        columns.append(divergence(here, now, now_total))
+        before, _ = self._odds
+        if odds is not None and before is not None:
+            columns.append(torch.tensor(TOWARDS)[self.sides[here]] * (odds - before[here]))
+        if self.layers:
+            target, cosines = self._cosines
+            columns.append(cosine_similarity(_over_layers(outcome, self.layers), target[here], dim=1) - cosines[here])
+        columns.append(self._divergence(here, now, total))
         return torch.stack(columns, dim=1)
 
-    return measured
 
-
-def _odds(
+def _odds_and_total(
     logits: Float[Tensor, "prompt vocab"], tokens: RefusalTokens | None
 ) -> tuple[Float64[Tensor, " prompt"] | None, Float64[Tensor, " prompt"]]:
     """The refusal score as `log_odds` gives it, and the logarithm of the sum of all exponentials, from one pass over the
@@ -94,10 +95,3 @@ def _odds(
 def _over_layers(outcome: Outcome, layers: tuple[int, ...]) -> Float64[Tensor, "prompt d_model"]:
     """The mean over layers of `y[l, -1]`."""
     return torch.stack([outcome.resid_post[layer][:, -1].cpu().double() for layer in layers]).mean(0)
-
-
-def _both(outcome: Outcome, layers: tuple[int, ...]) -> Float64[Tensor, "prompt value"]:
-    """Stream and logits side by side."""
-    assert outcome.logits is not None
-    stream = [_over_layers(outcome, layers)] if layers else []
-    return torch.cat([*stream, outcome.logits.cpu().double()], dim=1)

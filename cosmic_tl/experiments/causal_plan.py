@@ -82,7 +82,7 @@ def plan_causal_map(
     changed = rows[0] if options.treatment == "removal" else [*rows[0], *rows[1]]
     blocks, unembedding = block_costs(model), int(model.cfg.d_model) * int(model.cfg.d_vocab)
     means = sum(_whole(tokenize(model, side, chat), blocks, 0) for side in train)
-    clean = 2 * _whole([*rows[0], *rows[1]], blocks, unembedding)  # to compare with, and to begin from
+    clean = _whole([*rows[0], *rows[1]], blocks, unembedding)
     # In the last block other tokens are only looked at, at its input.
     reaches = options.part == "stream" or options.span == "up-to" or options.token_span == "from"
     n_heads = int(model.cfg.n_heads) if options.part == "head" else 1

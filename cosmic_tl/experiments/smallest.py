@@ -15,7 +15,7 @@ from cosmic_tl.data.contrast_set import SIDES, Prompts, Side
 from cosmic_tl.directions.direction import Direction, random_direction
 from cosmic_tl.engine import Reading
 from cosmic_tl.errors import CosmicError, check_count, one_of
-from cosmic_tl.experiments.causal_measures import measuring
+from cosmic_tl.experiments.causal_measures import Measures
 from cosmic_tl.experiments.causal_prompts import prompts_of
 from cosmic_tl.experiments.causal_statistics import interval, resamples
 from cosmic_tl.experiments.exchange import mean_values
@@ -146,12 +146,13 @@ def smallest_edit(
         return Patch(min(position for _, position in places), tuple(changes))
 
     ends = [split[number] for split in rows]
-    measured = [measuring(model, some, [number] * len(some), tokens, (), batch_size=batch_size) for some in ends]
+    measures = [Measures([number] * len(some), tokens, ()) for some in ends]
 
     def effects(split: int, patches: Sequence[Patch]) -> list[Tensor]:
         """Of each patch `[prompt, measure]`: change of the score, and KL."""
         some, reading = rows[split][number], Reading(logits=True)
-        found = dict(patched(model, some, patches, reading, measured[split], batch_size=batch_size))
+        own = measures[split]
+        found = dict(patched(model, some, patches, reading, own, on_clean=own.keep, batch_size=batch_size))
         return [found[i] for i in range(len(patches))]
 
     full = float(effects(0, [patch(every)])[0][:, 0].mean())

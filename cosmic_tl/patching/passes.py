@@ -45,6 +45,7 @@ def patched(
     reduce: Callable[[Outcome], Tensor],
     *,
     groups: Sequence[int] | None = None,
+    on_clean: Callable[[Outcome], None] | None = None,
     batch_size: int | None = None,
     known: Container[int] = (),
 ) -> Iterator[tuple[int, Tensor]]:
@@ -57,6 +58,7 @@ def patched(
         reading: What to read, at the last position.
         reduce: Turns what some prompts gave under one patch into what to keep, one entry per prompt.
         groups: For each prompt, which row of a change's targets is its own. Default: its number.
+        on_clean: Called with what the unpatched model gives, batch by batch, before any patch.
         batch_size: Rows (prompts times patches) per pass. Default: by available memory, at most 256.
         known: Indices of patches whose results are not needed. Patches share passes as if they were, so that a stopped
             computation goes on with the very same numbers; those that share one with others may still be yielded.
@@ -95,6 +97,9 @@ def patched(
     resume = starts_late(model)
     try:
         clean = [_clean(model, batch, reading, deepest, resume) for batch in _batches(model, rows, batch_size)]
+        if on_clean is not None:
+            for one in clean:
+                on_clean(one.outcome)
         order = sorted(range(len(patches)), key=lambda i: patches[i].kind)
         for _, group in groupby(order, key=lambda i: patches[i].kind):
             some = {i: patches[i] for i in group}
