@@ -27,9 +27,10 @@ class Cosines(Result):
     """How alike some directions or subspaces are, pair by pair."""
 
     table: pd.DataFrame
-    """One row per pair and principal angle: first, second (names), angle (1: the smallest, and the only one of two directions),
-    cosine (signed between two directions), degrees, and p (share of random directions, or random subspaces of the same ranks,
-    that come at least as close, either way; missing but for the smallest angle, and where both have several directions)."""
+    """One row per pair and principal angle: first, second (what is compared), angle (1: the smallest, and the only one of two
+    directions), cosine (signed between two directions), degrees, and p (share of random directions, or random subspaces of the
+    same ranks, that come at least as close, either way; missing but for the smallest angle, and where both have several
+    directions)."""
     names: tuple[str, ...]
     width: int
     """Of the residual stream."""

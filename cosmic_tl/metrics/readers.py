@@ -27,13 +27,13 @@ class Readers(Result):
     """One row per head of each kind, and per neuron that is listed: part ("query", "key" or "value"; "neuron" for a neuron's
     input weights, "gate" for those of its gate), layer, index (of the head, or the key-value head; of the neuron), weight
     (`‖W (g ⊙ r̂)‖` for a head, `w·(g ⊙ r̂)` for a neuron, with the gain `g` of the norm before it), z (in standard deviations of
-    random directions), and beyond_chance (whether |z| exceeds `chance`)."""
+    random directions), and beyond_chance (whether `|z|` exceeds `chance`)."""
     chance: Mapping[str, float]
-    """For each part, the |z| that the best one stays below in 95 % of the cases for a random direction."""
+    """For each part, the `|z|` that the best one stays below in 95 % of the cases for a random direction."""
     direction: Direction
 
     def strongest(self, n: int = 10) -> pd.DataFrame:
-        """The parts that read most, by |z| over chance, so that heads and neurons compare.
+        """The parts that read most, by `|z|` over chance, so that heads and neurons compare.
 
         Args:
             n: Number of rows. Default 10.
@@ -69,7 +69,7 @@ def find_readers(
     Args:
         model: A `TransformerBridge`.
         direction: Whose `r̂` is read.
-        n: Neurons to list, by |z|, and as many gates. Default 20; all heads are listed.
+        n: Neurons to list, by `|z|`, and as many gates. Default 20; all heads are listed.
         n_random: Random directions. Default 128.
         seed: Of the random directions. Default 0.
 

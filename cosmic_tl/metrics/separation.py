@@ -21,7 +21,7 @@ def auc(
 ) -> tuple[float, float, float]:
     """Area under the ROC curve, the share of pairs in which the positive number is larger (ties half), and its 95 % interval.
 
-    The interval is Newcombe's (2006, method 5): every area A with |Â − A| ≤ 1.96 √V(A), where Â is the one that was found and
+    The interval is Newcombe's (2006, method 5): every area A with `|Â − A| ≤ 1.96 √V(A)`, where Â is the one that was found and
     V(A) = A (1 − A) (1 + N (1 − A)/(2 − A) + N A/(1 + A)) / (m n), with N = (m + n)/2 − 1, after Hanley and McNeil. DeLong's
     interval and the bootstrap's have no width where the classes are separated, however few numbers there are.
 

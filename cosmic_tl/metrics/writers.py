@@ -39,14 +39,14 @@ class Writers(Result):
     table: pd.DataFrame
     """One row per part and position: part ("embedding", "head", "attention bias", "neuron", "other neurons" or "MLP bias"), layer
     (−1 for the embedding), index (of the head or neuron; −1 otherwise), position, weight (a head's `‖W_O r̂‖`, a neuron's
-    `w_out·r̂`), weight_z (in standard deviations of random directions), beyond_chance (whether |weight_z| exceeds `chance`),
+    `w_out·r̂`), weight_z (in standard deviations of random directions), beyond_chance (whether `|weight_z|` exceeds `chance`),
     positive and negative (mean over prompts of what it adds along `r̂`), difference, se (its standard error), and difference_z (in
     standard deviations of the part's difference along random directions).
 
     Positive, negative and difference add up, at each position, to those of the stream that leaves the last block; over the layers
     below `l` to those of the stream that enters block `l`."""
     chance: Mapping[str, float]
-    """For heads and for neurons, the |weight_z| that the best one stays below in 95 % of the cases for a random direction."""
+    """For heads and for neurons, the `|weight_z|` that the best one stays below in 95 % of the cases for a random direction."""
     direction: Direction
     positions: Positions
     n_prompts: tuple[int, int]
