@@ -9,7 +9,7 @@ from cosmic_tl._util.progress import LOADING, stage
 from cosmic_tl.cli.derive import Only, derived
 from cosmic_tl.cli.options import RunOptions
 from cosmic_tl.cli.output import print_frame, say
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, NoCandidateError
 from cosmic_tl.experiments.options import CausalOptions
 from cosmic_tl.runs.settings import RunSettings
 
@@ -67,7 +67,7 @@ def causal(
         tokens = run.selection.tokens
         try:
             tokens = tokens or find_refusal_tokens(bridge, prompts, chat=chat, batch_size=settings.batch_size)
-        except CosmicError as error:
+        except NoCandidateError as error:
             if not run.selection.evaluation_layers:
                 raise
             say(f"Note: no refusal scores ({error})", file=sys.stderr)

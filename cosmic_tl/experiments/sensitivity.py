@@ -18,7 +18,7 @@ from cosmic_tl.directions.candidates import Candidates
 from cosmic_tl.directions.difference_in_means import difference_in_means
 from cosmic_tl.directions.names import DIM
 from cosmic_tl.engine import Outcome
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, NoCandidateError
 from cosmic_tl.metrics.refusal_score import find_refusal_tokens, refusal_tokens
 from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.load import TransformerBridge
@@ -247,7 +247,7 @@ def _by_rule(
     try:
         tokens = tokens or find_refusal_tokens(model, train, chat=chat, batch_size=batch_size)
         rules.append("causal")
-    except CosmicError:
+    except NoCandidateError:
         if options.evaluation_layers == "causal":
             raise
     found = {}

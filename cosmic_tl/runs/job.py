@@ -345,10 +345,11 @@ def _causal(
     train, test = prompts.sides("train", options.n_train), prompts.sides("test", settings.causal)
     try:
         tokens = tokens or find_refusal_tokens(model, train, chat=chat, batch_size=settings.batch_size)
-    except CosmicError as error:
+    except NoCandidateError as error:
         if not selection.evaluation_layers:
             notes.append(f"The causal map was not made: {error}")
             return None
+        notes.append(f"The causal map has no refusal scores: {error}")
     positive, negative = ({"train": tuple(own), "val": tuple(held)} for own, held in zip(train, test, strict=True))
     return causal_map(
         model,

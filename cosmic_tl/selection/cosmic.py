@@ -182,7 +182,9 @@ def select_cosmic(
         means=means,
         seeds=seeds,
     )
-    train = prepared.train or prompts.sides("train", options.n_train)
+    train = prepared.train
+    if train is None and options.evaluation_layers in ("causal", "resampled"):  # though means were given
+        train = prompts.sides("train", options.n_train)
     ranked = layers_by_rule(model, options, prepared.means, train, prepared.tokens, chat=chat, batch_size=batch_size)
     one = partial(_select, model, options, prepared, ranked, batch_size)
     return best_of(prepared.candidates, one, scores, products)

@@ -1,6 +1,5 @@
 """Rules by which COSMIC's evaluation layers are picked: the paper's, and others that look at causes, signs and resamples."""
 
-import numpy as np
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
@@ -22,6 +21,7 @@ from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.patching import Change, Patch, patched, unpatched
 from cosmic_tl.selection.notes import ranking_warnings
 from cosmic_tl.selection.options import CosmicOptions
+from cosmic_tl.selection.resampling import draw_weights
 
 MOST_PROMPTS = 64
 """Training prompts per side on which effects are measured."""
@@ -157,20 +157,19 @@ def layer_wins(
         2.0
     """
     depth = int(model.cfg.n_layers)
-    chance = np.random.default_rng(seed)
     sites: list[tuple[int, Site]] = [(layer, "hook_resid_post") for layer in range(depth)]
-    sides, weights = [], []
+    streams = []
     for side in sides_of(prompts, "train"):
         found = torch.empty(depth, len(side), int(model.cfg.d_model))
         for batch in batches(model, tokenize(model, side, chat), batch_size):
-            streams = read(model, batch, sites)
-            found[:, list(batch.rows)] = torch.stack([streams[site][:, -1].float().cpu() for site in sites])
-        sides.append(found)
-        n = len(side)
-        weights.append(torch.from_numpy(chance.multinomial(n, np.full(n, 1 / n), RESAMPLES) / n))
+            read_at = read(model, batch, sites)
+            found[:, list(batch.rows)] = torch.stack([read_at[site][:, -1].float().cpu() for site in sites])
+        streams.append(found)
+    drawn = draw_weights(streams[0].shape[1], streams[1].shape[1], RESAMPLES, seed)
+    weights = drawn.positive[drawn.drawn], drawn.negative[drawn.drawn]
     similarity = torch.empty(RESAMPLES, depth, dtype=torch.float64)
     for layer in range(depth):
-        mu, nu = (w @ side[layer].double() for w, side in zip(weights, sides, strict=True))
+        mu, nu = (w @ side[layer].double() for w, side in zip(weights, streams, strict=True))
         similarity[:, layer] = cosine_similarity(mu, nu, dim=-1)
     similarity[:, :first] = torch.inf
     lowest = similarity.argsort(dim=1, stable=True)[:, :n_layers]
@@ -206,7 +205,7 @@ def layers_by_rule(
     model: TransformerBridge,
     options: CosmicOptions,
     means: tuple[MeanActivations, MeanActivations],
-    train: Prompts,
+    train: Prompts | None,
     tokens: RefusalTokens | None,
     *,
     chat: ChatFormat | None = None,
@@ -218,7 +217,7 @@ def layers_by_rule(
         model: A `TransformerBridge`.
         options: The selection's.
         means: Both classes' training means.
-        train: Training prompts.
+        train: Training prompts, for the rules that look at them.
         tokens: Refusal tokens, for the rule that needs them.
         chat: Formatting. Defaults to the plain chat template.
         batch_size: Rows per forward pass. Default: by available memory.
@@ -241,12 +240,14 @@ def layers_by_rule(
     if asked == "causal":
         if tokens is None:
             raise CosmicError("evaluation_layers: 'causal' needs refusal tokens; give tokens, or another rule")
+        assert train is not None
         measure = -layer_effects(model, train, means, tokens, chat=chat, batch_size=batch_size)
         measure = measure.nan_to_num(torch.inf)
     elif asked == "opposite-signs":
         measure = -layers_apart(*means)
     elif asked == "resampled":
         first = len(measure) // 2 if options.exclude_first_half else 0
+        assert train is not None
         n_picked = len(evaluation_layers(measure, options.evaluation_share, options.exclude_first_half))
         measure = -layer_wins(model, train, n_picked, first=first, chat=chat, batch_size=batch_size)
     found = evaluation_layers(measure, options.evaluation_share, options.exclude_first_half)

@@ -7,12 +7,22 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from cosmic_tl import CosmicError, CosmicOptions, RunSettings, load_model, plan_selection, select_cosmic
+from cosmic_tl import (
+    CosmicError,
+    CosmicOptions,
+    RunSettings,
+    load_model,
+    load_prompts,
+    plan_selection,
+    post_instruction_positions,
+    select_cosmic,
+)
 from cosmic_tl.activations import class_means
 from cosmic_tl.metrics import RefusalTokens, find_refusal_tokens
 from cosmic_tl.metrics.refusal_score import log_odds
 from cosmic_tl.model.chat import tokenize
 from cosmic_tl.selection.layer_rules import layer_effects, layer_wins, layers_apart, layers_by_rule
+from cosmic_tl.selection.resampling import draw_weights
 from tests.tiny import save
 
 OPTIONS = CosmicOptions(n_train=24, n_val=8, n_positions=2, n_resamples=0)
@@ -90,9 +100,9 @@ def test_the_origin_lies_between_the_classes_where_their_means_have_opposite_sig
 
 def test_wins_are_those_of_resampled_means(demo, sides):
     found = layer_wins(demo, sides, 2, seed=3)
-    chance = np.random.default_rng(3)
     streams = [_streams(demo, side) for side in sides]
-    weights = [torch.from_numpy(chance.multinomial(24, np.full(24, 1 / 24), 1000) / 24) for _ in sides]
+    drawn = draw_weights(24, 24, 1000, seed=3)
+    weights = drawn.positive[drawn.drawn], drawn.negative[drawn.drawn]
     mu, nu = (torch.einsum("rp,pld->rld", w, s) for w, s in zip(weights, streams, strict=True))
     lowest = cosine_similarity(mu, nu, dim=-1).argsort(dim=1)[:, :2]
     expected = torch.bincount(lowest.flatten(), minlength=8) / 1000
@@ -117,6 +127,18 @@ def test_a_selection_goes_by_them(demo, prompts, sides, means, tokens):
         # It is kept and read again under its name.
         settings = RunSettings(options)
         assert RunSettings.from_json(settings.to_json()) == settings
+    # Means that are given are enough for the rules that look at nothing else.
+    validation = load_prompts(
+        positive={"val": prompts.side("positive", "val", 8)},
+        negative={"val": prompts.side("negative", "val", 8)},
+        shuffle=False,
+    )
+    with_means = class_means(demo, sides, positions=post_instruction_positions(demo, None, 2))
+    for rule in (None, "opposite-signs"):
+        options = replace(OPTIONS, evaluation_layers=rule)
+        assert select_cosmic(demo, validation, options, means=with_means).table.equals(
+            select_cosmic(demo, prompts, options, means=with_means).table
+        )
     late = replace(OPTIONS, evaluation_layers="opposite-signs", exclude_first_half=True)
     assert layers_by_rule(demo, late, means, sides, None)[0][0] >= 4
 
