@@ -32,7 +32,9 @@ def _patches(d_model, n_layers, positions=(-1, -2, -4)):
     return found
 
 
-def _compare(model, rows, patches, layers, **options):
+def _worst(model, rows, patches, layers, **options):
+    """The largest difference from whole passes of any patch, relative to what these give."""
+
     def keep(outcome):
         return torch.cat(
             [*(outcome.resid_post[layer][:, -1].double() for layer in layers), outcome.logits.double()], dim=1
@@ -40,17 +42,19 @@ def _compare(model, rows, patches, layers, **options):
 
     found = dict(patched(model, rows, patches, Reading(layers, logits=True), keep, **options))
     assert sorted(found) == list(range(len(patches)))
+    worst = 0.0
     for i, patch in enumerate(patches):
         expected = torch.stack(
             [plain_patch(model.original_model, row, patch, layers, number) for number, row in enumerate(rows)]
         )
-        assert (found[i] - expected).abs().max() < 1e-4 * expected.abs().max(), patch
+        worst = max(worst, float((found[i] - expected).abs().max() / expected.abs().max()))
+    return worst
 
 
 def test_they_are_what_whole_passes_give(demo, prompts):
     rows = tokenize(demo, [*prompts.side("positive", "val", 3), *prompts.side("negative", "val", 2)])
     assert len({len(row) for row in rows}) > 1
-    _compare(demo, rows, _patches(128, 8), (4, 7), batch_size=8)
+    assert _worst(demo, rows, _patches(128, 8), (4, 7), batch_size=8) < 1e-4
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "mistral"])
@@ -59,7 +63,7 @@ def test_on_other_architectures(architecture, tmp_path):
     long = "hello there, how are you this morning? What would you like to eat, and who is to cook it for us?"
     rows = tokenize(model, ["hi", long])
     assert len(rows[1]) > 2 * 16  # longer than a sliding window
-    _compare(model, rows, _patches(32, 3, (-1, -3)), (1, 2))
+    assert _worst(model, rows, _patches(32, 3, (-1, -3)), (1, 2)) < 1e-4
 
 
 def _parts(d_model, n_layers, n_neurons, n_prompts):
@@ -83,9 +87,9 @@ def _parts(d_model, n_layers, n_neurons, n_prompts):
 
 def test_single_heads_and_neurons_and_a_target_for_each_prompt(demo, prompts, tmp_path):
     rows = tokenize(demo, [*prompts.side("positive", "val", 3), *prompts.side("negative", "val", 2)])
-    _compare(demo, rows, _parts(128, 8, int(demo.cfg.d_mlp), 5), (4, 7), batch_size=8)
+    assert _worst(demo, rows, _parts(128, 8, int(demo.cfg.d_mlp), 5), (4, 7), batch_size=8) < 1e-4
     model = load_model(save(tmp_path, "mistral"), device="cpu")  # grouped queries, heads wider than d_model / n_heads
-    _compare(model, tokenize(model, ["hi", "hello there"]), _parts(32, 3, 64, 2), (1, 2))
+    assert _worst(model, tokenize(model, ["hi", "hello there"]), _parts(32, 3, 64, 2), (1, 2)) < 1e-4
 
 
 def test_groups_of_prompts_share_a_target(demo, prompts):

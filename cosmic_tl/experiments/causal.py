@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -19,7 +20,7 @@ from cosmic_tl.experiments.causal_measures import Measures
 from cosmic_tl.experiments.causal_prompts import exchanged_prompts
 from cosmic_tl.experiments.causal_statistics import COLUMNS, DIRECTION, PLACEBO, Place, summarized
 from cosmic_tl.experiments.conditions import REFUSAL, Terms, terms_of
-from cosmic_tl.experiments.exchange import mean_values, own_values, patches_of
+from cosmic_tl.experiments.exchange import each_of, mean_of, patches_of, written
 from cosmic_tl.experiments.options import CausalOptions, CausalPart, Span, TokenSpan, Treatment
 from cosmic_tl.metrics.refusal_score import RefusalTokens
 from cosmic_tl.model.chat import ChatFormat, tokenize
@@ -298,12 +299,14 @@ def causal_map(
 
         unpatched(model, everything[n_changed:], Reading(at), keep, batch_size=batch_size)
     reach = {"at": mapped, "up-to": range(mapped[-1] + 1), "from": range(mapped[0], n_layers)}[span]
+    write = partial(written, model, part=part, layers=reach, n_positions=len(positions), batch_size=batch_size)
     other = [tokenize(model, side, chat) for side in reversed(train)]
-    options = (part, reach, len(positions), batch_size)
     if treatment == "paired":
-        values, groups = own_values(model, [*other[0], *other[1]], *options), list(range(n_changed))
+        values, groups = each_of(write([*other[0], *other[1]])), list(range(n_changed))
     else:
-        values, groups = mean_values(model, other, *options), of_side[:n_changed]
+        groups = of_side[:n_changed]
+        means = [mean_of(write(side)) for side in other[: 1 + max(groups)]]
+        values = {layer: torch.cat([one[layer] for one in means], dim=-2) for layer in reach}
     random = [random_direction(direction, seed + k).unit for k in range(n_placebos)]
     changes = list(patches_of(values, direction.unit, random, asked, mapped, positions.indices))
     keys = [(place[0], place[1], _name(treated, place)) for treated, place, _ in changes]

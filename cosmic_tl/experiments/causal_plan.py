@@ -81,7 +81,8 @@ def plan_causal_map(
     rows = [tokenize(model, side, chat) for side in val]
     changed = rows[0] if options.treatment == "removal" else [*rows[0], *rows[1]]
     blocks, unembedding = block_costs(model), int(model.cfg.d_model) * int(model.cfg.d_vocab)
-    means = sum(_whole(tokenize(model, side, chat), blocks, 0) for side in train)
+    given = train[1:] if options.treatment == "removal" else train
+    means = sum(_whole(tokenize(model, side, chat), blocks, 0) for side in given)
     clean = _whole([*rows[0], *rows[1]], blocks, unembedding)
     # In the last block other tokens are only looked at, at its input.
     reaches = options.part == "stream" or options.span == "up-to" or options.token_span == "from"

@@ -21,53 +21,42 @@ Values = dict[int, Float64[Tensor, "..."]]
 """By layer, what a part writes: `[position, group, d_model]`, of single heads `[position, head, group, d_model]`."""
 
 
-def mean_values(
-    model: TransformerBridge,
-    groups: Sequence[Sequence[Sequence[int]]],
-    part: CausalPart,
-    layers: Sequence[int],
-    n_positions: int,
-    batch_size: int | None,
-) -> Values:
-    """What a part writes at the last positions, mean over each group's prompts."""
-    means = []
-    for rows in groups:
-        total: Values = {}
-        for _, values in _written(model, rows, part, layers, n_positions, batch_size):
-            for layer, some in values.items():
-                total[layer] = total.get(layer, 0) + some.sum(0)
-        means.append({layer: some / len(rows) for layer, some in total.items()})
-    return {layer: torch.stack([one[layer] for one in means], dim=-2) for layer in layers}
+Batches = Iterator[tuple[tuple[int, ...], Values]]
+"""The numbers of some prompts, and what is written on them: `[prompt, position, (head,) d_model]`."""
 
 
-def own_values(
-    model: TransformerBridge,
-    rows: Sequence[Sequence[int]],
-    part: CausalPart,
-    layers: Sequence[int],
-    n_positions: int,
-    batch_size: int | None,
-) -> Values:
-    """What a part writes at the last positions; each prompt is a group of its own."""
+def mean_of(written: Batches) -> Values:
+    """The prompts' mean, as one group."""
+    total: Values = {}
+    n = 0
+    for numbers, values in written:
+        n += len(numbers)
+        for layer, some in values.items():
+            total[layer] = total.get(layer, 0) + some.sum(0)
+    return {layer: (some / n).unsqueeze(-2) for layer, some in total.items()}
+
+
+def each_of(written: Batches) -> Values:
+    """Each prompt as a group of its own."""
     order: list[int] = []
-    found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-    for numbers, values in _written(model, rows, part, layers, n_positions, batch_size):
+    found: dict[int, list[Tensor]] = {}
+    for numbers, values in written:
         order += numbers
         for layer, some in values.items():
-            found[layer].append(some)
+            found.setdefault(layer, []).append(some)
     back = torch.tensor(order).argsort()
     return {layer: torch.cat(some)[back].movedim(0, -2) for layer, some in found.items()}
 
 
-def _written(
+def written(
     model: TransformerBridge,
     rows: Sequence[Sequence[int]],
     part: CausalPart,
     layers: Sequence[int],
     n_positions: int,
     batch_size: int | None,
-) -> Iterator[tuple[tuple[int, ...], Values]]:
-    """Batch by batch the prompts' numbers, and what is written: `[prompt, position, (head,) d_model]`."""
+) -> Batches:
+    """What a part of a model writes at the last positions, batch by batch."""
     heads = {layer: output_projection(model, layer, "attention") for layer in layers} if part == "head" else {}
     inputs: dict[int, Tensor] = {}
 
@@ -129,10 +118,10 @@ def patches_of(
                     position: int = position,
                     head: int | None = head,
                 ) -> Patch:
-                    written = "attention" if part == "head" else part
+                    of = "attention" if part == "head" else part
                     return Patch(
                         position,
-                        tuple(Change(at, written, to, read, write, token, head) for (at, token), to in targets.items()),
+                        tuple(Change(at, of, to, read, write, token, head) for (at, token), to in targets.items()),
                     )
 
                 place = (layer, position) if head is None else (layer, position, head)

@@ -18,7 +18,7 @@ from cosmic_tl.errors import CosmicError, check_count, one_of
 from cosmic_tl.experiments.causal_measures import Measures
 from cosmic_tl.experiments.causal_prompts import prompts_of
 from cosmic_tl.experiments.causal_statistics import interval, resamples
-from cosmic_tl.experiments.exchange import mean_values
+from cosmic_tl.experiments.exchange import mean_of, written
 from cosmic_tl.interventions.options import WrittenPart
 from cosmic_tl.metrics.refusal_score import RefusalTokens
 from cosmic_tl.model.chat import ChatFormat, tokenize
@@ -137,7 +137,7 @@ def smallest_edit(
     number = SIDES.index(side)
     rows = [[tokenize(model, some, chat) for some in split] for split in (train, val)]
     layers = range(int(model.cfg.n_layers))
-    other = mean_values(model, [rows[0][1 - number]], part, layers, len(positions), batch_size)
+    other = mean_of(written(model, rows[0][1 - number], part, layers, len(positions), batch_size))
     every = [(layer, position) for layer in layers for position in positions.indices]
 
     def patch(places: Sequence[Place], write: Tensor | None = None) -> Patch:
