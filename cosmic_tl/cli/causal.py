@@ -90,6 +90,8 @@ def causal(
     for side in found.table.side.unique():
         say(f"Strongest places, {found.terms.sides[side]} prompts ({found.measures[0]}):")
         print_frame(found.strongest(side))
+    for sentence in found.scopes():
+        say(sentence)
     say(f"Open {run.out / 'causal.html'}")
 
 

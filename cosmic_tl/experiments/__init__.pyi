@@ -11,12 +11,14 @@ from .capability import (
     measure_capability as measure_capability,
 )
 from .causal import (
-    CausalMap as CausalMap,
     causal_map as causal_map,
 )
 from .causal_plan import (
     CausalPlan as CausalPlan,
     plan_causal_map as plan_causal_map,
+)
+from .causal_result import (
+    CausalMap as CausalMap,
 )
 from .comparison import (
     Comparison as Comparison,

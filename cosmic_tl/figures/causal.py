@@ -6,8 +6,8 @@ import plotly.graph_objects as go
 from cosmic_tl._util.border import checked
 from cosmic_tl.data.contrast_set import SIDES
 from cosmic_tl.errors import CosmicError
-from cosmic_tl.experiments.causal import CausalMap
 from cosmic_tl.experiments.causal_plan import CausalPlan
+from cosmic_tl.experiments.causal_result import CausalMap
 from cosmic_tl.figures.heatmaps import Panel, heatmaps, height_of
 from cosmic_tl.figures.style import BLUE, finish, position_labels
 from cosmic_tl.figures.text import as_text

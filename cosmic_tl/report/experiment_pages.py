@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from cosmic_tl.experiments.causal import CausalMap
+from cosmic_tl.experiments.causal_result import CausalMap
 from cosmic_tl.experiments.conversation import Conversation
 from cosmic_tl.experiments.cost_curves import CostCurves
 from cosmic_tl.experiments.sweeps import BASELINE, Sweep

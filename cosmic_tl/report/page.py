@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from cosmic_tl.experiments.causal import CausalMap
+from cosmic_tl.experiments.causal_result import CausalMap
 from cosmic_tl.experiments.effects import Effects
 from cosmic_tl.experiments.layer_similarity import LayerSimilarity
 from cosmic_tl.figures.causal import plot_causal_map

@@ -10,7 +10,7 @@ from cosmic_tl._util.files import RESUME, settings_file, writing
 from cosmic_tl._util.packing import read_packed, write_packed
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.errors import CosmicError
-from cosmic_tl.experiments.causal import CausalMap
+from cosmic_tl.experiments.causal_result import CausalMap
 from cosmic_tl.experiments.layer_similarity import LayerSimilarity
 from cosmic_tl.runs.derived import (
     DERIVED,

@@ -17,7 +17,6 @@ from cosmic_tl.activations import MeanActivations, class_means
 from cosmic_tl.data.contrast_set import SIDES, ContrastSet
 from cosmic_tl.directions.direction import versions
 from cosmic_tl.errors import CosmicError, NoCandidateError, first_line
-from cosmic_tl.experiments.causal import CausalMap, causal_map
 from cosmic_tl.experiments.conditions import Row, standard_conditions
 from cosmic_tl.experiments.effects import measure_effects
 from cosmic_tl.experiments.known_rows import read_conditions
@@ -30,13 +29,13 @@ from cosmic_tl.experiments.placebos import (
     placebo_conditions,
 )
 from cosmic_tl.judges.base import Judge, strip_thinking, unfinished_thinking
-from cosmic_tl.metrics.refusal_score import find_refusal_tokens
 from cosmic_tl.model.batching import sizes_kept
 from cosmic_tl.model.chat import chat_notes
 from cosmic_tl.model.fingerprint import model_fingerprint
 from cosmic_tl.model.load import TransformerBridge, short_label
 from cosmic_tl.model.positions import post_instruction_positions
 from cosmic_tl.report.page import write_report
+from cosmic_tl.runs.causes import map_causes
 from cosmic_tl.runs.checks import check_run
 from cosmic_tl.runs.derived import model_identity, prompts_digest
 from cosmic_tl.runs.directory import RESULTS, RESUME_FILES, check_directory, prepare_directory, write_choice
@@ -268,7 +267,9 @@ def _run(
             selection = replace(selection, null=null)
         except NoCandidateError:
             notes.append("The null was not measured: on half of the prompts no candidate passes the filters.")
-    causal = _causal(model, prompts, settings, selection, resume / RESUME_FILES[8], notes) if settings.causal else None
+    causal = (
+        map_causes(model, prompts, settings, selection, resume / RESUME_FILES[8], notes) if settings.causal else None
+    )
     stage(STAGES[2])
     calibrations = _calibrations(model, prompts, settings, selection, resume / RESUME_FILES[4])
     notes += calibration_notes(calibrations)
@@ -330,35 +331,3 @@ def _run(
     )
     write_atomically(out / "summary.json", json.dumps(summary, indent=1) + "\n")
     return Run(selection, effects, similarity, summary, out, settings, identity, causal)
-
-
-def _causal(
-    model: TransformerBridge,
-    prompts: ContrastSet,
-    settings: RunSettings,
-    selection: Selection,
-    log: Path,
-    notes: list[str],
-) -> CausalMap | None:
-    """Where the direction acts: means of training prompts, effects on test prompts."""
-    options, chat, tokens = settings.selection, settings.chat, selection.tokens
-    train, test = prompts.sides("train", options.n_train), prompts.sides("test", settings.causal)
-    try:
-        tokens = tokens or find_refusal_tokens(model, train, chat=chat, batch_size=settings.batch_size)
-    except NoCandidateError as error:
-        if not selection.evaluation_layers:
-            notes.append(f"The causal map was not made: {error}")
-            return None
-        notes.append(f"The causal map has no refusal scores: {error}")
-    positive, negative = ({"train": tuple(own), "val": tuple(held)} for own, held in zip(train, test, strict=True))
-    return causal_map(
-        model,
-        replace(prompts, positive=positive, negative=negative, contrast={}),
-        selection,
-        tokens=tokens,
-        n_positions=options.n_positions,
-        chat=chat,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        effects=ProductLog(log),
-    )

@@ -13,7 +13,7 @@ from cosmic_tl.data.contrast_set import SIDES, ContrastSet
 from cosmic_tl.directions.candidates import Candidates
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.errors import CosmicError
-from cosmic_tl.experiments.causal import CausalMap
+from cosmic_tl.experiments.causal_result import CausalMap
 from cosmic_tl.experiments.conditions import terms_of
 from cosmic_tl.experiments.effects import Effects
 from cosmic_tl.experiments.layer_similarity import LayerSimilarity

@@ -3,7 +3,7 @@
 from typing import Any
 
 from cosmic_tl.data.contrast_set import SIDES
-from cosmic_tl.experiments.causal import CausalMap
+from cosmic_tl.experiments.causal_result import CausalMap
 from cosmic_tl.experiments.effects import Effects
 from cosmic_tl.experiments.placebos import Calibration
 from cosmic_tl.selection.result import Selection

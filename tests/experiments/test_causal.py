@@ -205,6 +205,11 @@ def test_the_last_tokens_that_suffice(demo, prompts, selection, tokens, found):
         assert effects(every, side)[-n] >= 0.9 * effects(every, side)[-3]
         assert n == 1 or effects(every, side)[-n + 1] < 0.9 * effects(every, side)[-3]
     assert every.fewest_tokens("negative", goal=0.01) == 1
+    for side, sentence in zip(("positive", "negative"), every.scopes(), strict=True):
+        n = every.fewest_tokens(side)
+        assert f"the last {n} tokens do" in sentence if n > 1 else "the last token alone does" in sentence
+        assert sentence in repr(every)
+    assert one.scopes() == []
     assert "each token and all after it" in every.plot().layout.title.subtitle.text
     with pytest.raises(CosmicError, match=r"^token_span: the map exchanges one token at a time"):
         one.fewest_tokens()
