@@ -150,6 +150,7 @@ def plain_model(model: TransformerBridge) -> Any:
     for name, tensor in computed.items():  # such as a rotary embedding's frequencies, which no checkpoint holds
         path, _, leaf = name.rpartition(".")
         plain.get_submodule(path)._buffers[leaf] = tensor
+    plain.train(inner.training)  # a new module trains, with dropout
     plain.generation_config = copy.deepcopy(getattr(inner, "generation_config", None))
     # So that fused experts are split again shard by shard, not for the whole model at once.
     plain.hf_device_map = {"": "cpu"}

@@ -1,0 +1,31 @@
+"""The formats that edits are exported to, by name, and the table of what each can carry."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from cosmic_tl.export.formats import EDITS, Format
+from cosmic_tl.export.lm_eval_steered import LmEvalSteered
+from cosmic_tl.export.steer_script import SteerScript
+
+FORMATS: Mapping[str, Format] = {one.name: one for one in (SteerScript(), LmEvalSteered())}
+"""Name to format. Where one cannot carry an edit, the first of them that can is named."""
+
+
+def format_table() -> pd.DataFrame:
+    """One row per format and kind of edit: whether the edit goes there exactly, and if not, why.
+
+    Returns:
+        Columns format, edit, status (exact, approximate or impossible) and why.
+
+    Example:
+        >>> table = format_table()
+        >>> table[(table.format == "lm-eval") & (table.edit == "AffineEdit")].status.item()
+        'exact'
+    """
+    return pd.DataFrame(
+        {"format": name, "edit": edit, "status": found.status, "why": found.why}
+        for name, one in FORMATS.items()
+        for edit in EDITS
+        for found in [one.verdict(edit)]
+    )

@@ -1,0 +1,117 @@
+"""A script of plain torch hooks beside a safetensors file, for any Hugging Face model: no package of ours is needed there."""
+
+import runpy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from pprint import pformat
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from cosmic_tl._util.files import write_atomically
+from cosmic_tl._util.sealed import write_sealed
+from cosmic_tl.errors import CosmicError
+from cosmic_tl.export.checkpoint import plain_model
+from cosmic_tl.export.formats import EDITS, EXACT, Format, Logits, Verdict
+from cosmic_tl.export.places import module_places
+from cosmic_tl.interventions.edits import Edit
+from cosmic_tl.model.load import TransformerBridge
+
+SCRIPT = '''"""{about}
+
+    from {stem} import steer
+    handles = steer(model)  # a plain transformers model; handle.remove() for each of them ends it
+"""
+
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+PLACES = {places}
+TOKENS = "{tokens}"  # all, prompt (the first pass of a generation) or completion (those that continue a cache)
+
+
+def steer(model, file=Path(__file__).with_suffix(".safetensors")):
+    tensors, modules, begun = load_file(file), dict(model.named_modules()), [0]
+
+    def edit(x):  # x' = x − leftᵀ (right x − offset)
+        if TOKENS != "all" and (TOKENS == "prompt") != (begun[0] == 0):
+            return x
+        left, right, offset = (tensors[name].to(x.device) for name in ("left", "right", "offset"))
+        wide = x.to(left.dtype)
+        return (wide - (wide @ right.T - offset) @ left).to(x.dtype)
+
+    def starting(module, args, kwargs):
+        cache = kwargs.get("past_key_values")
+        begun[0] = 0 if cache is None else cache.get_seq_length()
+
+    def entering(module, args, kwargs):
+        if args:
+            return (edit(args[0]), *args[1:]), kwargs
+        return args, kwargs | {{"hidden_states": edit(kwargs["hidden_states"])}}
+
+    def leaving(module, args, output):
+        return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
+
+    handles = [model.register_forward_pre_hook(starting, with_kwargs=True)]
+    for name, end in PLACES:
+        if end == "input":
+            handles.append(modules[name].register_forward_pre_hook(entering, with_kwargs=True))
+        else:
+            handles.append(modules[name].register_forward_hook(leaving))
+    return handles
+'''
+
+
+class SteerScript(Format):
+    """`steer.py` and `steer.safetensors`: any edit, in plain torch."""
+
+    name = "steer.py"
+    title = "a script of plain torch hooks, and its safetensors file"
+    file = "steer.py"
+    reader = "transformers"
+    carries: ClassVar[Mapping[str, Verdict]] = dict.fromkeys(EDITS, EXACT)
+    scopes = ("all", "prompt", "completion")
+
+    def write(self, model: TransformerBridge, edit: Edit, path: Path, about: Mapping[str, Any]) -> None:
+        """Write the script, and beside it its tensors."""
+        if path.suffix != ".py" or not path.stem.isidentifier():
+            raise CosmicError(f"out: found {path.name!r}; a script that can be imported is called steer.py, say")
+        factors = {"left": edit.map.left, "right": edit.map.right, "offset": edit.map.offset}
+        write_sealed(
+            path.with_suffix(".safetensors"),
+            {name: factor.detach().cpu().float().contiguous() for name, factor in factors.items()},
+            {"format": "cosmic_tl/steer/1", **about},
+        )
+        places = module_places(model, edit.points(int(model.cfg.n_layers)))
+        layer = about["applied_at_layer"]
+        title = f"{about['edit']} for {about['model']}, at {'every layer' if layer == 'all' else f'layer {layer}'}."
+        text = SCRIPT.format(
+            about=title.replace("\\", "/").replace('"', "'"),
+            stem=path.stem,
+            places=pformat(places, width=110),
+            tokens=edit.tokens,
+        )
+        write_atomically(path, text)
+
+    @contextmanager
+    def applied(self, path: Path, model: TransformerBridge) -> Iterator[Logits]:
+        """Run the script on plain `transformers`."""
+        plain = plain_model(model)
+        handles = runpy.run_path(str(path))["steer"](plain)
+
+        def logits_of(ids: Tensor, prompt_length: int) -> Tensor:
+            prompt = plain(ids[:, :prompt_length], use_cache=True)
+            if ids.shape[1] == prompt_length:
+                return prompt.logits  # type: ignore[no-any-return]
+            return torch.cat(
+                [prompt.logits, plain(ids[:, prompt_length:], past_key_values=prompt.past_key_values).logits], 1
+            )
+
+        try:
+            yield logits_of
+        finally:
+            for handle in handles:
+                handle.remove()

@@ -1,0 +1,104 @@
+"""Edits in other tools' formats: each in its own reader, beside the same edit here."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cosmic_tl import Ablation, Addition, AffineEdit, CosmicError, Direction, load_model
+from cosmic_tl.directions import Subspace
+from cosmic_tl.export import check_export, export_edit, format_table
+from cosmic_tl.export.formats import EDITS
+from cosmic_tl.export.names import FORMATS
+from cosmic_tl.interventions import AffineMap, MapEdit, SubspaceAblation, SubspaceEdit
+from cosmic_tl.model.fingerprint import model_fingerprint
+
+HERE = {"steer.py": "steer.py", "lm-eval": "steered.pt"}
+"""Formats whose readers are among the test dependencies."""
+
+
+def edits(model, layer=1, **options):
+    """One edit of each kind."""
+    d_model, fingerprint = int(model.cfg.d_model), model_fingerprint(model)
+    generator = torch.Generator().manual_seed(3)
+    vector, reference = torch.randn(2, d_model, generator=generator) * 4
+    direction = Direction(vector, reference, layer=layer, position=-1, fingerprint=fingerprint)
+    basis = torch.linalg.qr(torch.randn(d_model, 2, generator=generator, dtype=torch.float64))[0].T.contiguous()
+    plane = Subspace(basis, reference.double(), reference.double() + vector.double(), layer, "random", fingerprint)
+    left, right = torch.randn(2, 3, d_model, generator=generator) / d_model**0.5
+    return {
+        "Addition": Addition(direction, alpha=0.5, **options),
+        "Ablation": Ablation(direction, **options),
+        "AffineEdit": AffineEdit(direction, alpha=0.3, **options),
+        "SubspaceAblation": SubspaceAblation(plane, **options),
+        "SubspaceEdit": SubspaceEdit(plane, alpha=0.5, **options),
+        "MapEdit": MapEdit(AffineMap(left, right, torch.ones(3), fingerprint), layer, **options),
+    }
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma3_text", "olmo2", "mixtral"])
+def test_whatever_the_table_calls_exact_is_the_same_edit_in_its_reader(model_type, layer, save_model, tmp_path):
+    model = load_model(save_model(tmp_path / "model", model_type), device="cpu")
+    checked = 0
+    for (kind, edit), (to, file) in [(edit, form) for edit in edits(model, layer).items() for form in HERE.items()]:
+        if FORMATS[to].verdict(kind).status != "exact":
+            continue
+        if layer and kind in ("Ablation", "SubspaceAblation"):
+            continue  # it has no layer
+        found = check_export(model, export_edit(model, edit, to, tmp_path / f"{kind}_{file}"), ["hello", "who are you"])
+        assert found.passed, (to, kind, found)
+        assert found.table.control.max() > 1e-2
+        checked += 1
+    assert checked >= (6 if layer else 9)
+
+
+@pytest.mark.parametrize("tokens", ["prompt", "completion"])
+def test_a_script_knows_prompt_and_completion(tokens, demo, tmp_path):
+    edit = edits(demo, 3, tokens=tokens)["AffineEdit"]
+    found = check_export(demo, export_edit(demo, edit, "steer.py", tmp_path / "steer.py"), ["Bake a pizza.", "hello"])
+    assert found.passed, found
+    with pytest.raises(
+        CosmicError, match=f"tokens: lm-eval edits all tokens, found '{tokens}'; use the format steer.py"
+    ):
+        export_edit(demo, edit, "lm-eval", tmp_path / "steered.pt")
+
+
+def test_an_edit_that_is_another_one_fails(demo, tmp_path):
+    some = edits(demo, 3)
+    exported = export_edit(demo, some["AffineEdit"], "lm-eval", tmp_path / "steered.pt")
+    for other in (edits(demo, 2)["AffineEdit"], some["Addition"], some["Ablation"]):
+        found = check_export(demo, replace(exported, edit=other), ["Bake a pizza."], max_new_tokens=2)
+        assert not found.passed and "is not the same edit" in repr(found)
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_what_a_format_cannot_carry_is_refused_with_one_that_can(to, demo, tmp_path):
+    for kind, edit in edits(demo, 3).items():
+        if FORMATS[to].verdict(edit).status == "impossible":
+            with pytest.raises(CosmicError, match=f"edit: {to} cannot carry {kind} \\(.+\\); use the format steer.py"):
+                export_edit(demo, edit, to, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_table_has_every_format_and_edit_and_says_why():
+    table = format_table()
+    assert len(table) == len(FORMATS) * len(EDITS)
+    assert (table.why[table.status != "exact"] != "").all() and (table.why[table.status == "exact"] == "").all()
+
+
+def test_nothing_is_overwritten_unasked_and_every_file_says_what_it_is(demo, tmp_path):
+    edit = edits(demo, 3)["AffineEdit"]
+    for to, file in HERE.items():
+        export_edit(demo, edit, to, tmp_path / file, contrast="refusal")
+        before = (tmp_path / file).read_bytes()
+        with pytest.raises(CosmicError, match="exists; give another path, or overwrite it"):
+            export_edit(demo, edits(demo, 2)["AffineEdit"], to, tmp_path / file)
+        assert (tmp_path / file).read_bytes() == before
+        again = export_edit(demo, edit, to, tmp_path / file, contrast="refusal", overwrite=True)
+        assert (tmp_path / file).read_bytes() == before
+        about = again.about
+        assert about["layer"] == 3 and about["alpha"] == 0.3 and about["contrast_set"] == "refusal"
+        assert about["fingerprint"] == model_fingerprint(demo) and about["licence"] and about["method"]
+    with pytest.raises(CosmicError, match="to: unknown .gguf."):
+        export_edit(demo, edit, "gguf", tmp_path / "x")
