@@ -55,7 +55,7 @@ GROUPS = {
     "Generation": ("Sampling", "DataOptions.seed", "max_new_tokens", "temperature", "n_samples", "seed", "batch_size"),
     "Evaluation": ("phrases", "n_placebos", "null", "causal", "tasks", "limit", "num_fewshot", "chat", "task_folder"),
     "Judge": ("judge", "judge_model", "template", "base_url", "api_key_env", "concurrency", "requests_per_minute"),
-    "Output": ("out", "overwrite", "resume", "csv", "max_shard_size"),
+    "Output": ("to", "out", "check", "list", "overwrite", "resume", "csv", "max_shard_size"),
 }
 """The headings of `--help` in their order, each with its classes, and with fields and parameters that are in none of them."""
 _HEADINGS = {

@@ -49,13 +49,24 @@ class ExportCheck(Result):
         same = bool((self.table.difference <= self.tolerance).all() and self.table.same_completion.all())
         return same and bool(self.table.control.max() > 10 * self.tolerance)
 
+    @property
+    def sentence(self) -> str:
+        """What was found, in one sentence.
+
+        Example:
+            >>> row = {"prompt": "hello", "difference": 1e-5, "same_completion": True, "control": 0.4}
+            >>> ExportCheck(pd.DataFrame([row]), "steer.py", "transformers", "no edit").sentence
+            'steer.py in transformers is the same edit: logits differ by at most 1.0e-05 (0.0001 is allowed), 1 of 1 greedy ...'
+        """
+        table = self.table
+        return (
+            f"{self.to} in {self.reader} is {'' if self.passed else 'not '}the same edit: logits differ by at most "
+            f"{table.difference.max():.1e} ({self.tolerance:g} is allowed), {int(table.same_completion.sum())} of {len(table)} "
+            f"greedy completions are equal, and the control ({self.control}) differs by {table.control.max():.1e}"
+        )
+
     def _lines(self) -> list[str]:
-        said = "is the same edit" if self.passed else "is not the same edit"
-        return [
-            f"In {self.reader}, the export to {self.to} {said}: logits differ by at most {self.table.difference.max():.1e} "
-            f"(at most {self.tolerance:g} is the same), {int(self.table.same_completion.sum())} of {len(self.table)} greedy "
-            f"completions are equal; the control ({self.control}) differs by {self.table.control.max():.1e}"
-        ]
+        return [self.sentence]
 
 
 @checked

@@ -75,8 +75,15 @@ def export_edit(
     check_carried(form, chosen)
     if chosen.place == EVERYWHERE:
         check_additive(model)
-    if out.exists() and not overwrite:
-        raise CosmicError(f"out: {str(out)!r} exists; give another path, or overwrite it")
+    files = form.files(out)
+    there = [one for one in files if one.exists()]
+    if there and (not overwrite or len(there) < len(files)):
+        what = (
+            "give another path, or overwrite it"
+            if len(there) == len(files)
+            else "no earlier export wrote it; give another path"
+        )
+        raise CosmicError(f"out: {str(there[0])!r} exists; {what}")
     about = describe(model, chosen, contrast)
     with writing(out):
         form.write(model, chosen, out, about)

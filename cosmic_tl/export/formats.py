@@ -65,6 +65,16 @@ class Format(ABC):
         """
         return self.carries.get(edit if isinstance(edit, str) else kind_of(edit), self.otherwise)
 
+    def files(self, path: Path) -> tuple[Path, ...]:
+        """All files or folders that it writes for a path.
+
+        Example:
+            >>> from cosmic_tl.export.names import FORMATS
+            >>> [one.name for one in FORMATS["steer.py"].files(Path("steer.py"))]
+            ['steer.py', 'steer.safetensors']
+        """
+        return (path,)
+
     @abstractmethod
     def write(self, model: TransformerBridge, edit: Edit, path: Path, about: Mapping[str, Any]) -> None:
         """Write an edit that it can carry.

@@ -29,6 +29,10 @@ class LmEvalSteered(Format):
     carries: ClassVar[Mapping[str, Verdict]] = {"Addition": EXACT, "Ablation": EXACT, "AffineEdit": EXACT}
     otherwise = Verdict("impossible", "it knows one direction per module")
 
+    def files(self, path: Path) -> tuple[Path, ...]:
+        """The file, and what is known of it."""
+        return path, path.with_name(f"{path.name}.json")
+
     def write(self, model: TransformerBridge, edit: Edit, path: Path, about: Mapping[str, Any]) -> None:
         """Write the file, and beside it what is known of it."""
         if path.suffix not in (".pt", ".pth"):
@@ -56,7 +60,7 @@ class LmEvalSteered(Format):
         buffer = io.BytesIO()
         torch.save({name.removeprefix(prefix): entry for name in names}, buffer)
         write_atomically(path, buffer.getvalue())
-        write_atomically(path.with_name(path.name + ".json"), json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+        write_atomically(self.files(path)[1], json.dumps(about, indent=1, ensure_ascii=False) + "\n")
 
     @contextmanager
     def applied(self, path: Path, model: TransformerBridge) -> Iterator[Logits]:

@@ -75,6 +75,10 @@ class SteerScript(Format):
     carries: ClassVar[Mapping[str, Verdict]] = dict.fromkeys(EDITS, EXACT)
     scopes = ("all", "prompt", "completion")
 
+    def files(self, path: Path) -> tuple[Path, ...]:
+        """The script, and its tensors."""
+        return path, path.with_suffix(".safetensors")
+
     def write(self, model: TransformerBridge, edit: Edit, path: Path, about: Mapping[str, Any]) -> None:
         """Write the script, and beside it its tensors."""
         if path.suffix != ".py" or not path.stem.isidentifier():
@@ -91,7 +95,7 @@ class SteerScript(Format):
         text = SCRIPT.format(
             about=title.replace("\\", "/").replace('"', "'"),
             stem=path.stem,
-            places=pformat(places, width=110),
+            places=pformat(places, width=110).replace("'", '"'),
             tokens=edit.tokens,
         )
         write_atomically(path, text)

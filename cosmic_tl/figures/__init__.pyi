@@ -34,6 +34,9 @@ from .export import (
     save_figure as save_figure,
     save_figures as save_figures,
 )
+from .export_check import (
+    plot_export_check as plot_export_check,
+)
 from .generators import (
     plot_generators as plot_generators,
 )

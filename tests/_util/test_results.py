@@ -132,6 +132,12 @@ MAKE = {
     ),
     "Cost": lambda demo, prompts, selection: ct.measure_cost(demo, {"removal": selection.removal()}, texts=TEXTS),
     "Effects": lambda demo, prompts, selection: ct.measure_effects(demo, prompts, selection, n=2, max_new_tokens=4),
+    "ExportCheck": lambda demo, prompts, selection: ct.export.ExportCheck(
+        pd.DataFrame([{"prompt": "hello", "difference": 1e-5, "same_completion": True, "control": 0.4}]),
+        "steer.py",
+        "transformers",
+        "the same edit one layer off",
+    ),
     "GeneratorChoices": lambda demo, prompts, selection: (
         ct.select_cosmic(demo, prompts, replace(SMALL, n_positions=1, directions=("dim", "pca"))).generators
     ),

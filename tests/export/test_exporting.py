@@ -100,5 +100,13 @@ def test_nothing_is_overwritten_unasked_and_every_file_says_what_it_is(demo, tmp
         about = again.about
         assert about["layer"] == 3 and about["alpha"] == 0.3 and about["contrast_set"] == "refusal"
         assert about["fingerprint"] == model_fingerprint(demo) and about["licence"] and about["method"]
-    with pytest.raises(CosmicError, match="to: unknown .gguf."):
+    with pytest.raises(CosmicError, match="to: unknown"):
         export_edit(demo, edit, "gguf", tmp_path / "x")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_beside_it_that_no_export_wrote_is_left_alone(overwrite, demo, tmp_path):
+    (tmp_path / "direction.safetensors").write_text("mine")
+    with pytest.raises(CosmicError, match="safetensors' exists; no earlier export wrote it"):
+        export_edit(demo, edits(demo)["Ablation"], "steer.py", tmp_path / "direction.py", overwrite=overwrite)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]

@@ -1,0 +1,112 @@
+"""The command that takes an edit elsewhere."""
+
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cosmic_tl._util.progress import LOADING, stage
+from cosmic_tl.cli.derive import Only, derived
+from cosmic_tl.cli.options import RunOptions
+from cosmic_tl.cli.output import print_frame, say
+from cosmic_tl.errors import CosmicError, one_of
+from cosmic_tl.runs.settings import RunSettings
+
+if TYPE_CHECKING:
+    from cosmic_tl.directions.direction import Direction
+    from cosmic_tl.interventions.edits import Edit
+    from cosmic_tl.interventions.modes import Edits
+
+Chosen = Literal["removal", "induction", "addition", "ablation", "affine"]
+_CHECKED = RunSettings(n_test=2, max_new_tokens=16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SomeRun(RunOptions):
+    """A finished run, or none."""
+
+    directory: Path | None = field(default=None, metadata={"positional": True})  # type: ignore[assignment]
+    """Directory that `cosmic-tl run` wrote."""
+
+    def __post_init__(self) -> None:
+        if self.directory is not None:
+            super().__post_init__()
+
+
+def _edit(chosen: Chosen, alpha: float | None, edits: "Edits", direction: "Direction") -> "Edit":
+    from cosmic_tl.interventions.edits import Ablation, Addition, AffineEdit
+
+    if alpha is not None and chosen in ("removal", "ablation"):
+        raise CosmicError(f"alpha: found {alpha:g}, and the edit {chosen!r} has no strength; leave it out")
+    if chosen == "removal":
+        return edits.removal(direction)
+    if chosen == "induction":
+        return edits.induction(direction, alpha)
+    if chosen == "ablation":
+        return Ablation(direction)
+    strength = 1.0 if alpha is None else alpha
+    return Addition(direction, strength) if chosen == "addition" else AffineEdit(direction, strength)
+
+
+@derived(LOADING, "file", "check")
+def export(
+    source: SomeRun,
+    settings: Annotated[RunSettings, Only(("n_test", "max_new_tokens"))] = _CHECKED,
+    *,
+    to: str | None = None,
+    out: Path | None = None,
+    edit: Chosen = "removal",
+    alpha: float | None = None,
+    check: bool = False,
+    list: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Write a run's edit in another tool's format, and show that it does the same there.
+
+    Args:
+        to: Format, such as steer.py or lm-eval; --list names all of them.
+        out: File or folder to write.
+        edit: The run's removal or its induction, or addition, ablation or affine with its direction.
+        alpha: Strength. By default the run's own for its induction, and otherwise 1.
+        check: Run what was exported in its own reader, on the run's test prompts, and compare logits and greedy completions with
+            the same edit here; an error if they differ.
+        list: Only print which format can carry which edit.
+        overwrite: Replace what an earlier export wrote.
+    """
+    if list:
+        from cosmic_tl.export.names import format_table
+
+        table = format_table()
+        print_frame(
+            table.pivot(index="format", columns="edit", values="status").loc[table.format.unique()].reset_index()
+        )
+        return
+    if source.directory is None or to is None or out is None:
+        raise CosmicError(
+            "export: a run, --to and --out belong together; give all of them, as in cosmic-tl export RUN --to steer.py --out "
+            "steer.py, or --list"
+        )
+    from cosmic_tl.export.exporting import check_carried, export_edit
+    from cosmic_tl.export.names import FORMATS
+
+    one_of("to", to, FORMATS)
+    run = source.run
+    chosen = _edit(edit, alpha, run.selection.edits, run.direction)
+    check_carried(FORMATS[to], chosen)
+    prompts = [*chain(*run.test_prompts(settings.n_test))]
+    bridge, _ = source.load()
+    stage("file")
+    exported = export_edit(bridge, chosen, to, out, contrast=run.identity["prompts"]["name"], overwrite=overwrite)
+    say(exported)
+    if not check:
+        return
+    from cosmic_tl.export.check_export import check_export
+
+    stage("check")
+    found = check_export(bridge, exported, prompts, chat=run.settings.chat, max_new_tokens=settings.max_new_tokens)
+    if not found.passed:
+        raise CosmicError(f"check: {found.sentence}; do not use {str(out)!r}")
+    say(found)
+
+
+COMMANDS = (export,)
