@@ -367,6 +367,31 @@ def test_a_stopped_run_goes_on(finished, command):
     assert completions.read_text() == kept
 
 
+def test_a_runs_edits_are_exported_and_checked(finished, command, tmp_path):
+    code, text, _ = command("export", "--list")
+    assert code == 0 and "impossible" in text and text.count("steer.py") == 1
+    few = ["--check", "--n-test", "1", "--max-new-tokens", "4"]
+    for to, name, more in (("steer.py", "steer.py", ["--edit", "induction"]), ("lm-eval", "some.pt", [])):
+        code, text, error = command("export", finished[1], "--to", to, "--out", tmp_path / name, *more, *few)
+        assert code == 0, error
+        assert f"(AffineEdit to {to}, exact" in text and "is the same edit: logits differ by at most" in text
+    for args, message in (
+        (["--to", "lm-eval"], "export: a run, --to and --out belong together"),
+        (["--to", "pickle", "--out", "x"], "to: unknown 'pickle'; use steer.py"),
+        (["--to", "lm-eval", "--out", tmp_path / "some.pt"], "exists; give another path, or overwrite it"),
+        (
+            ["--to", "lm-eval", "--out", "x.pt", "--edit", "ablation", "--alpha", "2"],
+            "alpha: found 2, and the edit 'ab",
+        ),
+        (["--to", "lm-eval", "--out", "x.npz"], "out: found 'x.npz'; lm-eval takes files that end in .pt"),
+        (["--to", "steer.py", "--out", tmp_path / "no" / "steer.py"], "make the folder first"),
+    ):
+        code, _, error = command("export", finished[1], *args)
+        assert code == 2 and message in error and error.count("\n") == 1
+    code, _, error = command("export")
+    assert code == 2 and "export: a run, --to and --out" in error
+
+
 def test_commands_refuse_a_run_whose_settings_were_edited(finished, command, tmp_path):
     """In one line: an unknown mode is never taken for another one."""
     shutil.copytree(finished[1], tmp_path / "run")
