@@ -9,8 +9,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	# The CPU build of torch first: an unpinned torch brings gigabytes of GPU packages.
-	$(BIN)/python -m pip install --quiet $(shell grep '^torch==' constraints.txt)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
+	# Modules are compiled when they are imported: most of these never are.
+	$(BIN)/python -m pip install --quiet --no-compile $(shell grep '^torch==' constraints.txt)
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@
 
 demo: $(VENV)/.installed ## the main job on the embedded model
@@ -20,7 +21,7 @@ demo: $(VENV)/.installed ## the main job on the embedded model
 # longest do not come last.
 PYTEST := env -u COSMIC_TL_REAL_MODEL OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 # Tests of tensors, in which beartype checks the shapes of every signature; it takes more than half as long again.
-SHAPES := $(addprefix tests/,data directions generation interventions judges metrics model selection/test_cosmic.py \
+SHAPES := $(addprefix tests/,directions generation interventions metrics model selection/test_cosmic.py \
 	selection/test_notes.py selection/test_plan.py selection/test_stability.py test_engine_inside_hooks.py)
 
 test: $(VENV)/.installed ## all tests but those on a real model

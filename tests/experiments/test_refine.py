@@ -77,9 +77,9 @@ def test_it_falls_and_turns_back_towards_the_concept(demo, prompts, start, noisy
     assert all(torch.equal(a, b) for a, b in zip(weights, demo.original_model.parameters(), strict=True))
     assert all(p.grad is None for p in demo.original_model.parameters())
     again = refine_direction(
-        demo, prompts, noisy, n_steps=20, check_every=10, n_train=24, n_val=6, max_new_tokens=8, batch_size=8
+        demo, prompts, noisy, n_steps=10, check_every=10, n_train=24, n_val=6, max_new_tokens=8, batch_size=8
     )
-    assert torch.equal(again.best.vector, found.best.vector)
+    assert again.table.equals(found.table.iloc[:2])
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cosmic_tl import CosmicOptions, select_cosmic
 from cosmic_tl.model.load import demo_path
 
-N_TRAIN, N_VAL = 40, 8
+N_TRAIN, N_VAL = 32, 5
 
 
 class Plain:
