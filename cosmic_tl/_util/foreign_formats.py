@@ -33,6 +33,8 @@ RUN = "runs.result:Run.load"
 _HEADER = 1 << 20
 """Bytes in which a GGUF file has said what it is; tensors come last."""
 
+_ANY_DEPTH = 1 << 30
+
 
 @dataclass(frozen=True, eq=False)
 class ForeignCells:
@@ -83,11 +85,15 @@ def _by_suffix(path: Path, suffix: str) -> str | None:
     return READERS.get(suffix)
 
 
-def read_foreign(path: Path) -> ForeignCells:
+def read_foreign(path: Path, n_layers: int | None = None) -> ForeignCells:
     """What a file of another tool holds.
 
+    Args:
+        path: The file.
+        n_layers: Layers of the model. Defaults to None: as far as the file says.
+
     Raises:
-        CosmicError: If it is damaged, or is not what its name says.
+        CosmicError: If it is damaged, or is not what its name says, or holds nothing that has a place here.
 
     Example:
         >>> import tempfile
@@ -101,7 +107,9 @@ def read_foreign(path: Path) -> ForeignCells:
         raise CosmicError(
             f"file: {str(path)!r} is of no known format; give one that ends in {', '.join(sorted(READERS))}"
         )
-    found = by_name(reader)(path)
+    # Where the depth is known, no reader has to infer it from the file, and what is too deep for the model is an error.
+    depth = () if n_layers is None or reader.startswith("export.published:") else (_ANY_DEPTH,)
+    found = by_name(reader)(path, *depth)
     if not isinstance(found, ForeignCells):
         by_layer: Any = {(layer, None): vector for layer, vector in found.vectors.items()}
         found = ForeignCells(by_layer, found.left_out, found.method, found.model)
@@ -110,12 +118,17 @@ def read_foreign(path: Path) -> ForeignCells:
         raise CosmicError(f"file: {str(path)!r} holds NaN or infinite values{place}; make it again")
     # Such are the differences in means before the first block, where the template's tokens are the same in all prompts.
     cells = {cell: vector for cell, vector in found.cells.items() if vector.any()}
+    left_out = found.left_out
+    if any(cell[0] == n_layers is not None for cell in cells):
+        # Hidden states have one more row than blocks, and whoever counts outputs has one for the last block.
+        cells = {cell: vector for cell, vector in cells.items() if cell[0] != n_layers}
+        left_out = (*left_out, f"layer {n_layers}, the output of the last block")
     if not cells:
         raise CosmicError(
             f"file: {str(path)!r} holds no vector that has a place here"
-            f"{f' (left out: {some(found.left_out)})' if found.left_out else ', or only zeros'}; give another file"
+            f"{f' (left out: {some(left_out)})' if left_out else ', or only zeros'}; give another file"
         )
-    return replace(found, cells=cells)
+    return replace(found, cells=cells, left_out=left_out)
 
 
 def some(names: tuple[str, ...]) -> str:

@@ -286,7 +286,8 @@ class Direction:
         if path.is_dir():
             direction: Direction = by_name(RUN)(path).direction
         elif is_foreign_file("direction", path, "give the path of a saved direction"):
-            vector, layer, position, method, found_in = foreign_direction(path, layer, position)
+            n_layers = None if model is None else int(model.cfg.n_layers)
+            vector, layer, position, method, found_in = foreign_direction(path, layer, position, n_layers)
             direction = cls(vector, None, layer, position, method, model=found_in)
         else:
             direction = cls._saved(path)

@@ -51,7 +51,7 @@ def known_endings() -> str:
 
 
 def foreign_direction(
-    path: Path, layer: int | None, position: int | None
+    path: Path, layer: int | None, position: int | None, n_layers: int | None
 ) -> tuple[Float[Tensor, " d_model"], int, int, str, str]:
     """One vector of a file of another tool, with its layer and position, where it came from and the model's name.
 
@@ -59,6 +59,7 @@ def foreign_direction(
         path: The file.
         layer: Which layer's, or where it belongs if the file does not say.
         position: The same for the position; the last, if neither says.
+        n_layers: Layers of the model, if it is known.
 
     Raises:
         CosmicError: If the file cannot be read, does not say enough, or says something else.
@@ -68,11 +69,11 @@ def foreign_direction(
         >>> import numpy as np
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     np.save(f"{folder}/a.npy", np.ones((8, 4)))
-        ...     foreign_direction(Path(folder, "a.npy"), None, None)
+        ...     foreign_direction(Path(folder, "a.npy"), None, None, None)
         Traceback (most recent call last):
         cosmic_tl.errors.CosmicError: layer: '.../a.npy' holds layers 0 to 7; give layer=, or load all with Candidates.load
     """
-    found = read_foreign(path)
+    found = read_foreign(path, n_layers)
     at_layer = _picked("layer", layer, {cell[0] for cell in found.cells}, path, found.left_out)
     if at_layer is None:
         raise CosmicError(
@@ -109,7 +110,7 @@ def foreign_candidates(
         >>> [*cells], n_layers
         ([(1, -1), (3, -1)], 4)
     """
-    found = read_foreign(path)
+    found = read_foreign(path, n_layers)
     cells: dict[tuple[int, int], Tensor] = {}
     for (layer, at), vector in found.cells.items():
         if layer is None:
@@ -119,19 +120,14 @@ def foreign_candidates(
         if at is not None and position is not None:
             raise CosmicError(f"position: found {position}, and {str(path)!r} has positions of its own; leave it out")
         cells[layer, at if at is not None else position if position is not None else -1] = vector
-    left_out, deepest = found.left_out, max(layer for layer, _ in cells)
-    if n_layers is not None and deepest == n_layers:
-        # Hidden states have one more row than blocks, and whoever counts outputs has one for the last block.
-        left_out += (f"layer {deepest}, the output of the last block",)
-        cells = {cell: vector for cell, vector in cells.items() if cell[0] < n_layers}
-    if deepest > DEEPEST:
+    if (deepest := max(layer for layer, _ in cells)) > DEEPEST:
         raise CosmicError(f"candidates: {str(path)!r} holds layer {deepest}, which no model has; make it again")
     depth = deepest + 1 if n_layers is None else n_layers
-    if not cells or max(layer for layer, _ in cells) >= depth:
+    if deepest >= depth:
         raise CosmicError(
             f"candidates: {str(path)!r} holds layer {deepest}, and the model has layers 0 to {depth - 1}; load the model it is of"
         )
-    _warn(left_out, path)
+    _warn(found.left_out, path)
     return cells, depth, origin(found, path), found.model
 
 

@@ -174,7 +174,7 @@ def _by_names(path: Path, held: Mapping[Any, Any]) -> ForeignCells:
         layer = int(bare or block) + (side == "post")
         if tensors[name].ndim != 1 or (layer, None) in cells:
             raise CosmicError(
-                f"file: {str(path)!r} holds {name!r} of shape {tuple(tensors[name].shape)}; give one vector per layer"
+                f"file: {str(path)!r} holds {name!r} of shape {tuple(tensors[name].shape)}; give a vector per layer"
             )
         cells[layer, None] = tensors[name]
     return ForeignCells(cells)

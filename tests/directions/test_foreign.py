@@ -222,12 +222,24 @@ def test_a_file_of_many_layers_is_candidates(both, tmp_path):
     model, _ = both
     vectors = {number: vector(number) for number in (1, 2)}
     control_vector(path := tmp_path / "happy.gguf", vectors)
-    with pytest.warns(UserWarning, match=r"happy\.gguf: left out what has no place here \(direction\.2"):
+    with pytest.warns(UserWarning, match=r"happy\.gguf: left out .* \(layer 3, the output of the last block\)"):
         found = Candidates.load(path, model)
     assert torch.equal(found.vectors[2, 0].float(), vectors[1]) and found.vectors[:2].isnan().all()
     assert found.vectors.shape == (DEPTH, 1, WIDTH) and found.model == "llama" and "happy.gguf" in found.method
-    with pytest.warns(UserWarning, match=r"the output of the last block"):
+    with pytest.warns(UserWarning, match=r"direction\.2, the output of the last block") as warned:
         assert list(found.by_layer()) == ["layer 2"] == list(Candidates.load(path).by_layer())
+    assert warned[0].filename == __file__
+    with pytest.warns(UserWarning, match=r"the output of the last block") as warned:
+        assert Direction.load(path, model).layer == 2
+    assert warned[0].filename == __file__
+    control_vector(path, {number: vector(number) for number in (1, 5)})
+    with pytest.raises(CosmicError, match=r"holds layer 6, and the model has layers 0 to 2; load the model it is of"):
+        Candidates.load(path, model)
+    with pytest.raises(CosmicError, match=r"holds layers \[2, 6\]; give layer=, or load all with Candidates.load"):
+        Direction.load(path, model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(Direction.load(path, model, layer=2).vector, vectors[1])
 
 
 def test_mean_differences_are_candidates_at_every_position(both, tmp_path):
@@ -447,7 +459,7 @@ def test_damaged_files_are_one_line(write, tmp_path):
     whole = path.read_bytes()
     for bad in damaged(path, whole):
         path.write_bytes(bad)
-        for load in (lambda: Direction.load(path, **options), lambda: Candidates.load(path)):  # noqa: B023
+        for load in (lambda: Direction.load(path, **options), lambda: Candidates.load(path)):
             with pytest.raises(CosmicError) as caught:
                 load()
             assert "\n" not in str(caught.value) and path.name in str(caught.value)
