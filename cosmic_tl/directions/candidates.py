@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import nan
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,9 +11,11 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from cosmic_tl._util.border import checked
+from cosmic_tl._util.packing import write_packed
 from cosmic_tl.activations import mean_activations
 from cosmic_tl.data.contrast_set import Prompts, sides_of
 from cosmic_tl.directions.direction import Direction
+from cosmic_tl.directions.loading import check_fit, foreign_candidates, is_foreign_file, saved_candidates
 from cosmic_tl.errors import CosmicError, check_whole_number
 from cosmic_tl.model.chat import ChatFormat
 from cosmic_tl.model.fingerprint import model_fingerprint
@@ -139,6 +142,54 @@ class Candidates:
                 filled[name][layer, position] = one
         return cls(filled["vectors"], filled["references"], method, names=tuple(names))
 
+    def save(self, path: str | Path) -> None:
+        """Write to one safetensors file, completely or not at all.
+
+        Example:
+            >>> import tempfile
+            >>> some = Candidates.from_vectors({(2, -1): [1.0, 0.0]}, n_layers=8)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     some.save(f"{folder}/candidates.safetensors")
+            ...     Candidates.load(f"{folder}/candidates.safetensors")
+            Candidates(given, 8 layers × 1 positions, d_model 2)
+        """
+        write_packed(Path(path), self)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, model: TransformerBridge | None = None, *, position: int | None = None
+    ) -> "Candidates":
+        """Read a file that `save` wrote, the candidates of a run or a saved selection, or all vectors of another tool's file.
+
+        The tools, and how layers are counted, are those of `Direction.load`. Zero vectors are not candidates. The last block's
+        output has no place here: a warning names it.
+
+        Args:
+            path: Path of the file, or the directory of a run.
+            model: If given, check that the candidates belong to it. Without one there are as many layers as the file names.
+            position: Where vectors belong whose file does not say, counted from the end. Default −1.
+
+        Raises:
+            CosmicError: If the file is missing or damaged, holds no candidates, says no layers or another position, or does not
+                belong to the model.
+
+        Example:
+            >>> import tempfile, torch
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     torch.save(torch.ones(5, 8, 16), f"{folder}/mean_diffs.pt")
+            ...     Candidates.load(f"{folder}/mean_diffs.pt")
+            Candidates(difference-in-means, from .../mean_diffs.pt, 8 layers × 5 positions, d_model 16)
+        """
+        path, n_layers = Path(path), None if model is None else int(model.cfg.n_layers)
+        if is_foreign_file("candidates", path, "give the path of saved candidates"):
+            vectors, n_layers, method, found_in = foreign_candidates(path, position, n_layers)
+            found = replace(cls.from_vectors(vectors, n_layers=n_layers, method=method), model=found_in)
+        else:
+            found = saved_candidates(path, position, cls)
+        if model is not None:
+            check_fit(model, found.vectors, found.fingerprint, found.model)
+        return found
+
     def with_reference(
         self,
         model: TransformerBridge,
@@ -155,6 +206,9 @@ class Candidates:
             chat: Formatting. Defaults to the plain chat template.
             batch_size: Prompts per forward pass. Default: by memory, at most 32.
 
+        Raises:
+            CosmicError: If they do not fit the model, or a prompt is blank, too long, or shorter than the positions.
+
         Example:
             >>> from cosmic_tl import load_model
             >>> some = Candidates.from_vectors({(2, -1): [1.0] * 128}, n_layers=8)
@@ -163,6 +217,7 @@ class Candidates:
             >>> bool(measured.references.isfinite().all())
             True
         """
+        check_fit(model, self.vectors, self.fingerprint, self.model)
         _, negative = sides_of(prompts, "train")
         n_positions = 1 if self.names else self.vectors.shape[1]
         positions = post_instruction_positions(model, chat, n_positions)

@@ -10,8 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cosmic_tl._util.border import checked
+from cosmic_tl._util.foreign_formats import READERS, RUN, by_name
 from cosmic_tl._util.sealed import DAMAGE, read_sealed, write_sealed
+from cosmic_tl.activations import stream_at
+from cosmic_tl.data.contrast_set import Prompts, sides_of
+from cosmic_tl.directions.loading import check_said, foreign_direction, is_foreign_file, known_endings
 from cosmic_tl.errors import CosmicError, check_whole_number, first_line
+from cosmic_tl.model.chat import ChatFormat
 from cosmic_tl.model.fingerprint import check_origin, model_fingerprint
 from cosmic_tl.model.load import TransformerBridge, short_label
 
@@ -102,8 +107,8 @@ class Direction:
         """
         if self.reference is None:
             raise CosmicError(
-                "reference: this direction has none, and an affine edit needs the negative class's mean at its place; take it "
-                "from `candidates.with_reference(model, prompts)`, or use Addition and Ablation (mode='linear')"
+                "reference: this direction has none, and an affine edit needs the negative class's mean at its place; take "
+                "`direction.with_reference(model, prompts)`, or use Addition and Ablation (mode='linear')"
             )
         return self.reference
 
@@ -185,6 +190,42 @@ class Direction:
         method = f"{self.method}, found in {found_in}"
         return replace(self, reference=None, method=method, fingerprint=own, model=short_label(model))
 
+    def with_reference(
+        self,
+        model: TransformerBridge,
+        prompts: Prompts,
+        *,
+        chat: ChatFormat | None = None,
+        batch_size: int | None = None,
+    ) -> "Direction":
+        """The same direction with the reference that affine edits need, measured on negative training prompts at its place.
+
+        The reference is an activation of this model, so the direction belongs to this model from then on.
+
+        Args:
+            model: The model that the direction belongs to.
+            prompts: A contrast set, whose training prompts are taken, or a pair of lists: positive and negative prompts.
+            chat: Formatting. Defaults to the plain chat template.
+            batch_size: Prompts per forward pass. Default: by memory, at most 32.
+
+        Raises:
+            CosmicError: If the direction does not fit the model, or a prompt is blank, too long, or shorter than the position.
+
+        Example:
+            >>> from cosmic_tl import load_model
+            >>> direction = Direction(torch.ones(128), None, layer=3, position=-1, method="PCA")
+            >>> asked = ["Rob a bank clerk."], ["Bake a pizza."]
+            >>> measured = direction.with_reference(load_model("demo", device="cpu"), asked)
+            >>> measured, measured.known_reference().shape
+            (Direction(PCA, layer 3, position -1, norm 11.3, demo), torch.Size([128]))
+        """
+        self.check(model)
+        _, negative = sides_of(prompts, "train")
+        stream = stream_at(model, negative, self.layer, self.position, chat=chat, batch_size=batch_size)
+        fingerprint = self.fingerprint or model_fingerprint(model)
+        name = self.model if self.fingerprint else short_label(model)
+        return replace(self, reference=stream.mean(0), fingerprint=fingerprint, model=name)
+
     def save(self, path: str | Path) -> None:
         """Write to a safetensors file, completely or not at all.
 
@@ -210,25 +251,57 @@ class Direction:
         write_sealed(Path(path), tensors, settings)
 
     @classmethod
-    def load(cls, path: str | Path, model: TransformerBridge | None = None) -> "Direction":
-        """Read a file that `save` wrote.
+    def load(
+        cls,
+        path: str | Path,
+        model: TransformerBridge | None = None,
+        *,
+        layer: int | None = None,
+        position: int | None = None,
+    ) -> "Direction":
+        """Read a file that `save` wrote, the direction of a run, or one vector of another tool's file.
+
+        Of other tools: `.gguf` (llama.cpp's control vectors, GLP), `.svec` (IBM's activation-steering), lm-eval's `.pt`,
+        `direction.pt` with `direction_metadata.json` beside it and `mean_diffs.pt` (the single-direction and COSMIC programs),
+        and plain tensors (`.pt`, `.safetensors`, `.npy`, `.npz`). Layers are converted where a format counts outputs, since the
+        output of block l − 1 is the input of block l; row or name l of plain tensors stands for the input of block l. No code is
+        run from a file. What is read so has no reference (`with_reference`), and fits any model of its width.
 
         Args:
-            path: Path of the file.
+            path: Path of the file, or the directory of a run.
             model: If given, check that the direction belongs to it.
+            layer: Which layer's vector, if the file holds several; where it belongs, if the file does not say.
+            position: The same for the position, counted from the end. Where nobody says, the last: −1.
 
         Raises:
-            CosmicError: If the file is missing, damaged or not a direction, or does not belong to the model.
+            CosmicError: If the file is missing, damaged or not a direction, says another layer or position than asked for, holds
+                several, or does not belong to the model.
 
         Example:
             >>> Direction.load("nowhere.safetensors")
             Traceback (most recent call last):
             cosmic_tl.errors.CosmicError: direction: no file 'nowhere.safetensors'; give the path of a saved direction
         """
-        if not Path(path).is_file():
-            raise CosmicError(f"direction: no file {str(path)!r}; give the path of a saved direction")
+        path = Path(path)
+        if path.is_dir():
+            direction: Direction = by_name(RUN)(path).direction
+        elif is_foreign_file("direction", path, "give the path of a saved direction"):
+            n_layers = None if model is None else int(model.cfg.n_layers)
+            vector, layer, position, method, found_in = foreign_direction(path, layer, position, n_layers)
+            direction = cls(vector, None, layer, position, method, model=found_in)
+        else:
+            direction = cls._saved(path)
+        check_said("layer", layer, direction.layer, path)
+        check_said("position", position, direction.position, path)
+        if model is not None:
+            direction.check(model)
+        return direction
+
+    @classmethod
+    def _saved(cls, path: Path) -> "Direction":
+        """Read a file that `save` wrote."""
         try:
-            settings, tensors = read_sealed(Path(path))
+            settings, tensors = read_sealed(path)
             if (form := settings.pop("format", None)) != FORMAT:
                 raise ValueError(f"its format is {form!r} and not {FORMAT!r}")
             hook, has_reference = settings.pop("hook"), settings.pop("reference")
@@ -236,13 +309,12 @@ class Direction:
                 raise TypeError("method, fingerprint and model must be texts")
             direction = cls(tensors["vector"], tensors["reference"] if has_reference else None, **settings)
         except DAMAGE as error:
+            other = "" if path.suffix.lower() in READERS else f", or give a file that ends in {known_endings()}"
             raise CosmicError(
-                f"direction: {str(path)!r} is not a saved direction ({first_line(error)}); save it again"
+                f"direction: {str(path)!r} is not a saved direction ({first_line(error)}); save it again{other}"
             ) from error
         if hook != direction.hook:
             raise CosmicError(f"direction: {str(path)!r} says hook {hook!r} and layer {direction.layer}; save it again")
-        if model is not None:
-            direction.check(model)
         return direction
 
     def __repr__(self) -> str:

@@ -12,3 +12,6 @@ from .exporting import (
 from .names import (
     format_table as format_table,
 )
+from .steering_vectors import (
+    to_steering_vector as to_steering_vector,
+)

@@ -1,6 +1,7 @@
 """Whether an exported edit does in its own reader what it does here."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pandas as pd
 import torch
@@ -21,6 +22,8 @@ from cosmic_tl.model.options import ChatFormat
 
 TOLERANCE = 1e-4
 """Largest difference of a logit, float32."""
+FACTOR = 1.5
+"""Largest divergence with the edit, as a multiple of the one without it, where the reader's arithmetic is another."""
 
 
 @checked
@@ -30,7 +33,9 @@ class ExportCheck(Result):
 
     table: pd.DataFrame
     """One row per prompt: prompt; difference, the largest of any logit at any token of prompt and completion; same_completion,
-    whether greedy decoding chooses the same token at each step; control, the same difference from the control."""
+    whether greedy decoding chooses the same token at each step; control, the same difference from the control. Where the reader's
+    arithmetic is another (quantized weights), differences are KL(here ‖ reader) in nats per token, and unedited is that of the
+    model without the edit, on the same tokens."""
     to: str
     reader: str
     control: str
@@ -45,7 +50,12 @@ class ExportCheck(Result):
             >>> row = {"prompt": "hello", "difference": 1e-5, "same_completion": True, "control": 0.4}
             >>> ExportCheck(pd.DataFrame([row]), "steer.py", "transformers", "one layer off").passed
             True
+            >>> row |= {"difference": 0.011, "unedited": 0.01}
+            >>> ExportCheck(pd.DataFrame([row]), "llama.cpp", "llama_cpp", "one layer off").passed
+            True
         """
+        if "unedited" in self.table:
+            return bool(self.table.difference.mean() <= FACTOR * self.table.unedited.mean() < self.table.control.mean())
         same = bool((self.table.difference <= self.tolerance).all() and self.table.same_completion.all())
         return same and bool(self.table.control.max() > 10 * self.tolerance)
 
@@ -58,11 +68,18 @@ class ExportCheck(Result):
             >>> ExportCheck(pd.DataFrame([row]), "steer.py", "transformers", "no edit").sentence
             'steer.py in transformers is the same edit: logits differ by at most 1.0e-05 (0.0001 is allowed), 1 of 1 greedy ...'
         """
-        table = self.table
+        table, said = self.table, "is the same edit" if self.passed else "is not the same edit"
+        equal = f"{int(table.same_completion.sum())} of {len(table)} greedy completions are equal"
+        begin = f"{self.to} in {self.reader} {said}:"
+        if "unedited" in table:
+            means = table[["difference", "unedited", "control"]].mean()
+            return (
+                f"{begin} the KL divergence is {means.difference:.2g} nats per token, and {means.unedited:.2g} without the edit "
+                f"({FACTOR:g} times that is allowed), {equal}, and the control ({self.control}) has {means.control:.2g}"
+            )
         return (
-            f"{self.to} in {self.reader} is {'' if self.passed else 'not '}the same edit: logits differ by at most "
-            f"{table.difference.max():.1e} ({self.tolerance:g} is allowed), {int(table.same_completion.sum())} of {len(table)} "
-            f"greedy completions are equal, and the control ({self.control}) differs by {table.control.max():.1e}"
+            f"{begin} logits differ by at most {table.difference.max():.1e} ({self.tolerance:g} is allowed), {equal}, and the "
+            f"control ({self.control}) differs by {table.control.max():.1e}"
         )
 
     def _lines(self) -> list[str]:
@@ -82,6 +99,9 @@ def check_export(
 
     The completion is written here, and read in one pass in both places, so that equal choices at each of its tokens mean equal
     greedy completions. The control must differ: the same edit one layer off, or no edit where the edit acts at every layer.
+
+    A reader with another arithmetic, as llama.cpp on quantized weights, differs without any edit. There the mean KL divergence
+    must be at most 1.5 times that of the unedited model, and the control's must be larger.
 
     Args:
         model: The model that it was exported for.
@@ -109,22 +129,27 @@ def check_export(
     form, edit = FORMATS[exported.to], exported.edit
     rows = tokenize(model, prompts, chat)
     answers = new_tokens(model, rows, edit, max_new_tokens=max_new_tokens)
+    texts = [
+        torch.tensor([row + answer[:-1]], device=model.cfg.device) for row, answer in zip(rows, answers, strict=True)
+    ]
     other = _one_layer_off(edit, int(model.cfg.n_layers))
-    found = []
-    with torch.inference_mode(), form.applied(exported.path, model) as logits_of, track(len(rows), "check") as advance:
-        for prompt, row, answer in zip(prompts, rows, answers, strict=True):
-            ids = torch.tensor([row + answer[:-1]], device=model.cfg.device)
-            theirs = logits_of(ids, len(row))[0].float().cpu()
-            ours, control = (_logits(model, ids, one, len(row)) for one in (edit, other))
-            found.append(
-                {
-                    "prompt": prompt,
-                    "difference": float((theirs - ours).abs().max()),
-                    "same_completion": theirs[len(row) - 1 :].argmax(-1).tolist() == answer,
-                    "control": float((theirs - control).abs().max()),
-                }
-            )
-            advance(1)
+    unedited = form.unedited(model)
+    measure = _largest if unedited is None else _divergence
+    found: list[dict[str, Any]] = [{"prompt": prompt} for prompt in prompts]
+    with torch.inference_mode(), track(len(rows) * (1 if unedited is None else 2), "check") as advance:
+        with form.applied(exported.path, model) as logits_of:
+            for one, row, answer, ids in zip(found, rows, answers, texts, strict=True):
+                theirs = logits_of(ids, len(row))[0].float().cpu()
+                one["difference"] = measure(_logits(model, ids, edit, len(row)), theirs)
+                one["same_completion"] = theirs[len(row) - 1 :].argmax(-1).tolist() == answer
+                one["control"] = measure(_logits(model, ids, other, len(row)), theirs)
+                advance(1)
+        if unedited is not None:
+            with unedited as logits_of:
+                for one, row, ids in zip(found, rows, texts, strict=True):
+                    theirs = logits_of(ids, len(row))[0].float().cpu()
+                    one["unedited"] = measure(_logits(model, ids, None, len(row)), theirs)
+                    advance(1)
     off = "no edit" if other is None else "the same edit one layer off"
     return ExportCheck(pd.DataFrame(found), form.name, form.reader, off)
 
@@ -133,6 +158,15 @@ def _logits(model: TransformerBridge, ids: torch.Tensor, edit: Edit | None, prom
     with steering(model, () if edit is None else edit, prompt_length=prompt_length):
         logits: torch.Tensor = model(ids)
     return logits[0].float().cpu()
+
+
+def _largest(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((theirs - ours).abs().max())
+
+
+def _divergence(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    here, there = (logits.double().log_softmax(-1) for logits in (ours, theirs))
+    return float((here.exp() * (here - there)).sum(-1).mean())
 
 
 def _one_layer_off(edit: Edit, n_layers: int) -> Edit | None:

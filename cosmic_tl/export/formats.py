@@ -97,6 +97,20 @@ class Format(ABC):
             CosmicError: If the reader is not installed, or this format has none that runs here.
         """
 
+    def unedited(self, model: TransformerBridge) -> AbstractContextManager[Logits] | None:
+        """The model without an edit in the reader, if its arithmetic is another: with quantized weights, say.
+
+        Logits then differ without any edit, and the check takes this for what they may differ by. Defaults to None: the reader
+        computes what is computed here, up to rounding in float32.
+
+        Example:
+            >>> from cosmic_tl import load_model
+            >>> from cosmic_tl.export.names import FORMATS
+            >>> FORMATS["steer.py"].unedited(load_model("demo", device="cpu")) is None
+            True
+        """
+        return None
+
 
 def kind_of(edit: Edit) -> str:
     """The kind of an edit; edits of other classes are maps.

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -9,14 +10,20 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from cosmic_tl._util.files import write_atomically
+from cosmic_tl._util.foreign_formats import ForeignCells
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.export.checkpoint import plain_model
 from cosmic_tl.export.formats import EXACT, Format, Logits, Verdict
 from cosmic_tl.export.places import module_before, module_places
 from cosmic_tl.interventions.edits import Addition, Edit
 from cosmic_tl.model.load import TransformerBridge
+
+EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "drop", "emb_dropout")
+"""Modules whose output enters the first block, unless the model scales it first."""
 
 
 class LmEvalSteered(Format):
@@ -94,3 +101,54 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
     except Exception as error:  # whatever a foreign file makes torch raise
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise CosmicError(f"file: {str(path)!r} is not lm-eval's ({first}); export it again") from error
+
+
+def read_vectors(path: Path) -> ForeignCells:
+    """The vectors of a file at our layers; the output of module `layers.N` is the input of block N + 1.
+
+    A vector that is added has the length that lm-eval adds; one that is set has length 1. A file that takes one vector out of the
+    outputs of many modules is an ablation at every layer: its vector has no layer of its own.
+
+    Raises:
+        CosmicError: If the file is anything but lm-eval's, or edits nothing in the stream.
+
+    Example:
+        >>> import tempfile
+        >>> entry = {"steering_vector": torch.ones(4), "steering_coefficient": 2.0, "action": "add"}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"layers.2": entry}, f"{folder}/steered.pt")
+        ...     read_vectors(Path(folder, "steered.pt")).cells
+        {(3, None): tensor([2., 2., 2., 2.])}
+    """
+    entries = read(path)
+    vectors = {name: _vector(path, name, entry) for name, entry in entries.items()}
+    layers = {name: _layer(name) if entry.get("head_index") is None else None for name, entry in entries.items()}
+    placed = {layer: vectors[name] for name, layer in layers.items() if layer is not None}
+    left_out = tuple(name for name, layer in layers.items() if layer is None)
+    if len(placed) + len(left_out) < len(entries):
+        raise CosmicError(f"file: {str(path)!r} edits the input of a block twice; keep one of each")
+    actions = sorted({entry["action"] for entry in entries.values()})
+    first, *others = vectors.values()
+    if left_out and actions == ["clamp"] and all(torch.allclose(one, first, atol=1e-6) for one in others):
+        return ForeignCells({(None, None): first}, (), "lm-eval clamp at every layer")
+    cells: dict[tuple[int | None, int | None], Tensor] = {(layer, None): placed[layer] for layer in sorted(placed)}
+    return ForeignCells(cells, left_out, f"lm-eval {' and '.join(actions)}")
+
+
+def _layer(module: str) -> int | None:
+    """The block whose input is the output of a module; None for parts of blocks."""
+    if (block := re.fullmatch(r"(?:\w+\.)*(?:layers|h|blocks)\.(\d+)", module)) is not None:
+        return int(block[1]) + 1
+    return 0 if module.rpartition(".")[2] in EMBEDDINGS else None
+
+
+def _vector(path: Path, name: str, entry: Mapping[str, Any]) -> Float[Tensor, " d_model"]:
+    vector, action = entry["steering_vector"].detach(), entry.get("action")
+    strength = entry.get("steering_coefficient", 1.0)
+    if vector.ndim != 1 or action not in ("add", "clamp") or not isinstance(strength, int | float):
+        raise CosmicError(
+            f"file: {str(path)!r} has at {name[:60]!r} the action {action!r}, strength {strength!r} and a vector of shape "
+            f"{tuple(vector.shape)}; lm-eval adds or clamps one of shape (d_model,)"
+        )
+    scaled: Tensor = vector * strength if action == "add" else vector / vector.norm()
+    return scaled

@@ -4,11 +4,25 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from cosmic_tl.export.control_vector import ControlVector
 from cosmic_tl.export.formats import EDITS, Format
+from cosmic_tl.export.glp import Glp
 from cosmic_tl.export.lm_eval_steered import LmEvalSteered
 from cosmic_tl.export.steer_script import SteerScript
+from cosmic_tl.export.steering_vectors import SteeringVectors
+from cosmic_tl.export.svec import Svec
 
-FORMATS: Mapping[str, Format] = {one.name: one for one in (SteerScript(), LmEvalSteered())}
+FORMATS: Mapping[str, Format] = {
+    one.name: one
+    for one in (
+        SteerScript(),
+        LmEvalSteered(),
+        ControlVector(),
+        Glp(),
+        SteeringVectors(),
+        Svec(),
+    )
+}
 """Name to format. Where one cannot carry an edit, the first of them that can is named."""
 
 

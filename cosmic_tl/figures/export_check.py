@@ -3,13 +3,13 @@
 import plotly.graph_objects as go
 
 from cosmic_tl._util.border import checked
-from cosmic_tl.export.check_export import ExportCheck
-from cosmic_tl.figures.style import BLUE, LINE, PALE, finish
+from cosmic_tl.export.check_export import FACTOR, ExportCheck
+from cosmic_tl.figures.style import BLUE, GREEN, LINE, PALE, finish
 
 
 @checked
 def plot_export_check(check: ExportCheck) -> go.Figure:
-    """The largest difference of a logit for each prompt, beside the control.
+    """The largest difference of a logit for each prompt, or its KL divergence, beside the control.
 
     Args:
         check: From `check_export`.
@@ -24,7 +24,12 @@ def plot_export_check(check: ExportCheck) -> go.Figure:
     table = check.table
     numbers = list(range(1, len(table) + 1))
     figure = go.Figure()
-    for name, column, color in (("exported", "difference", BLUE), (f"control: {check.control}", "control", PALE)):
+    shown = [("exported", "difference", BLUE), (f"control: {check.control}", "control", PALE)]
+    unit, allowed = "largest difference of a logit", check.tolerance
+    if "unedited" in table:
+        shown.insert(1, ("without the edit", "unedited", GREEN))
+        unit, allowed = "KL divergence, nats per token", FACTOR * float(table.unedited.mean())
+    for name, column, color in shown:
         figure.add_scatter(
             x=numbers,
             y=table[column].clip(lower=1e-9),  # 0 has no place on a logarithmic axis
@@ -33,8 +38,8 @@ def plot_export_check(check: ExportCheck) -> go.Figure:
             marker={"color": color, "size": 8},
             hovertemplate="%{y:.1e}",
         )
-    figure.add_hline(check.tolerance, line={"color": LINE, "dash": "dash"})
+    figure.add_hline(allowed, line={"color": LINE, "dash": "dash"})
     figure.update_xaxes(title_text="prompt", tickvals=numbers)
-    figure.update_yaxes(title_text="largest difference of a logit", type="log", exponentformat="power")
+    figure.update_yaxes(title_text=unit, type="log", exponentformat="power")
     said = "The same edit" if check.passed else "Not the same edit"
     return finish(figure, f"{said} in {check.reader}", f"exported to {check.to}; dashed: what counts as the same")

@@ -13,8 +13,10 @@ from cosmic_tl.export.names import FORMATS
 from cosmic_tl.interventions import AffineMap, MapEdit, SubspaceAblation, SubspaceEdit
 from cosmic_tl.model.fingerprint import model_fingerprint
 
-HERE = {"steer.py": "steer.py", "lm-eval": "steered.pt"}
+HERE = {"steer.py": "steer.py", "lm-eval": "steered.pt", "steering-vectors": "vector.safetensors"}
 """Formats whose readers are among the test dependencies."""
+NOWHERE = {("steering-vectors", 0)}
+"""Where a format has no place for a layer."""
 
 
 def edits(model, layer=1, **options):
@@ -46,6 +48,12 @@ def test_whatever_the_table_calls_exact_is_the_same_edit_in_its_reader(model_typ
             continue
         if layer and kind in ("Ablation", "SubspaceAblation"):
             continue  # it has no layer
+        if (to, layer) in NOWHERE:
+            with pytest.raises(
+                CosmicError, match=f"layer: {to} .* the edit is at layer {layer}; use the format steer.py"
+            ):
+                export_edit(model, edit, to, tmp_path / "nowhere.safetensors")
+            continue
         found = check_export(model, export_edit(model, edit, to, tmp_path / f"{kind}_{file}"), ["hello", "who are you"])
         assert found.passed, (to, kind, found)
         assert found.table.control.max() > 1e-2
@@ -88,19 +96,20 @@ def test_the_table_has_every_format_and_edit_and_says_why():
 
 
 def test_nothing_is_overwritten_unasked_and_every_file_says_what_it_is(demo, tmp_path):
-    edit = edits(demo, 3)["AffineEdit"]
     for to, file in HERE.items():
+        kind = "AffineEdit" if "AffineEdit" in FORMATS[to].carries else "Addition"
+        edit = edits(demo, 3)[kind]
         export_edit(demo, edit, to, tmp_path / file, contrast="refusal")
         before = (tmp_path / file).read_bytes()
         with pytest.raises(CosmicError, match="exists; give another path, or overwrite it"):
-            export_edit(demo, edits(demo, 2)["AffineEdit"], to, tmp_path / file)
+            export_edit(demo, edits(demo, 2)[kind], to, tmp_path / file)
         assert (tmp_path / file).read_bytes() == before
         again = export_edit(demo, edit, to, tmp_path / file, contrast="refusal", overwrite=True)
         assert (tmp_path / file).read_bytes() == before
         about = again.about
-        assert about["layer"] == 3 and about["alpha"] == 0.3 and about["contrast_set"] == "refusal"
+        assert about["layer"] == 3 and about["alpha"] == edit.alpha and about["contrast_set"] == "refusal"
         assert about["fingerprint"] == model_fingerprint(demo) and about["licence"] and about["method"]
-    with pytest.raises(CosmicError, match="to: unknown"):
+    with pytest.raises(CosmicError, match=r"to: unknown .gguf."):
         export_edit(demo, edit, "gguf", tmp_path / "x")
 
 

@@ -54,7 +54,9 @@ def plain(real_model_path, real_model) -> PlainModel:
 
 def options_of(mode, n):
     """Few resamples, because each further winner takes a pass for its KL; with few prompts, to be quick, few positions."""
-    return CosmicOptions(mode=mode, n_train=n, n_val=n, n_resamples=20, n_positions=1 if n < 8 else 2 if n < 16 else None)
+    return CosmicOptions(
+        mode=mode, n_train=n, n_val=n, n_resamples=20, n_positions=1 if n < 8 else 2 if n < 16 else None
+    )
 
 
 def _select(model, prompts, mode, n):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from cosmic_tl import CosmicError, CosmicOptions, Direction, Effects, RunSettings, load_prompts
+from cosmic_tl import Candidates, CosmicError, CosmicOptions, Direction, Effects, RunSettings, load_prompts
 from cosmic_tl._util.files import append_lines, read_lines, write_atomically
 from cosmic_tl.data.behaviours import load_behaviour
 from cosmic_tl.generation.options import Sampling
@@ -76,6 +76,12 @@ READERS: dict[str, Any] = {
     "both.csv": lambda path: load_prompts(path),
     "behaviour.json": load_behaviour,
     "direction.safetensors": Direction.load,
+    "direction.pt": Direction.load,
+    "rows.npy": lambda path: Direction.load(path, layer=0),
+    "layers.npz": Candidates.load,
+    "vectors.gguf": Candidates.load,
+    "vectors.svec": Candidates.load,
+    "candidates.safetensors": Candidates.load,
     "effects.safetensors": Effects.load,
     "suffix.json": Suffix.load,
     "log.jsonl": lambda path: read_lines(path, dict),
