@@ -147,9 +147,8 @@ class Candidates:
 
         Example:
             >>> import tempfile
-            >>> some = Candidates.from_vectors({(2, -1): [1.0, 0.0]}, n_layers=8)
             >>> with tempfile.TemporaryDirectory() as folder:
-            ...     some.save(f"{folder}/candidates.safetensors")
+            ...     Candidates.from_vectors({(2, -1): [1.0, 0.0]}, n_layers=8).save(f"{folder}/candidates.safetensors")
             ...     Candidates.load(f"{folder}/candidates.safetensors")
             Candidates(given, 8 layers × 1 positions, d_model 2)
         """
@@ -174,11 +173,9 @@ class Candidates:
                 belong to the model.
 
         Example:
-            >>> import tempfile, torch
-            >>> with tempfile.TemporaryDirectory() as folder:
-            ...     torch.save(torch.ones(5, 8, 16), f"{folder}/mean_diffs.pt")
-            ...     Candidates.load(f"{folder}/mean_diffs.pt")
-            Candidates(difference-in-means, from .../mean_diffs.pt, 8 layers × 5 positions, d_model 16)
+            >>> Candidates.load("nowhere.gguf")
+            Traceback (most recent call last):
+            cosmic_tl.errors.CosmicError: candidates: no file 'nowhere.gguf'; give the path of saved candidates
         """
         path, n_layers = Path(path), None if model is None else int(model.cfg.n_layers)
         if is_foreign_file("candidates", path, "give the path of saved candidates"):

@@ -100,7 +100,8 @@ def depth(fields: Mapping[str, Any], numbers: Mapping[int, Any]) -> int | None:
         (3, None)
     """
     count = fields.get(f"{ARCHITECTURE}.layer_count")
-    return count + 1 if isinstance(count, int) and sorted(numbers) == list(range(1, count + 1)) else None
+    whole = isinstance(count, int) and bool(numbers) and min(numbers) == 1 and max(numbers) == len(numbers) == count
+    return count + 1 if whole else None
 
 
 def read(path: Path, n_layers: int | None = None) -> ForeignVectors:
@@ -209,6 +210,8 @@ def _logits(llama: Any, loaded: Any, ids: Tensor, directions: Mapping[int, Tenso
 def _set_vector(llama: Any, context: Any, directions: Mapping[int, Tensor]) -> None:
     """As llama.cpp's command line does with a file: one buffer, in which block 1 is the first."""
     last, [width] = max(directions), next(iter(directions.values())).shape
+    if last >= (n_layers := llama.llama_model_n_layer(llama.llama_get_model(context))):
+        raise CosmicError(f"file: it has direction.{last}, and the model {n_layers} blocks; export it for this model")
     rows = torch.zeros(last, width)
     for block, vector in directions.items():
         rows[block - 1] = vector

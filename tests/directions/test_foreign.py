@@ -18,6 +18,8 @@ from transformers import AutoModelForCausalLM
 
 import cosmic_tl as ct
 from cosmic_tl import Addition, AffineEdit, Candidates, CosmicError, Direction, load_model, steering
+from cosmic_tl.export import export_edit
+from cosmic_tl.export.names import FORMATS
 from cosmic_tl.model import model_fingerprint
 
 WIDTH, DEPTH = 32, 3
@@ -180,6 +182,20 @@ def test_a_vector_acts_where_its_own_tool_adds_it(write, both, tmp_path):
         assert torch.allclose(model(IDS), theirs, atol=1e-4)
     with steering(model, Addition(replace(found, layer=3 - found.layer))):
         assert (model(IDS) - theirs).abs().max() > 0.1  # one layer off is another edit
+
+
+def test_what_was_exported_comes_back(both, tmp_path, direction):
+    model, _ = both
+    given, names = replace(direction, layer=2), []
+    for name, form in FORMATS.items():
+        if form.reader == "transformers" or form.verdict("Addition").status == "impossible":
+            continue
+        path = export_edit(model, Addition(given, alpha=0.5), name, tmp_path / form.file).path
+        found = Direction.load(path, model)
+        assert found.layer == 2 and torch.allclose(found.vector, given.vector / 2, atol=1e-5), name
+        assert Candidates.load(path, model).vectors[2].isfinite().all()
+        names.append(name)
+    assert {"llama.cpp", "glp", "svec", "steering-vectors", "lm-eval"} <= set(names)
 
 
 @torch.inference_mode()
