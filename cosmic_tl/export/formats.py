@@ -65,6 +65,19 @@ class Format(ABC):
         """
         return self.carries.get(edit if isinstance(edit, str) else kind_of(edit), self.otherwise)
 
+    def verdict_on(self, model: TransformerBridge, edit: Edit) -> Verdict:
+        """Whether it can carry an edit of this model, where that depends on more than the edit.
+
+        Example:
+            >>> import torch
+            >>> from cosmic_tl import Ablation, Direction, load_model
+            >>> from cosmic_tl.export.names import FORMATS
+            >>> edit = Ablation(Direction(torch.ones(128), None, 1, -1))
+            >>> FORMATS["lm-eval"].verdict_on(load_model("demo", device="cpu"), edit).status
+            'exact'
+        """
+        return self.verdict(edit)
+
     @abstractmethod
     def write(self, model: TransformerBridge, edit: Edit, path: Path, about: Mapping[str, Any]) -> None:
         """Write an edit that it can carry.
@@ -72,7 +85,7 @@ class Format(ABC):
         Args:
             model: The model that the edit belongs to.
             edit: The edit, which fits the model.
-            path: File or folder; nothing is there.
+            path: File or folder; what is there was written by an earlier export, and may be replaced.
             about: What is known of the edit, from `describe`; kept in the file, or beside it where the format has no room.
 
         Raises:

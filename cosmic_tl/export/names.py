@@ -6,9 +6,10 @@ import pandas as pd
 
 from cosmic_tl.export.formats import EDITS, Format
 from cosmic_tl.export.lm_eval_steered import LmEvalSteered
+from cosmic_tl.export.lora import PeftLora
 from cosmic_tl.export.steer_script import SteerScript
 
-FORMATS: Mapping[str, Format] = {one.name: one for one in (SteerScript(), LmEvalSteered())}
+FORMATS: Mapping[str, Format] = {one.name: one for one in (SteerScript(), LmEvalSteered(), PeftLora())}
 """Name to format. Where one cannot carry an edit, the first of them that can is named."""
 
 

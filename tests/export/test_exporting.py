@@ -100,5 +100,5 @@ def test_nothing_is_overwritten_unasked_and_every_file_says_what_it_is(demo, tmp
         about = again.about
         assert about["layer"] == 3 and about["alpha"] == 0.3 and about["contrast_set"] == "refusal"
         assert about["fingerprint"] == model_fingerprint(demo) and about["licence"] and about["method"]
-    with pytest.raises(CosmicError, match="to: unknown .gguf."):
+    with pytest.raises(CosmicError, match=r"to: unknown .gguf."):
         export_edit(demo, edit, "gguf", tmp_path / "x")
