@@ -61,6 +61,24 @@ def save_checkpoint(
     """
     folder = Path(folder)
     check_folder("folder", folder, overwrite)
+    write_checkpoint(model, folder, model_card(model, edit), max_shard_size)
+    return folder
+
+
+def write_checkpoint(model: TransformerBridge, folder: Path, card: str, max_shard_size: int | str = "5GB") -> None:
+    """Write a model as it is, with this README.md, in place of what the folder holds.
+
+    Raises:
+        CosmicError: As `save_checkpoint`.
+
+    Example:
+        >>> import tempfile
+        >>> from cosmic_tl import load_model
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_checkpoint(load_model("demo", device="cpu"), Path(folder) / "copy", "# A copy")
+        ...     (Path(folder) / "copy" / "README.md").read_text()
+        '# A copy'
+    """
     plain = plain_model(model)
     with whole_folder(folder) as new:
         try:
@@ -74,8 +92,7 @@ def save_checkpoint(
             ) from error
         if model.tokenizer is not None:
             _plain_tokenizer(model).save_pretrained(new)
-        (new / "README.md").write_text(model_card(model, edit), encoding="utf-8")
-    return folder
+        (new / "README.md").write_text(card, encoding="utf-8")
 
 
 def plain_model(model: TransformerBridge) -> Any:

@@ -30,6 +30,8 @@ class Verdict:
     status: Status
     why: str = ""
     """What stands in the way, or what differs."""
+    where: str = ""
+    """The layers that it holds for, said of a kind of edit; "" for all."""
 
 
 EXACT = Verdict("exact")

@@ -19,8 +19,9 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from cosmic_tl.errors import CosmicError
-from cosmic_tl.export.adapter_card import adapter_card
+from cosmic_tl.export.cards import adapter_card
 from cosmic_tl.export.checkpoint import hub_name, plain_model
+from cosmic_tl.export.checkpoint_format import AFTER_NORMS, passes_norms
 from cosmic_tl.export.folder import check_folder, whole_folder
 from cosmic_tl.export.formats import EXACT, Format, Logits, Verdict
 from cosmic_tl.interventions.edits import Edit
@@ -117,11 +118,8 @@ class PeftLora(Format):
         found = _written(model, edit)
         if (why := next(filter(None, (one.obstacle() for one in found)), None)) is not None:
             return Verdict("impossible", why)
-        if any(one.gain is not None for one in contributions(model)):
-            return Verdict(
-                "approximate",
-                "norms after attention and MLP change the length of what is left; nothing is written along the direction",
-            )
+        if passes_norms(model):
+            return AFTER_NORMS
         return verdict
 
     def write(self, model: TransformerBridge, edit: Edit, path: Path, about: Mapping[str, Any]) -> None:

@@ -4,12 +4,16 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from cosmic_tl.export.bias import BiasFormat
+from cosmic_tl.export.checkpoint_format import CheckpointFormat
 from cosmic_tl.export.formats import EDITS, Format
 from cosmic_tl.export.lm_eval_steered import LmEvalSteered
 from cosmic_tl.export.lora import PeftLora
 from cosmic_tl.export.steer_script import SteerScript
 
-FORMATS: Mapping[str, Format] = {one.name: one for one in (SteerScript(), LmEvalSteered(), PeftLora())}
+FORMATS: Mapping[str, Format] = {
+    one.name: one for one in (SteerScript(), LmEvalSteered(), PeftLora(), CheckpointFormat(), BiasFormat())
+}
 """Name to format. Where one cannot carry an edit, the first of them that can is named."""
 
 
@@ -17,7 +21,7 @@ def format_table() -> pd.DataFrame:
     """One row per format and kind of edit: whether the edit goes there exactly, and if not, why.
 
     Returns:
-        Columns format, edit, status (exact, approximate or impossible) and why.
+        Columns format, edit, status (exact, approximate or impossible), why, and where ("" where it holds for every layer).
 
     Example:
         >>> table = format_table()
@@ -25,7 +29,7 @@ def format_table() -> pd.DataFrame:
         'exact'
     """
     return pd.DataFrame(
-        {"format": name, "edit": edit, "status": found.status, "why": found.why}
+        {"format": name, "edit": edit, "status": found.status, "why": found.why, "where": found.where}
         for name, one in FORMATS.items()
         for edit in EDITS
         for found in [one.verdict(edit)]

@@ -163,7 +163,7 @@ def orthogonalize_weights(
     with alone(model), track(len(chosen), "weights") as advance:
         with without_hooks(model):
             rescaling = _rehearse(model, chosen, direction)
-        tied = _untie(model, chosen[0].writers) if layers is None else False
+        tied = untie(model, chosen[0].writers) if layers is None else False
         for one in chosen:
             for writer in one.writers:
                 if id(writer.parameter) not in edited:  # a block may be used twice
@@ -282,8 +282,19 @@ def _rehearse(model: TransformerBridge, chosen: Sequence[Contribution], directio
     return rescaling
 
 
-def _untie(model: TransformerBridge, embeddings: Sequence[Writer]) -> bool:
-    """Give parameters that share an embedding's weights their own copy."""
+def untie(model: TransformerBridge, embeddings: Sequence[Writer]) -> bool:
+    """Give parameters that share an embedding's weights, such as the unembedding, their own copy.
+
+    Returns:
+        Whether there were any.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> model = load_model("demo", device="cpu")
+        >>> tables = contributions(model)[0].writers
+        >>> untie(model, tables), untie(model, tables)
+        (True, False)
+    """
     inner = model.original_model
     names = {id(writer.parameter): writer.name for writer in embeddings}
     copies: dict[int, torch.nn.Parameter] = {}

@@ -1,4 +1,4 @@
-"""The README.md of an adapter."""
+"""The README.md of an exported folder: an adapter, or an edited checkpoint."""
 
 import json
 from collections.abc import Mapping
@@ -45,32 +45,58 @@ def adapter_card(about: Mapping[str, Any], base: str | None, verdict: Verdict, *
         >>> print(adapter_card(about, None, Verdict("exact"), tied=False).splitlines()[4])
         # Ablation for demo
     """
-    equal = (
-        "The model with this adapter equals the original one under directional ablation (Arditi et al. 2024, section 2.4)."
+    body = ["A low-rank adapter that removes a direction from every matrix that writes to the residual stream."]
+    body += [_equal(verdict, "with this adapter"), ""]
+    body += [LOADING.format(base=json.dumps(base or "the model's folder")) + (UNTYING if tied else "")]
+    return _card("peft", ["lora", "weight-orthogonalization"], about, base, body)
+
+
+def edited_card(about: Mapping[str, Any], base: str | None, verdict: Verdict, what: str) -> str:
+    """What an edited checkpoint is, and what is known of the edit.
+
+    Args:
+        about: From `describe`.
+        base: The original model's name on the hub, if it is there.
+        verdict: Whether it equals the edit.
+        what: Which weights were changed, and how.
+
+    Example:
+        >>> about = {"edit": "Addition", "model": "demo", "licence": "Ours."}
+        >>> print(edited_card(about, None, Verdict("exact"), "A bias was changed.").splitlines()[6])
+        A copy of demo. A bias was changed.
+    """
+    body = [f"A copy of {about['model']}. {what}", _equal(verdict, "in this folder")]
+    return _card("transformers", ["weight-edit"], about, base, body)
+
+
+def _equal(verdict: Verdict, where: str) -> str:
+    return (
+        f"The model {where} equals the original one under the edit below, up to rounding."
         if verdict.status == "exact"
-        else f"The model with this adapter is close to the original one under directional ablation: {verdict.why}."
+        else f"The model {where} is close to the original one under the edit below: {verdict.why}."
     )
+
+
+def _card(library: str, tags: list[str], about: Mapping[str, Any], base: str | None, body: list[str]) -> str:
     rows = [f"| {name.replace('_', ' ')} | {_shown(value)} |" for name, value in about.items() if name != "licence"]
     lines = [
         "---",
-        "library_name: peft",
+        f"library_name: {library}",
         *([f"base_model: {json.dumps(base)}"] if base else []),
-        "tags: [lora, weight-orthogonalization]",
+        f"tags: [{', '.join(tags)}]",
         "---",
         f"# {about['edit']} for {about['model']}",
         "",
-        "A low-rank adapter that removes a direction from every matrix that writes to the residual stream.",
-        equal,
+        *body,
         "",
-        LOADING.format(base=json.dumps(base or "the model's folder")) + (UNTYING if tied else ""),
         "| | |",
         "|---|---|",
         *rows,
         "",
         "## Safety",
         "",
-        "If the direction carries refusal, the model with this adapter answers requests that the original declines. It is meant",
-        f"for research into how models represent such concepts. {about['licence']}",
+        "If the edit takes refusal away, the model answers requests that the original declines. It is meant for research into",
+        f"how models represent such concepts. {about['licence']}",
         "",
     ]
     return "\n".join(lines)
