@@ -6,14 +6,25 @@ import pandas as pd
 
 from cosmic_tl.export.bias import BiasFormat
 from cosmic_tl.export.checkpoint_format import CheckpointFormat
+from cosmic_tl.export.easysteer import EasySteer
 from cosmic_tl.export.formats import EDITS, Format
 from cosmic_tl.export.lm_eval_steered import LmEvalSteered
 from cosmic_tl.export.lora import PeftLora
 from cosmic_tl.export.steer_script import SteerScript
+from cosmic_tl.export.vllm_hook import VllmHook
+from cosmic_tl.export.vllm_lens import VllmLens
 
-FORMATS: Mapping[str, Format] = {
-    one.name: one for one in (SteerScript(), LmEvalSteered(), PeftLora(), CheckpointFormat(), BiasFormat())
-}
+_ALL: tuple[Format, ...] = (
+    SteerScript(),
+    LmEvalSteered(),
+    PeftLora(),
+    CheckpointFormat(),
+    BiasFormat(),
+    VllmLens(),
+    EasySteer(),
+    VllmHook(),
+)
+FORMATS: Mapping[str, Format] = {one.name: one for one in _ALL}
 """Name to format. Where one cannot carry an edit, the first of them that can is named."""
 
 
