@@ -14,6 +14,10 @@ model = AutoModelForCausalLM.from_pretrained({base})
 model = PeftModel.from_pretrained(model, "this/folder")  # or model.load_adapter("this/folder")
 ```
 """
+EXPERTS = """
+The experts of this model are one parameter, which peft adapts through `target_parameters`, laid out as in peft 0.21. Versions
+without it (before 0.17) leave the experts out with no more than a warning.
+"""
 UNTYING = """
 ## Do not merge it as it is
 
@@ -31,7 +35,7 @@ and then load and merge the adapter, or take an edited checkpoint (`cosmic-tl ex
 """
 
 
-def adapter_card(about: Mapping[str, Any], base: str | None, verdict: Verdict, *, tied: bool) -> str:
+def adapter_card(about: Mapping[str, Any], base: str | None, verdict: Verdict, *, tied: bool, fused: bool) -> str:
     """What an adapter is, how it is loaded, what must not be done with it, and what is known of the edit.
 
     Args:
@@ -39,15 +43,16 @@ def adapter_card(about: Mapping[str, Any], base: str | None, verdict: Verdict, *
         base: The model's name on the hub, if it is there.
         verdict: Whether it equals the edit.
         tied: Whether the unembedding shares the weights of the token embeddings.
+        fused: Whether it holds a parameter of all experts.
 
     Example:
         >>> about = {"edit": "Ablation", "model": "demo", "licence": "Ours."}
-        >>> print(adapter_card(about, None, Verdict("exact"), tied=False).splitlines()[4])
+        >>> print(adapter_card(about, None, Verdict("exact"), tied=False, fused=False).splitlines()[4])
         # Ablation for demo
     """
     body = ["A low-rank adapter that removes a direction from every matrix that writes to the residual stream."]
     body += [_equal(verdict, "with this adapter"), ""]
-    body += [LOADING.format(base=json.dumps(base or "the model's folder")) + (UNTYING if tied else "")]
+    body += [LOADING.format(base=json.dumps(base or "the model's folder")) + EXPERTS * fused + UNTYING * tied]
     return _card("peft", ["lora", "weight-orthogonalization"], about, base, body)
 
 

@@ -131,7 +131,8 @@ class PeftLora(Format):
             tensors |= one.tensors()
         config = _config(model, found, len(edit.map.left))
         names = [name for name, parameter in plain_parameters(model.original_model) if parameter is _table(found)]
-        card = adapter_card(about, config["base_model_name_or_path"], self.verdict_on(model, edit), tied=len(names) > 1)
+        verdict, fused = self.verdict_on(model, edit), any(one.fused for one in found)
+        card = adapter_card(about, config["base_model_name_or_path"], verdict, tied=len(names) > 1, fused=fused)
         with whole_folder(path) as new:
             (new / "adapter_model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
             (new / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -42,6 +42,7 @@ def test_an_adapter_is_the_same_edit_in_peft(model_type, demo, save_model, tmp_p
         assert exported.verdict.status == "exact" and found.passed, found
         assert found.table.control.max() > 1e-2 and found.control == "no edit"
         config = json.loads((tmp_path / kind / "adapter_config.json").read_text())
+        assert ("target_parameters" in (tmp_path / kind / "README.md").read_text()) == (model_type == "mixtral")
         assert config["r"] == config["lora_alpha"] == (1 if kind == "Ablation" else 2)
 
 
