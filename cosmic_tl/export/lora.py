@@ -18,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
+from cosmic_tl.directions.direction import Direction
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.export.cards import adapter_card
 from cosmic_tl.export.checkpoint import hub_name, plain_model
@@ -25,6 +26,7 @@ from cosmic_tl.export.checkpoint_format import AFTER_NORMS, passes_norms
 from cosmic_tl.export.folder import check_folder, whole_folder
 from cosmic_tl.export.formats import EXACT, Format, Logits, Verdict
 from cosmic_tl.interventions.edits import Edit
+from cosmic_tl.interventions.orthogonalize import rehearse
 from cosmic_tl.model.components import (
     Contribution,
     Writer,
@@ -33,6 +35,7 @@ from cosmic_tl.model.components import (
     plain_parameters,
     unreadable_weight_reason,
 )
+from cosmic_tl.model.hooks import alone, without_hooks
 from cosmic_tl.model.load import TransformerBridge
 
 _CHUNK = 2**20
@@ -125,6 +128,9 @@ class PeftLora(Format):
     def write(self, model: TransformerBridge, edit: Edit, path: Path, about: Mapping[str, Any]) -> None:
         """Write `adapter_config.json`, `adapter_model.safetensors`, and what is known of the edit in `README.md`."""
         check_folder("out", path, overwrite=True)
+        with alone(model), without_hooks(model):
+            for unit in edit.map.left:
+                rehearse(model, contributions(model), Direction(unit.float(), None, layer=0, position=-1))
         found = [one for one in _written(model, edit) if "bias" not in one.leaf]
         tensors: dict[str, Tensor] = {}
         for one in found:

@@ -14,7 +14,7 @@ from cosmic_tl import CosmicError, load_model
 from cosmic_tl.export import check_export, export_edit, format_table
 from cosmic_tl.export.names import FORMATS
 from cosmic_tl.interventions.steer import steering
-from cosmic_tl.model.components import plain_parameters
+from cosmic_tl.model.components import plain_modules, plain_parameters
 from cosmic_tl.model.load import demo_path
 
 peft = pytest.importorskip("peft")
@@ -72,7 +72,7 @@ def test_norms_after_the_blocks_make_it_approximate(model_type, save_model, tmp_
     assert not torch.allclose(theirs, ours(model, edit), atol=1e-3)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+@pytest.mark.parametrize("model_type", ["gpt2", "mixtral"])
 def test_transformers_loads_it_too(model_type, save_model, tmp_path):
     model = load_model(folder := save_model(tmp_path / "model", model_type), device="cpu")
     for kind in KINDS:
@@ -108,6 +108,19 @@ def test_an_adapter_of_tied_embeddings_is_merged_only_once_they_are_untied(demo,
         merged.save_pretrained(tmp_path / "merged")
         again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
         assert torch.allclose(again(IDS).logits, expected, atol=1e-4)
+
+
+def test_a_writer_that_does_something_else_is_noticed_before_anything_is_written(save_model, tmp_path):
+    model = load_model(save_model(tmp_path / "model", "llama"), device="cpu")
+    edit = edits(model)["Ablation"]
+    [module] = [one for name, one in plain_modules(model.original_model) if name.endswith("layers.1.mlp.down_proj.")]
+    handle = module.register_forward_hook(lambda module, args, output: output.tanh())
+    try:
+        with pytest.raises(CosmicError, match=r"after orthogonalizing model\.layers\.1\.mlp\.down_proj"):
+            export_edit(model, edit, "peft", tmp_path / "adapter")
+    finally:
+        handle.remove()
+    assert not (tmp_path / "adapter").exists()
 
 
 def test_a_bias_is_an_obstacle_only_along_the_direction(save_model, tmp_path):
