@@ -2,11 +2,8 @@
 
 import copy
 import json
-import os
 import warnings
-from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -14,10 +11,9 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from cosmic_tl._util.border import checked
-from cosmic_tl._util.files import writing
 from cosmic_tl.directions.direction import versions
 from cosmic_tl.errors import CosmicError
-from cosmic_tl.export.folder import check_folder
+from cosmic_tl.export.folder import check_folder, whole_folder
 from cosmic_tl.interventions.orthogonalize import WeightEdit
 from cosmic_tl.model.components import plain_modules, plain_parameters, unreadable_weight_reason
 from cosmic_tl.model.load import DEMOS, TransformerBridge, gguf_tokenizer, model_label
@@ -65,13 +61,26 @@ def save_checkpoint(
     """
     folder = Path(folder)
     check_folder("folder", folder, overwrite)
+    write_checkpoint(model, folder, model_card(model, edit), max_shard_size)
+    return folder
+
+
+def write_checkpoint(model: TransformerBridge, folder: Path, card: str, max_shard_size: int | str = "5GB") -> None:
+    """Write a model as it is, with this README.md, in place of what the folder holds.
+
+    Raises:
+        CosmicError: As `save_checkpoint`.
+
+    Example:
+        >>> import tempfile
+        >>> from cosmic_tl import load_model
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_checkpoint(load_model("demo", device="cpu"), Path(folder) / "copy", "# A copy")
+        ...     (Path(folder) / "copy" / "README.md").read_text()
+        '# A copy'
+    """
     plain = plain_model(model)
-    with ExitStack() as stack:
-        stack.enter_context(writing(folder))
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = stack.enter_context(TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent))
-        new, old = Path(scratch) / "new", Path(scratch) / "old"
-        new.mkdir()
+    with whole_folder(folder) as new:
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")
@@ -83,20 +92,7 @@ def save_checkpoint(
             ) from error
         if model.tokenizer is not None:
             _plain_tokenizer(model).save_pretrained(new)
-        (new / "README.md").write_text(model_card(model, edit), encoding="utf-8")
-        _replace(new, folder, old)
-    return folder
-
-
-def _replace(new: Path, folder: Path, old: Path) -> None:
-    if folder.exists():
-        os.replace(folder, old)
-    try:
-        os.replace(new, folder)
-    except OSError:
-        if old.exists():
-            os.replace(old, folder)
-        raise
+        (new / "README.md").write_text(card, encoding="utf-8")
 
 
 def plain_model(model: TransformerBridge) -> Any:
@@ -179,6 +175,17 @@ def _plain_tokenizer(model: TransformerBridge) -> Any:
     return plain
 
 
+def hub_name(model: TransformerBridge) -> str | None:
+    """The name of a model on the Hugging Face hub, None if it was loaded from a folder or file, or is a demo.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> hub_name(load_model("demo", device="cpu"))
+    """
+    name = model_label(model)
+    return None if name in DEMOS or Path(name).exists() else name
+
+
 def model_card(model: TransformerBridge, edit: WeightEdit | None = None) -> str:
     """The README.md of a checkpoint, with the hub's metadata.
 
@@ -187,11 +194,10 @@ def model_card(model: TransformerBridge, edit: WeightEdit | None = None) -> str:
         >>> print(model_card(load_model("demo", device="cpu")).splitlines()[4])
         # demo
     """
-    name = model_label(model)
-    on_hub = name not in DEMOS and not Path(name).exists()
-    name = name if on_hub else Path(name).name
+    on_hub = hub_name(model)
+    name = on_hub or Path(model_label(model)).name
     header = ["---", "library_name: transformers"]
-    header += [f"base_model: {json.dumps(name)}"] * on_hub
+    header += [f"base_model: {json.dumps(name)}"] * (on_hub is not None)
     if edit is None:
         return "\n".join([*header, "tags: []", "---", f"# {name}", "", f"Saved from {name}. No edit was recorded.", ""])
     d = edit.direction

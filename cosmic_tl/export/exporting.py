@@ -71,8 +71,7 @@ def export_edit(
     form, out = FORMATS[to], Path(out)
     chosen = edit if isinstance(edit, Edit) else natural_edit(form, edit)
     check_interventions(model, [chosen])
-    verdict = form.verdict(chosen)
-    check_carried(form, chosen)
+    verdict = check_carried(form, chosen, model)
     if chosen.place == EVERYWHERE:
         check_additive(model)
     files = form.files(out)
@@ -105,8 +104,11 @@ def natural_edit(form: Format, direction: Direction) -> Edit:
     return min(choices, key=lambda edit: order.index(form.verdict(edit).status))
 
 
-def check_carried(form: Format, edit: Edit) -> None:
-    """Check that a format can carry an edit.
+def check_carried(form: Format, edit: Edit, model: TransformerBridge | None = None) -> Verdict:
+    """Check that a format can carry an edit, of some model or at all.
+
+    Returns:
+        The verdict, exact or approximate.
 
     Raises:
         CosmicError: If not; it names the nearest format that can.
@@ -118,14 +120,24 @@ def check_carried(form: Format, edit: Edit) -> None:
         Traceback (most recent call last):
         cosmic_tl.errors.CosmicError: tokens: lm-eval edits all tokens, found 'prompt'; use the format steer.py
     """
-    able = [one.name for one in FORMATS.values() if one.verdict(edit).status == "exact"]
-    scoped = [name for name in able if isinstance(edit.tokens, str) and edit.tokens in FORMATS[name].scopes]
-    if (verdict := form.verdict(edit)).status == "impossible":
-        instead = f"use the format {(scoped or able)[0]}" if able else "no format can"
+
+    def scoped(one: Format) -> bool:
+        return isinstance(edit.tokens, str) and edit.tokens in one.scopes
+
+    verdict = _verdict(form, edit, model)
+    if verdict.status != "impossible" and scoped(form):
+        if (part := getattr(edit, "part", "stream")) != "stream":
+            raise CosmicError(f"part: {form.name} edits the stream, found {part!r}; use `steering` in Python")
+        return verdict
+    able = [one for one in FORMATS.values() if _verdict(one, edit, model).status == "exact"]
+    best = [one.name for one in able if scoped(one)]
+    if verdict.status == "impossible":
+        instead = f"use the format {best[0] if best else able[0].name}" if able else "no format can"
         raise CosmicError(f"edit: {form.name} cannot carry {kind_of(edit)} ({verdict.why}); {instead}")
-    if getattr(edit, "part", "stream") != "stream":
-        raise CosmicError(f"part: {form.name} edits the stream, found {edit.part!r}; use `steering` in Python")  # type: ignore[attr-defined]
-    if form.name not in scoped and not (isinstance(edit.tokens, str) and edit.tokens in form.scopes):
-        found = repr(edit.tokens) if isinstance(edit.tokens, str) else "a mask"
-        instead = f"use the format {scoped[0]}" if scoped else "use `steering` in Python"
-        raise CosmicError(f"tokens: {form.name} edits all tokens, found {found}; {instead}")
+    found = repr(edit.tokens) if isinstance(edit.tokens, str) else "a mask"
+    instead = f"use the format {best[0]}" if best else "use `steering` in Python"
+    raise CosmicError(f"tokens: {form.name} edits all tokens, found {found}; {instead}")
+
+
+def _verdict(form: Format, edit: Edit, model: TransformerBridge | None) -> Verdict:
+    return form.verdict(edit) if model is None else form.verdict_on(model, edit)

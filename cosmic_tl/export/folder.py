@@ -1,8 +1,13 @@
-"""Whether a checkpoint may be written into a folder; imports nothing heavy."""
+"""Folders that are written whole or not at all, and whether one may be replaced; imports nothing heavy."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from cosmic_tl._util.files import writing
 from cosmic_tl.errors import CosmicError
 
 OURS = (
@@ -18,7 +23,7 @@ OURS = (
     "added_tokens.json",
     "*.py",
 )
-"""What a checkpoint consists of."""
+"""What a checkpoint or an adapter consists of."""
 
 
 def check_folder(name: str, folder: Path, overwrite: bool) -> None:
@@ -47,3 +52,33 @@ def check_folder(name: str, folder: Path, overwrite: bool) -> None:
             f"{name}: {str(folder)!r} holds {foreign[0]!r}, which is no part of a checkpoint and would be lost; choose another "
             "directory"
         )
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder` that takes its place when the context ends without an error; an earlier one is then gone.
+
+    Raises:
+        CosmicError: If it cannot be written. An earlier folder is then as it was.
+
+    Example:
+        >>> with TemporaryDirectory() as place:
+        ...     with whole_folder(Path(place) / "a") as new:
+        ...         _ = (new / "config.json").write_text("{}")
+        ...     [path.name for path in Path(place).rglob("*")]
+        ['a', 'config.json']
+    """
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+            new, old = Path(scratch) / "new", Path(scratch) / "old"
+            new.mkdir()
+            yield new
+            if folder.exists():
+                os.replace(folder, old)
+            try:
+                os.replace(new, folder)
+            except OSError:
+                if old.exists():
+                    os.replace(old, folder)
+                raise

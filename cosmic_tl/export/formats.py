@@ -30,6 +30,8 @@ class Verdict:
     status: Status
     why: str = ""
     """What stands in the way, or what differs."""
+    where: str = ""
+    """The layers that it holds for, said of a kind of edit; "" for all."""
 
 
 EXACT = Verdict("exact")
@@ -52,6 +54,8 @@ class Format(ABC):
     carries: ClassVar[Mapping[str, Verdict]]
     """Kind of edit to verdict; a kind that is missing has the verdict of `otherwise`."""
     otherwise: ClassVar[Verdict] = Verdict("impossible")
+    beside: ClassVar[str] = ""
+    """Suffix of a second file beside it; empty for none."""
     scopes: ClassVar[tuple[str, ...]] = ("all",)
     """Token scopes that it can express."""
 
@@ -66,14 +70,27 @@ class Format(ABC):
         return self.carries.get(edit if isinstance(edit, str) else kind_of(edit), self.otherwise)
 
     def files(self, path: Path) -> tuple[Path, ...]:
-        """All files or folders that it writes for a path.
+        """What it writes for a path.
 
         Example:
             >>> from cosmic_tl.export.names import FORMATS
             >>> [one.name for one in FORMATS["steer.py"].files(Path("steer.py"))]
             ['steer.py', 'steer.safetensors']
         """
-        return (path,)
+        return (path, path.with_suffix(self.beside)) if self.beside else (path,)
+
+    def verdict_on(self, model: TransformerBridge, edit: Edit) -> Verdict:
+        """Whether it can carry an edit of this model, where that depends on more than the edit.
+
+        Example:
+            >>> import torch
+            >>> from cosmic_tl import Ablation, Direction, load_model
+            >>> from cosmic_tl.export.names import FORMATS
+            >>> edit = Ablation(Direction(torch.ones(128), None, 1, -1))
+            >>> FORMATS["lm-eval"].verdict_on(load_model("demo", device="cpu"), edit).status
+            'exact'
+        """
+        return self.verdict(edit)
 
     @abstractmethod
     def write(self, model: TransformerBridge, edit: Edit, path: Path, about: Mapping[str, Any]) -> None:
@@ -82,7 +99,7 @@ class Format(ABC):
         Args:
             model: The model that the edit belongs to.
             edit: The edit, which fits the model.
-            path: File or folder; nothing is there.
+            path: File or folder; what is there was written by an earlier export, and may be replaced.
             about: What is known of the edit, from `describe`; kept in the file, or beside it where the format has no room.
 
         Raises:

@@ -31,14 +31,10 @@ class LmEvalSteered(Format):
 
     name = "lm-eval"
     title = "steer_path of lm-eval's model `steered`"
-    file = "steered.pt"
+    file, beside = "steered.pt", ".json"
     reader = "lm_eval"
     carries: ClassVar[Mapping[str, Verdict]] = {"Addition": EXACT, "Ablation": EXACT, "AffineEdit": EXACT}
     otherwise = Verdict("impossible", "it knows one direction per module")
-
-    def files(self, path: Path) -> tuple[Path, ...]:
-        """The file, and what is known of it."""
-        return path, path.with_name(f"{path.name}.json")
 
     def write(self, model: TransformerBridge, edit: Edit, path: Path, about: Mapping[str, Any]) -> None:
         """Write the file, and beside it what is known of it."""

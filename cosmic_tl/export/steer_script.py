@@ -10,12 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from cosmic_tl._util.files import write_atomically
-from cosmic_tl._util.sealed import write_sealed
-from cosmic_tl.errors import CosmicError
 from cosmic_tl.export.checkpoint import plain_model
 from cosmic_tl.export.formats import EDITS, EXACT, Format, Logits, Verdict
 from cosmic_tl.export.places import module_places
+from cosmic_tl.export.scripts import write_script
 from cosmic_tl.interventions.edits import Edit
 from cosmic_tl.model.load import TransformerBridge
 
@@ -50,7 +48,7 @@ def steer(model, file=Path(__file__).with_suffix(".safetensors")):
     def entering(module, args, kwargs):
         if args:
             return (edit(args[0]), *args[1:]), kwargs
-        return args, kwargs | {{"hidden_states": edit(kwargs["hidden_states"])}}
+        return args, kwargs | {"hidden_states": edit(kwargs["hidden_states"])}
 
     def leaving(module, args, output):
         return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
@@ -70,35 +68,19 @@ class SteerScript(Format):
 
     name = "steer.py"
     title = "a script of plain torch hooks, and its safetensors file"
-    file = "steer.py"
+    file, beside = "steer.py", ".safetensors"
     reader = "transformers"
     carries: ClassVar[Mapping[str, Verdict]] = dict.fromkeys(EDITS, EXACT)
     scopes = ("all", "prompt", "completion")
 
-    def files(self, path: Path) -> tuple[Path, ...]:
-        """The script, and its tensors."""
-        return path, path.with_suffix(".safetensors")
-
     def write(self, model: TransformerBridge, edit: Edit, path: Path, about: Mapping[str, Any]) -> None:
         """Write the script, and beside it its tensors."""
-        if path.suffix != ".py" or not path.stem.isidentifier():
-            raise CosmicError(f"out: found {path.name!r}; a script that can be imported is called steer.py, say")
         factors = {"left": edit.map.left, "right": edit.map.right, "offset": edit.map.offset}
-        write_sealed(
-            path.with_suffix(".safetensors"),
-            {name: factor.detach().cpu().float().contiguous() for name, factor in factors.items()},
-            {"format": "cosmic_tl/steer/1", **about},
-        )
         places = module_places(model, edit.points(int(model.cfg.n_layers)))
-        layer = about["applied_at_layer"]
-        title = f"{about['edit']} for {about['model']}, at {'every layer' if layer == 'all' else f'layer {layer}'}."
-        text = SCRIPT.format(
-            about=title.replace("\\", "/").replace('"', "'"),
-            stem=path.stem,
-            places=pformat(places, width=110).replace("'", '"'),
-            tokens=edit.tokens,
+        text = SCRIPT.replace("{places}", pformat(places, width=110).replace("'", '"')).replace(
+            "{tokens}", str(edit.tokens)
         )
-        write_atomically(path, text)
+        write_script(path, text, factors, about, "cosmic_tl/steer/1")
 
     @contextmanager
     def applied(self, path: Path, model: TransformerBridge) -> Iterator[Logits]:

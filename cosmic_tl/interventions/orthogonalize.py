@@ -162,8 +162,8 @@ def orthogonalize_weights(
     edited: dict[int, str] = {}
     with alone(model), track(len(chosen), "weights") as advance:
         with without_hooks(model):
-            rescaling = _rehearse(model, chosen, direction)
-        tied = _untie(model, chosen[0].writers) if layers is None else False
+            rescaling = rehearse(model, chosen, direction)
+        tied = untie(model, chosen[0].writers) if layers is None else False
         for one in chosen:
             for writer in one.writers:
                 if id(writer.parameter) not in edited:  # a block may be used twice
@@ -245,13 +245,23 @@ def _removed(one: Contribution, direction: Direction) -> Iterator[None]:
             parameter.data = data
 
 
-def _rehearse(model: TransformerBridge, chosen: Sequence[Contribution], direction: Direction) -> float:
+def rehearse(model: TransformerBridge, chosen: Sequence[Contribution], direction: Direction) -> float:
     """Check that removing the direction from each contribution's matrices ablates it there and does nothing else.
 
-    Each is tried on the stream of the unedited model, so that errors do not accumulate.
+    Each is tried on the stream of the unedited model, so that errors do not accumulate. The model is as before afterwards.
 
     Returns:
         The largest relative rescaling of the remainder by a norm.
+
+    Raises:
+        CosmicError: If it does anything else.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> model = load_model("demo", device="cpu")
+        >>> direction = Direction(torch.ones(128), torch.zeros(128), layer=3, position=-1)
+        >>> rehearse(model, contributions(model)[:3], direction)
+        0.0
     """
     batch = next(batches(model, [_PROBE], 1))
     sites = {(one.layer, site) for one in chosen for site in ("hook_resid_pre", one.site)}
@@ -282,8 +292,19 @@ def _rehearse(model: TransformerBridge, chosen: Sequence[Contribution], directio
     return rescaling
 
 
-def _untie(model: TransformerBridge, embeddings: Sequence[Writer]) -> bool:
-    """Give parameters that share an embedding's weights their own copy."""
+def untie(model: TransformerBridge, embeddings: Sequence[Writer]) -> bool:
+    """Give parameters that share an embedding's weights, such as the unembedding, their own copy.
+
+    Returns:
+        Whether there were any.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> model = load_model("demo", device="cpu")
+        >>> tables = contributions(model)[0].writers
+        >>> untie(model, tables), untie(model, tables)
+        (True, False)
+    """
     inner = model.original_model
     names = {id(writer.parameter): writer.name for writer in embeddings}
     copies: dict[int, torch.nn.Parameter] = {}
