@@ -100,8 +100,9 @@ def depth(fields: Mapping[str, Any], numbers: Mapping[int, Any]) -> int | None:
         (3, None)
     """
     count = fields.get(f"{ARCHITECTURE}.layer_count")
-    whole = isinstance(count, int) and bool(numbers) and min(numbers) == 1 and max(numbers) == len(numbers) == count
-    return count + 1 if whole else None
+    if not isinstance(count, int) or not numbers:
+        return None
+    return count + 1 if min(numbers) == 1 and max(numbers) == len(numbers) == count else None
 
 
 def read(path: Path, n_layers: int | None = None) -> ForeignVectors:
