@@ -166,6 +166,7 @@ def _llama(model: TransformerBridge, directions: Mapping[int, Tensor]) -> Iterat
             "reader: llama-cpp-python is not installed; pip install llama-cpp-python, or make test-llamacpp MODEL=….gguf"
         ) from error
     logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)
+    llama.llama_backend_init()
     loaded = llama.llama_model_load_from_file(str(path).encode(), llama.llama_model_default_params())
     if not loaded:
         raise CosmicError(
