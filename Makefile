@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= demo-run
 
-.PHONY: demo test test-real test-reliability fuzz lint docs linkcheck bench format clean
+.PHONY: demo test test-real test-llamacpp test-reliability fuzz lint docs linkcheck bench format clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -12,6 +12,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	# Modules are compiled when they are imported: most of these never are.
 	$(BIN)/python -m pip install --quiet --no-compile $(shell grep '^torch==' constraints.txt)
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev,docs]'
+	# It asks for transformers 4, and runs with 5.
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps $(shell grep '^steering-vectors==' constraints.txt)
 	touch $@
 
 demo: $(VENV)/.installed ## the main job on the embedded model
@@ -33,6 +35,11 @@ test-real: $(VENV)/.installed ## the toolkit on your model: MODEL=directory or h
 	# One process, which has the model once and all cores.
 	env -u OMP_NUM_THREADS $(if $(THREADS),OMP_NUM_THREADS=$(THREADS)) COSMIC_TL_REAL_MODEL="$(MODEL)" COSMIC_TL_REAL_PROMPTS="$(PROMPTS)" COSMIC_TL_REAL_N="$(N)" \
 		$(BIN)/python -m pytest tests/real -n0 --durations=10 $(ARGS)
+
+test-llamacpp: $(VENV)/.installed ## an exported control vector in llama.cpp itself: MODEL=file.gguf, ARGS=for pytest; builds llama-cpp-python
+	@test -f "$(MODEL)" || { echo 'Give a model: make test-llamacpp MODEL=path/to/model.gguf'; exit 2; }
+	$(BIN)/python -c 'import llama_cpp' 2>/dev/null || $(BIN)/python -m pip install --quiet 'llama-cpp-python>=0.3.17'
+	env -u OMP_NUM_THREADS COSMIC_TL_LLAMACPP_MODEL="$(MODEL)" $(BIN)/python -m pytest tests/llamacpp -n0 --durations=5 $(ARGS)
 
 test-reliability: $(VENV)/.installed ## a hundred stops of each command at random moments, and at its file operations; half an hour
 	OMP_NUM_THREADS=1 $(BIN)/python tests/reliability/kills.py --random 100 --operations 3 --writes 20 --together 5

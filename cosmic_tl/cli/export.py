@@ -77,9 +77,8 @@ def export(
         from cosmic_tl.export.names import format_table
 
         table = format_table()
-        print_frame(
-            table.pivot(index="format", columns="edit", values="status").loc[table.format.unique()].reset_index()
-        )
+        table["said"] = table.status + table["where"].where(table["where"] == "", " (" + table["where"] + ")")
+        print_frame(table.pivot(index="format", columns="edit", values="said").loc[table.format.unique()].reset_index())
         return
     if source.directory is None or to is None or out is None:
         raise CosmicError(

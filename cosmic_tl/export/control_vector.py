@@ -100,8 +100,9 @@ def depth(fields: Mapping[str, Any], numbers: Mapping[int, Any]) -> int | None:
         (3, None)
     """
     count = fields.get(f"{ARCHITECTURE}.layer_count")
-    whole = isinstance(count, int) and bool(numbers) and min(numbers) == 1 and max(numbers) == len(numbers) == count
-    return count + 1 if whole else None
+    if not isinstance(count, int) or not numbers:
+        return None
+    return count + 1 if min(numbers) == 1 and max(numbers) == len(numbers) == count else None
 
 
 def read(path: Path, n_layers: int | None = None) -> ForeignVectors:
@@ -165,6 +166,7 @@ def _llama(model: TransformerBridge, directions: Mapping[int, Tensor]) -> Iterat
             "reader: llama-cpp-python is not installed; pip install llama-cpp-python, or make test-llamacpp MODEL=….gguf"
         ) from error
     logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)
+    llama.llama_backend_init()
     loaded = llama.llama_model_load_from_file(str(path).encode(), llama.llama_model_default_params())
     if not loaded:
         raise CosmicError(
