@@ -20,9 +20,7 @@ class BiasFormat(WeightFormat):
 
     name = "bias"
     title = "a Hugging Face checkpoint with one bias changed"
-    carries: ClassVar[Mapping[str, Verdict]] = {
-        "Addition": Verdict("exact", where="layers from 1, in models whose MLPs have an output bias")
-    }
+    carries: ClassVar[Mapping[str, Verdict]] = {"Addition": Verdict("exact", where="layers from 1, with a bias")}
     otherwise = Verdict("impossible", "a bias adds the same vector to everything")
 
     def verdict_on(self, model: TransformerBridge, edit: Edit) -> Verdict:

@@ -15,7 +15,7 @@ from cosmic_tl.export.block_outputs import added, block_before
 from cosmic_tl.export.checkpoint import plain_model
 from cosmic_tl.export.control_vector import check_suffix
 from cosmic_tl.export.foreign import ForeignVectors, reading, sorted_out
-from cosmic_tl.export.formats import EXACT, Format, Logits, Verdict
+from cosmic_tl.export.formats import Format, Logits, Verdict
 from cosmic_tl.interventions.edits import Edit
 from cosmic_tl.model.load import TransformerBridge
 
@@ -42,7 +42,7 @@ class SteeringVectors(Format):
     title = "vector for the package steering-vectors (safetensors)"
     file = "steering_vector.safetensors"
     reader = "steering_vectors"
-    carries: ClassVar[Mapping[str, Verdict]] = {"Addition": EXACT}
+    carries: ClassVar[Mapping[str, Verdict]] = {"Addition": Verdict("exact", where="layers from 1")}
     otherwise = Verdict("impossible", "it is added to the stream, whatever is there")
 
     def write(self, model: TransformerBridge, edit: Edit, path: Path, about: Mapping[str, Any]) -> None:
