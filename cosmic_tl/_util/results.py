@@ -26,7 +26,7 @@ FIGURES = {
     "Cost": "costs.plot_cost",
     "CostCurves": "cost_curves.plot_cost_curves",
     "Effects": "effects.plot_refusal_rates",
-    "ExportCheck": "export_check.plot_export_check",
+    "ExportCheck": "exports.plot_export_check",
     "GeneratorChoices": "generators.plot_generators",
     "Independence": "independence.plot_independence",
     "LatentGuard": "guard.plot_guard",

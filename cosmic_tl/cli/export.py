@@ -99,7 +99,7 @@ def export(
     say(exported)
     if not check:
         return
-    from cosmic_tl.export.check_export import check_export
+    from cosmic_tl.export.checking import check_export
 
     stage("check")
     found = check_export(bridge, exported, prompts, chat=run.settings.chat, max_new_tokens=settings.max_new_tokens)

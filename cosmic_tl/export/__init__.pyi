@@ -1,4 +1,4 @@
-from .check_export import (
+from .checking import (
     ExportCheck as ExportCheck,
     check_export as check_export,
 )

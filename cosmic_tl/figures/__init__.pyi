@@ -34,7 +34,7 @@ from .export import (
     save_figure as save_figure,
     save_figures as save_figures,
 )
-from .export_check import (
+from .exports import (
     plot_export_check as plot_export_check,
 )
 from .generators import (

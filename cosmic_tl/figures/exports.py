@@ -3,7 +3,7 @@
 import plotly.graph_objects as go
 
 from cosmic_tl._util.border import checked
-from cosmic_tl.export.check_export import FACTOR, ExportCheck
+from cosmic_tl.export.checking import FACTOR, ExportCheck
 from cosmic_tl.figures.style import BLUE, GREEN, LINE, PALE, finish
 
 
