@@ -67,6 +67,9 @@ from .experiments.layer_similarity import (
 from .experiments.sweeps import (
     sweep as sweep,
 )
+from .experiments.two_models import (
+    compare_models as compare_models,
+)
 from .experiments.variants import (
     compare_variants as compare_variants,
 )

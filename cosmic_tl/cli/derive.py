@@ -31,7 +31,7 @@ FLAGS = {
 """Fields that have another name on the command line."""
 GROUPS = {
     "Run": ("directory", "prompt", "file"),
-    "Model": ("LoadOptions", "model"),
+    "Model": ("LoadOptions", "PairOptions", "model"),
     "Prompts": ("DataOptions", "n_test", "n_prompts", "n", "texts", "instructions"),
     "Chat": ("ChatFormat",),
     "Selection": ("CommonOptions", "selection"),
@@ -53,7 +53,19 @@ GROUPS = {
     "Map": ("CausalOptions", "plan"),
     "Search": ("SuffixOptions",),
     "Generation": ("Sampling", "DataOptions.seed", "max_new_tokens", "temperature", "n_samples", "seed", "batch_size"),
-    "Evaluation": ("phrases", "n_placebos", "null", "causal", "tasks", "limit", "num_fewshot", "chat", "task_folder"),
+    "Evaluation": (
+        "phrases",
+        "n_placebos",
+        "null",
+        "causal",
+        "tasks",
+        "limit",
+        "num_fewshot",
+        "chat",
+        "task_folder",
+        "direction",
+        "run",
+    ),
     "Judge": ("judge", "judge_model", "template", "base_url", "api_key_env", "concurrency", "requests_per_minute"),
     "Output": ("to", "out", "check", "list", "overwrite", "resume", "csv", "max_shard_size"),
 }

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cosmic_tl._util.files import settings_file
 from cosmic_tl._util.progress import LOADING, stage
 from cosmic_tl.cli.derive import Only, derived
-from cosmic_tl.cli.options import ModelOptions, RunOptions, check_paths
+from cosmic_tl.cli.options import ModelOptions, RunOptions, check_paths, read_documents, read_pairs
 from cosmic_tl.cli.output import print_frame, say, write_csv
-from cosmic_tl.data.readers import numbered_lines, read_rows
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.interventions.options import Mode
 from cosmic_tl.model.options import ChatFormat
@@ -132,18 +131,7 @@ def cost(
         alpha: Strength of the induction. By default the run's.
     """
     check_paths(texts=texts, instructions=instructions)
-    documents, pairs = None, None
-    if texts is not None:
-        documents = [*numbered_lines(texts, "texts").values()]
-    if instructions is not None:
-        pairs = []
-        for number, row in read_rows(instructions, "instructions").items():
-            instruction, response = row.get("instruction"), row.get("response")
-            if not (isinstance(instruction, str) and isinstance(response, str)):
-                raise CosmicError(
-                    f"instructions: line {number} of {str(instructions)!r} needs an instruction and a response; add them"
-                )
-            pairs.append((instruction, response))
+    documents, pairs = read_documents(texts), read_pairs(instructions)
     run = source.run
     _, negative = run.test_prompts(n_test)
     bridge, edits = _edits(source, alpha)

@@ -9,7 +9,7 @@ from cosmic_tl._util.files import check_resume, settings_file
 from cosmic_tl._util.progress import LOADING, stage
 from cosmic_tl.cli.derive import Only
 from cosmic_tl.errors import CosmicError
-from cosmic_tl.model.paths import check_model_path
+from cosmic_tl.model.paths import check_model_path, is_adapter
 
 if TYPE_CHECKING:
     from cosmic_tl.data.contrast_set import ContrastSet
@@ -48,6 +48,34 @@ def check_paths(csv: Path | None = None, resume: Path | None = None, **files: Pa
         raise CosmicError(f"csv: {str(csv)!r} is a folder; give a file")
 
 
+def read_documents(texts: Path | None) -> list[str] | None:
+    """The lines of a file of plain text, one document per line; None without a file."""
+    from cosmic_tl.data.readers import numbered_lines
+
+    return None if texts is None else [*numbered_lines(texts, "texts").values()]
+
+
+def read_pairs(instructions: Path | None) -> list[tuple[str, str]] | None:
+    """The pairs of a JSONL file with an instruction and a response per line; None without a file.
+
+    Raises:
+        CosmicError: If a line has no such texts.
+    """
+    from cosmic_tl.data.readers import read_rows
+
+    if instructions is None:
+        return None
+    pairs = []
+    for number, row in read_rows(instructions, "instructions").items():
+        instruction, response = row.get("instruction"), row.get("response")
+        if not (isinstance(instruction, str) and isinstance(response, str)):
+            raise CosmicError(
+                f"instructions: line {number} of {str(instructions)!r} needs an instruction and a response; add them"
+            )
+        pairs.append((instruction, response))
+    return pairs
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
     """Where and how a model is loaded."""
@@ -61,15 +89,20 @@ class LoadOptions:
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
 
-    def boot(self, name: str) -> "TransformerBridge":
-        """Load a model by its name or path."""
+    def boot(self, name: str, **more: Any) -> "TransformerBridge":
+        """Load a model by its name or path.
+
+        Args:
+            name: As for `load_model`.
+            **more: Further arguments of `load_model`, such as adapter.
+        """
         stage(LOADING)
         from cosmic_tl.model.load import load_model
 
         options: dict[str, Any] = {"trust_remote_code": True} if self.trust_remote_code else {}
         if self.device_map is not None:
             options["device_map"] = self.device_map
-        return load_model(name, device=self.device, dtype=self.dtype, **options)
+        return load_model(name, device=self.device, dtype=self.dtype, **options, **more)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +123,36 @@ class ModelOptions(LoadOptions):
             8
         """
         return self.boot(self.model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairOptions(LoadOptions):
+    """A model and an edit of it."""
+
+    base: str = field(metadata={"positional": True})
+    """The model before the edit: demo, demo-weak, a directory in Hugging Face format, a .gguf file, or a hub id."""
+    edited: str = field(metadata={"positional": True})
+    """The edited model: the same, or a folder with a PEFT adapter (such as a LoRA) of the base."""
+    base_tokenizer: bool = False
+    """Use the base's tokenizer and chat template for the edited model, whatever it comes with."""
+
+    def __post_init__(self) -> None:
+        check_model_path(self.base, "base")
+        if not is_adapter(self.edited):
+            check_model_path(self.edited, "edited")
+
+    def load(self) -> "tuple[TransformerBridge, TransformerBridge]":
+        """The base and the edited model, an adapter merged into it.
+
+        Example:
+            >>> [model.cfg.n_layers for model in PairOptions(base="demo", edited="demo-weak", device="cpu").load()]
+            [8, 8]
+        """
+        base = self.boot(self.base)
+        more = {"tokenizer": base.tokenizer} if self.base_tokenizer else {}
+        if is_adapter(self.edited):
+            return base, self.boot(self.base, adapter=self.edited, **more)
+        return base, self.boot(self.edited, **more)
 
 
 @dataclass(frozen=True)

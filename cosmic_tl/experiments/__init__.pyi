@@ -73,6 +73,9 @@ from .layer_similarity import (
     LayerSimilarity as LayerSimilarity,
     layer_similarities as layer_similarities,
 )
+from .model_comparison import (
+    ModelComparison as ModelComparison,
+)
 from .options import (
     CausalOptions as CausalOptions,
 )
@@ -83,6 +86,10 @@ from .ranks import (
 from .refine import (
     Refined as Refined,
     refine_direction as refine_direction,
+)
+from .removed_direction import (
+    RemovedDirection as RemovedDirection,
+    find_removed_direction as find_removed_direction,
 )
 from .sensitivity import (
     Sensitivity as Sensitivity,
@@ -95,6 +102,9 @@ from .smallest import (
 from .sweeps import (
     Sweep as Sweep,
     sweep as sweep,
+)
+from .two_models import (
+    compare_models as compare_models,
 )
 from .variants import (
     Variants as Variants,

@@ -17,7 +17,8 @@ import torch
 from cosmic_tl._util.border import checked
 from cosmic_tl._util.results import Result
 from cosmic_tl.errors import CosmicError
-from cosmic_tl.experiments.cost import BASELINE, named_interventions
+from cosmic_tl.experiments.cost import named_interventions
+from cosmic_tl.experiments.text_cost import BASELINE
 from cosmic_tl.generation.sampling import random_state_kept
 from cosmic_tl.interventions.edits import Interventions
 from cosmic_tl.interventions.steer import intervention_hooks

@@ -16,7 +16,8 @@ from cosmic_tl._util.displays import as_html
 from cosmic_tl._util.results import Result
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.errors import CosmicError
-from cosmic_tl.experiments.cost import BASELINE, named_interventions
+from cosmic_tl.experiments.cost import named_interventions
+from cosmic_tl.experiments.text_cost import BASELINE
 from cosmic_tl.generation.completions import answer_texts, new_tokens
 from cosmic_tl.generation.sampling import Sampling, describe_generation
 from cosmic_tl.interventions.edits import Interventions

@@ -1,6 +1,6 @@
 """What an edit costs: cross-entropy on text, instructions and the model's own answers, and KL on harmless prompts."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, nan
 from typing import Any
@@ -13,19 +13,16 @@ from cosmic_tl._util.border import checked
 from cosmic_tl._util.progress import track
 from cosmic_tl._util.results import Result
 from cosmic_tl.errors import CosmicError, check_texts
+from cosmic_tl.experiments.text_cost import BASELINE, Subjects, by_document, frame_of, pair_frame, text_frames
 from cosmic_tl.generation.completions import complete
 from cosmic_tl.interventions.edits import Interventions
 from cosmic_tl.interventions.steer import intervention_hooks
 from cosmic_tl.metrics.divergence import kl_divergence
-from cosmic_tl.metrics.likelihood import continuation_token_nats, tokenize_pairs
 from cosmic_tl.model.batching import batches
 from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.forward import next_token_logits
 from cosmic_tl.model.load import TransformerBridge
 
-BASELINE = "baseline"
-CONTEXT = 1024
-"""Tokens of a window of plain text, at most."""
 RESAMPLES = 2000
 """Bootstrap resamples of an interval."""
 
@@ -58,7 +55,7 @@ class Cost(Result):
         for (condition, measure), some in self.documents.groupby(["condition", "measure"], sort=False):
             tokens = some.tokens.to_numpy(float)
             baseline, edited = some.baseline.sum() / tokens.sum(), some.edited.sum() / tokens.sum()
-            low, high = _interval((some.edited - some.baseline).to_numpy(float), tokens, self.seed)
+            low, high = mean_interval((some.edited - some.baseline).to_numpy(float), tokens, self.seed)
             row: dict[str, Any] = {
                 "condition": condition,
                 "measure": measure,
@@ -79,10 +76,20 @@ def _exp(nats: float) -> float:
     return exp(nats) if nats < 700 else float("inf")
 
 
-def _interval(
-    totals: Float[np.ndarray, " document"], tokens: Float[np.ndarray, " document"], seed: int
+def mean_interval(
+    totals: Float[np.ndarray, " document"], tokens: Float[np.ndarray, " document"], seed: int = 0
 ) -> tuple[float, float]:
-    """95 % interval of `Σ totals / Σ tokens`, by the percentile bootstrap over documents."""
+    """95 % interval of `Σ totals / Σ tokens`, by the percentile bootstrap over documents; NaN for a single document.
+
+    Args:
+        totals: A sum over the tokens of each document.
+        tokens: How many tokens each has.
+        seed: Of the resampling.
+
+    Example:
+        >>> mean_interval(np.array([1.0, 1.0, 1.0]), np.array([2.0, 2.0, 2.0]))
+        (0.5, 0.5)
+    """
     from scipy.stats import bootstrap  # takes half a second to import
 
     if len(totals) < 2:
@@ -117,26 +124,6 @@ def named_interventions(interventions: Interventions | Mapping[str, Intervention
             f"interventions: {BASELINE!r} is the unedited model, measured in any case; choose another name"
         )
     return named
-
-
-def windows(tokens: Sequence[int], context: int, stride: int) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
-    """Cut a document into windows of `context` tokens, each predicting `stride` tokens from those before them.
-
-    Every token but the first is predicted once: the first window predicts all but its first, each further one the next
-    `stride`, from at least `context − stride` tokens.
-
-    Yields:
-        Tokens to read, and the tokens after them to predict.
-
-    Example:
-        >>> [(list(read), list(predicted)) for read, predicted in windows(range(7), context=4, stride=2)]
-        [([0], [1, 2, 3]), ([2, 3], [4, 5]), ([3, 4, 5], [6])]
-    """
-    end = min(context, len(tokens))
-    yield tokens[:1], tokens[1:end]
-    while end < len(tokens):
-        start, end = end, min(end + stride, len(tokens))
-        yield tokens[end - context : start], tokens[start:end]
 
 
 @checked
@@ -208,14 +195,10 @@ def measure_cost(
         raise CosmicError(f"{empty[0]}: found none; give at least one, or leave the argument out")
     for intervention in named.values():
         intervention_hooks(model, intervention)  # what does not fit fails before anything is measured
-    frames = []
-    if texts is not None:
-        frames.append(_texts(model, named, texts, context, stride, batch_size))
-    if instructions is not None:
-        asked, answers = [pair[0] for pair in instructions], [pair[1] for pair in instructions]
-        if blank := [i for i, answer in enumerate(answers) if not answer.strip()]:
-            raise CosmicError(f"instructions: response {blank[0]} is blank; remove the pair")
-        frames.append(_pairs(model, named, "instructions", asked, answers, chat, batch_size))
+    subjects: Subjects = {BASELINE: (model, ()), **{name: (model, edit) for name, edit in named.items()}}
+    frames = text_frames(
+        subjects, texts, instructions, chat=chat, context=context, stride=stride, batch_size=batch_size
+    )
     if prompts is not None:
         own = complete(
             model, prompts, (), chat=chat, max_new_tokens=max_new_tokens, batch_size=batch_size, label="own completions"
@@ -224,80 +207,9 @@ def measure_cost(
         if not spoken:
             raise CosmicError("prompts: the model completes each with nothing; give prompts that it answers")
         asked, answers = [prompts[i] for i in spoken], [own[i] for i in spoken]
-        frames.append(_pairs(model, named, "completions", asked, answers, chat, batch_size))
+        frames.append(pair_frame(subjects, "completions", asked, answers, chat, batch_size))
         frames.append(_divergences(model, named, prompts, chat, batch_size))
-    rows = pd.concat(frames).groupby(["condition", "measure", "document"], sort=False)
-    return Cost(rows.sum().reset_index(), seed)  # a text's windows are one document
-
-
-def _frame(
-    measure: str,
-    documents: Sequence[int],
-    tokens: Sequence[int],
-    baseline: Sequence[float],
-    edited: Mapping[str, Sequence[float]],
-) -> pd.DataFrame:
-    columns = {"measure": measure, "document": documents, "tokens": tokens, "baseline": baseline}
-    return pd.concat([pd.DataFrame({"condition": name, **columns, "edited": some}) for name, some in edited.items()])
-
-
-def _cross_entropies(
-    model: TransformerBridge,
-    named: Mapping[str, Interventions],
-    measure: str,
-    documents: Sequence[int],
-    heads: Sequence[Sequence[int]],
-    tails: Sequence[Sequence[int]],
-    batch_size: int | None,
-    plain_text: bool = False,
-) -> pd.DataFrame:
-    nats = {}
-    for name, edit in {BASELINE: (), **named}.items():
-        each = continuation_token_nats(
-            model, heads, tails, edit, batch_size=batch_size, plain_text=plain_text, label=f"{measure}, {name}"
-        )
-        nats[name] = [sum(some) for some in each]
-    return _frame(measure, documents, [len(tail) for tail in tails], nats.pop(BASELINE), nats)
-
-
-def _texts(
-    model: TransformerBridge,
-    named: Mapping[str, Interventions],
-    texts: Sequence[str],
-    context: int | None,
-    stride: int | None,
-    batch_size: int | None,
-) -> pd.DataFrame:
-    limit = int(model.cfg.n_ctx)
-    context = min(limit, CONTEXT) if context is None else context
-    if not 2 <= context <= limit:
-        raise CosmicError(f"context: found {context}; use 2 to {limit}, the model's context")
-    stride = context // 2 if stride is None else stride
-    if not 1 <= stride < context:
-        raise CosmicError(f"stride: found {stride}; use 1 to {context - 1}, so that each window has tokens to read")
-    tokenizer: Any = model.tokenizer
-    documents, heads, tails = [], [], []
-    for i, ids in enumerate(tokenizer(list(texts))["input_ids"]):
-        if len(ids) < 2:
-            raise CosmicError(f"texts: document {i} has nothing to predict; remove it")
-        for head, tail in windows(ids, context, stride):
-            documents.append(i)
-            heads.append(head)
-            tails.append(tail)
-    return _cross_entropies(model, named, "texts", documents, heads, tails, batch_size, plain_text=True)
-
-
-def _pairs(
-    model: TransformerBridge,
-    named: Mapping[str, Interventions],
-    measure: str,
-    asked: Sequence[str],
-    answers: Sequence[str],
-    chat: ChatFormat | None,
-    batch_size: int | None,
-) -> pd.DataFrame:
-    heads, tails = tokenize_pairs(model, asked, answers, chat)
-    return _cross_entropies(model, named, measure, range(len(tails)), heads, tails, batch_size)
+    return Cost(by_document(frames), seed)
 
 
 def _divergences(
@@ -318,4 +230,4 @@ def _divergences(
                 for row, nats in zip(batch.rows, divergence.tolist(), strict=True):
                     found[name][row] = nats
             advance(len(batch.rows))
-    return _frame("kl", range(len(rows)), [1] * len(rows), [0.0] * len(rows), found)
+    return frame_of("kl", range(len(rows)), [1] * len(rows), [0.0] * len(rows), found)

@@ -3,8 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import product
-from math import isnan
-from typing import Any, get_args
+from typing import Any
 
 import pandas as pd
 
@@ -13,18 +12,18 @@ from cosmic_tl._util.progress import each
 from cosmic_tl._util.results import Result
 from cosmic_tl.data.contrast_set import Prompts, Side, labels_of, sides_of
 from cosmic_tl.errors import CosmicError
+from cosmic_tl.experiments.answer_rows import answer_rows
 from cosmic_tl.experiments.conditions import REFUSAL, Condition, Row, Terms, standard_conditions, terms_of
 from cosmic_tl.experiments.known_rows import done_conditions
-from cosmic_tl.experiments.paired import TESTED, Paired, with_seed
+from cosmic_tl.experiments.paired import TESTED, Paired, mcnemar, with_seed
 from cosmic_tl.generation.completions import complete
 from cosmic_tl.generation.sampling import Sampling, describe_generation
-from cosmic_tl.judges.base import Judge, Verdict
-from cosmic_tl.judges.demo_grammar import check_completion
+from cosmic_tl.judges.base import Judge
 from cosmic_tl.judges.substring import SubstringJudge
-from cosmic_tl.metrics.fluency import garbled_share, mark_garbled, measure_fluency
+from cosmic_tl.metrics.fluency import garbled_share, mark_garbled
 from cosmic_tl.metrics.rates import Rate, rate
 from cosmic_tl.model.chat import ChatFormat
-from cosmic_tl.model.load import TransformerBridge, is_demo
+from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.selection.result import Selection
 
 
@@ -112,8 +111,6 @@ class Effects(Result):
             >>> (found.only_condition, found.only_against, round(found.p_value, 4))
             (0, 10, 0.002)
         """
-        from scipy.stats import binomtest  # takes half a second to import
-
         found = []
         seeds = [self._seeds(side, name) for name in (condition, against)]
         for first, second in product(*seeds):
@@ -121,11 +118,9 @@ class Effects(Result):
                 raise CosmicError(
                     f"condition: {condition} and {against} were not made on the same prompts, in one order"
                 )
-            one, other = (some.verdict.to_numpy() == "refusal" for some in (first, second))
-            alone = int((one & ~other).sum()), int((other & ~one).sum())
-            p = float(binomtest(alone[0], sum(alone)).pvalue) if sum(alone) else 1.0
+            one, other, p = mcnemar(*((some.verdict == "refusal").tolist() for some in (first, second)))
             n_seeds = max(map(len, seeds)) if max(map(len, seeds)) > 1 else 0
-            found.append(Paired(side, condition, against, len(first), *alone, p, n_seeds))
+            found.append(Paired(side, condition, against, len(first), one, other, p, n_seeds))
         return max(found, key=lambda one: one.p_value)
 
     def paired_table(self) -> pd.DataFrame:
@@ -293,26 +288,7 @@ def measure_effects(
             label=label,
             sampling=sampling,
         )
-        fluency = measure_fluency(model, asked, texts, chat=chat, batch_size=batch_size).to_dict("records")
-        verdicts = [found.verdict for found in judge(asked, texts)]
-        if unknown := set(verdicts).difference(get_args(Verdict)):
-            raise CosmicError(
-                f"judge: it says {min(unknown)!r}, and effects count refusals; judge the completions afterwards, with "
-                "`judged` and `rates_by`"
-            )
-        new = [
-            {
-                "side": condition.side,
-                "condition": condition.name,
-                "seed": condition.seed,
-                "prompt": prompt,
-                "completion": text,
-                "verdict": verdict,
-                **{name: None if isnan(value) else value for name, value in measured.items()},
-                **(check_completion(prompt, text) if is_demo(model) else {}),
-            }
-            for prompt, text, verdict, measured in zip(asked, texts, verdicts, fluency, strict=True)
-        ]
+        new = answer_rows(model, condition, asked, texts, judge, chat=chat, batch_size=batch_size)
         on_rows(new)
         rows += new
     frame = pd.DataFrame(rows)

@@ -1,6 +1,6 @@
 """Paired tests of two conditions on the same prompts, and what they are made on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -32,6 +32,31 @@ class Paired:
             f"{self.condition} against {self.against}: refused by one alone {self.only_condition} : {self.only_against} of "
             f"{self.n}, p = {self.p_value:.2g}{worst}"
         )
+
+
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int, float]:
+    """McNemar's exact test, two-sided, of two answers to the same yes-or-no questions.
+
+    Args:
+        first: One answer per question.
+        second: The other, in the same order.
+
+    Returns:
+        How many questions the first alone answers with yes, how many the second alone, and p.
+
+    Raises:
+        ValueError: If the numbers of answers differ.
+
+    Example:
+        >>> alone, other, p = mcnemar([True] * 10, [False] * 10)
+        >>> alone, other, round(p, 4)
+        (10, 0, 0.002)
+    """
+    from scipy.stats import binomtest  # takes half a second to import
+
+    pairs = list(zip(first, second, strict=True))
+    alone = sum(bool(one and not other) for one, other in pairs), sum(bool(other and not one) for one, other in pairs)
+    return *alone, float(binomtest(alone[0], sum(alone)).pvalue) if sum(alone) else 1.0
 
 
 TESTED: Mapping[Side, str] = {"positive": "removal", "negative": "induction"}

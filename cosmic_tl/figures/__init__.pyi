@@ -107,3 +107,7 @@ from .sweeps import (
     plot_sweep as plot_sweep,
     plot_two_rounds as plot_two_rounds,
 )
+from .two_models import (
+    plot_model_comparison as plot_model_comparison,
+    plot_removed_direction as plot_removed_direction,
+)

@@ -17,6 +17,7 @@ from transformer_lens.utilities.multi_gpu import resolve_device_map
 
 from cosmic_tl._util.border import checked
 from cosmic_tl.errors import CosmicError, first_line
+from cosmic_tl.model.adapters import check_adapter, merged
 from cosmic_tl.model.paths import GGUF, check_model_path
 from cosmic_tl.model.weights import CheckedReading, check_weights
 
@@ -81,6 +82,7 @@ def load_model(
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype | str = torch.float32,
+    adapter: str | Path | None = None,
     **boot_options: Any,
 ) -> TransformerBridge:
     """Load a chat model as a plain `TransformerBridge`, ready for inference.
@@ -91,13 +93,15 @@ def load_model(
             (`pip install 'cosmic_tl[gguf]'`); tokenizer and chat template come from the file.
         device: Device of the model. Defaults to TransformerLens's choice.
         dtype: A torch dtype or its name. Default float32.
+        adapter: Folder with a PEFT adapter of this model, such as a LoRA, which is merged into the weights. Needs the package
+            peft.
         **boot_options: Passed to `TransformerBridge.boot_transformers` (`device_map`, `n_devices`, `max_memory`,
             `revision`, `hf_model`, …). `trust_remote_code` is off unless given. `quantization_config`, such as
             `transformers.BitsAndBytesConfig(load_in_8bit=True)`, is passed to `transformers` and needs the quantizer's
             package.
 
     Raises:
-        CosmicError: If the dtype is unknown, the model cannot be loaded, or a required package is missing.
+        CosmicError: If the dtype is unknown, the model or the adapter cannot be loaded, or a required package is missing.
 
     Example:
         >>> model = load_model("demo", device="cpu")
@@ -110,13 +114,20 @@ def load_model(
         dtype = DTYPES[dtype]
     if "hf_model" not in boot_options:
         check_model_path(str(name_or_path))
+    if adapter is not None:
+        check_adapter(adapter)
+        if odd := {"hf_model", "quantization_config"} & set(boot_options):
+            raise CosmicError(f"adapter: cannot be merged with {min(odd)}; leave one of them out")
+        boot_options["adapter"] = adapter
     if device is not None:
         check_device(device)
     name = str(demo_path(str(name_or_path)) if str(name_or_path) in DEMOS else name_or_path)
     if not {"hf_model", "model_class"} & set(boot_options) and boot_options.get("load_weights", True):
         boot_options["model_class"] = CheckedReading
     try:
-        if "hf_model" not in boot_options and (name.endswith(GGUF) or "quantization_config" in boot_options):
+        if "hf_model" not in boot_options and (
+            name.endswith(GGUF) or {"quantization_config", "adapter"} & set(boot_options)
+        ):
             model = _boot_read(name, device, dtype, **boot_options)
         else:
             model = TransformerBridge.boot_transformers(name, device=device, dtype=dtype, **boot_options)
@@ -147,9 +158,10 @@ def _boot_read(
     max_memory: Any = None,
     offload_folder: str | None = None,
     quantization_config: Any = None,
+    adapter: str | Path | None = None,
     **boot_options: Any,
 ) -> TransformerBridge:
-    """Load models that `transformers` has to read first: GGUF files, and models that it quantizes."""
+    """Load models that `transformers` has to read first: GGUF files, models that it quantizes, and those with an adapter."""
     places, max_memory = resolve_device_map(n_devices, device_map, device, max_memory)
     reading: dict[str, Any] = {"dtype": dtype, "device_map": places}
     if places is not None:
@@ -176,6 +188,8 @@ def _boot_read(
             name, quantization_config=quantization_config, output_loading_info=True, **passed_on, **reading
         )
         check_weights(name, hf_model, loaded)
+    if adapter is not None:
+        hf_model = merged(hf_model, adapter)
     return TransformerBridge.boot_transformers(name, device=device, dtype=dtype, hf_model=hf_model, **boot_options)
 
 

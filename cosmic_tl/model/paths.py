@@ -9,11 +9,26 @@ GGUF = ".gguf"
 """Suffix of a file that holds a whole model: weights, configuration, tokenizer and chat template."""
 
 
-def check_model_path(name: str) -> None:
+ADAPTER = "adapter_config.json"
+"""What makes a folder a PEFT adapter."""
+
+
+def is_adapter(path: str | Path) -> bool:
+    """Whether a folder holds a PEFT adapter, such as a LoRA.
+
+    Example:
+        >>> is_adapter("no/such/folder")
+        False
+    """
+    return (Path(path) / ADAPTER).is_file()
+
+
+def check_model_path(name: str, argument: str = "model") -> None:
     """Check that a name that can only be a path leads to a model. Does not import torch.
 
     Args:
         name: A name or path of a model.
+        argument: What it is called in an error. Default "model".
 
     Raises:
         CosmicError: If there is nothing at the path, a directory without a model, or a file that is not GGUF.
@@ -26,14 +41,18 @@ def check_model_path(name: str) -> None:
     path = Path(name)
     if is_missing_path(name, (GGUF,)):
         raise CosmicError(
-            f"model: no file or directory {name!r}; give 'demo', 'demo-weak', a directory in Hugging Face format, "
+            f"{argument}: no file or directory {name!r}; give 'demo', 'demo-weak', a directory in Hugging Face format, "
             "a .gguf file, or a hub id"
         )
+    if is_adapter(path) and not (path / "config.json").is_file():
+        raise CosmicError(
+            f"{argument}: {name!r} holds an adapter and no model; load the model that it belongs to, with adapter={name!r}"
+        )
     if path.is_dir() and not any(path.glob("*config.json")):
-        raise CosmicError(f"model: {name!r} has no config.json; give a directory in Hugging Face format")
+        raise CosmicError(f"{argument}: {name!r} has no config.json; give a directory in Hugging Face format")
     if path.is_file():
         with path.open("rb") as file:
             if path.suffix != GGUF or file.read(4) != b"GGUF":
                 raise CosmicError(
-                    f"model: {name!r} is no GGUF file; give a .gguf file, or a directory in Hugging Face format"
+                    f"{argument}: {name!r} is no GGUF file; give a .gguf file, or a directory in Hugging Face format"
                 )

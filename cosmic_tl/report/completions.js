@@ -34,7 +34,7 @@ function card(row) {
   return made;
 }
 
-const looked = () => (form.condition.value ? [Number(form.condition.value)] : [0, 1, 2]);
+const looked = () => (form.condition.value ? [Number(form.condition.value)] : names.map((_, i) => i));
 
 function showMore() {
   list.append(...matching.slice(shown, shown + BATCH).map(card));

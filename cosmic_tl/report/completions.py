@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -20,8 +20,8 @@ BUDGET = 800_000
 NAMES = ("baseline", "steered", "random direction")
 
 
-def completion_rows(effects: Effects) -> list[dict[str, Any]]:
-    """One row per prompt: side, prompt, category, and, in the order of `CONDITIONS`, answers (text, verdict, garbled).
+def completion_rows(effects: Effects, conditions: Mapping[Side, Sequence[str]] = CONDITIONS) -> list[dict[str, Any]]:
+    """One row per prompt: side, prompt, category, and, in the order of the conditions, answers (text, verdict, garbled).
 
     Example:
         >>> import pandas as pd
@@ -31,7 +31,7 @@ def completion_rows(effects: Effects) -> list[dict[str, Any]]:
         [['No.', 'compliance', False], ['No.', 'compliance', False], ['No.', 'compliance', False]]
     """
     rows = []
-    for side, names in CONDITIONS.items():
+    for side, names in conditions.items():
         some = effects.completions[effects.completions.side == side]
         if "garbled" not in some:
             some = some.assign(garbled=False)
@@ -41,10 +41,10 @@ def completion_rows(effects: Effects) -> list[dict[str, Any]]:
             *(zip(one.completion, one.verdict, one.garbled.tolist(), strict=True) for one in (first, *others)),
             strict=True,
         )
-        for prompt, category, three in zip(first.prompt, categories, answers, strict=True):
+        for prompt, category, every in zip(first.prompt, categories, answers, strict=True):
             # A missing category is None, or NaN where a table was read from a file.
             named = category if isinstance(category, str) else ""
-            rows.append({"side": side, "prompt": prompt, "category": named, "answers": [list(one) for one in three]})
+            rows.append({"side": side, "prompt": prompt, "category": named, "answers": [list(one) for one in every]})
     return rows
 
 
@@ -74,26 +74,35 @@ def fitting(rows: list[dict[str, Any]], budget: int = BUDGET) -> list[dict[str, 
     return [rows[i] for i in sorted(kept)]
 
 
-def choices(effects: Effects, rows: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
+def choices(effects: Effects, rows: list[dict[str, Any]], names: Sequence[str] = NAMES) -> dict[str, dict[str, str]]:
     """The options of each filter, by value; no categories if no prompt has one.
 
     Args:
         effects: Their labels.
         rows: Those in the page.
+        names: What the conditions are called.
     """
     categories = sorted({row["category"] for row in rows} - {""})
     return {
         "side": {"": "both sides", **effects.terms.sides},
-        "condition": {"": "side by side", **{str(i): name for i, name in enumerate(NAMES)}},
+        "condition": {"": "side by side", **{str(i): name for i, name in enumerate(names)}},
         "verdict": {"": "any", **effects.terms.verdicts, "garbled": "garbled"},
         "category": {"": "any", **{name: name for name in categories}} if categories else {},
     }
 
 
-def browser(effects: Effects) -> dict[str, Any]:
-    """What the completions section is filled with: filters, the data for the page's script, and how many rows are left out."""
-    everything = completion_rows(effects)
+def browser(
+    effects: Effects, conditions: Mapping[Side, Sequence[str]] = CONDITIONS, names: Sequence[str] = NAMES
+) -> dict[str, Any]:
+    """What the completions section is filled with: filters, the data for the page's script, and how many rows are left out.
+
+    Args:
+        effects: Their completions.
+        conditions: Those shown side by side, for each side's prompts; the verdicts to filter by are those of the second.
+        names: What these are called.
+    """
+    everything = completion_rows(effects, conditions)
     rows = fitting(everything)
     terms = effects.terms
-    data = {"names": NAMES, "sides": dict(terms.sides), "verdicts": dict(terms.verdicts), "rows": rows}
-    return {"options": choices(effects, rows), "completions": data, "left_out": len(everything) - len(rows)}
+    data = {"names": list(names), "sides": dict(terms.sides), "verdicts": dict(terms.verdicts), "rows": rows}
+    return {"options": choices(effects, rows, names), "completions": data, "left_out": len(everything) - len(rows)}

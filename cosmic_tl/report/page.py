@@ -1,6 +1,5 @@
 """The report of a run: the answer first, then figures, how the direction was chosen, completions, and how to repeat it."""
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +23,7 @@ from cosmic_tl.figures.stability import plot_stability
 from cosmic_tl.generation.sampling import generation_sentence
 from cosmic_tl.metrics.rates import Rate
 from cosmic_tl.report.completions import CONDITIONS, browser
-from cosmic_tl.report.parts import in_percent, render, spread, strongest_places, table
+from cosmic_tl.report.parts import flat_settings, in_percent, render, spread, strongest_places, table
 from cosmic_tl.report.pictures import Picture
 from cosmic_tl.selection.result import Selection
 from cosmic_tl.selection.scores import parts
@@ -93,16 +92,6 @@ def _tests(effects: Effects) -> pd.DataFrame:
             "seeds": tests.seeds,
         }
     )
-
-
-def _flat(settings: dict[str, Any], above: str = "") -> list[tuple[str, str]]:
-    found = []
-    for name, value in settings.items():
-        if isinstance(value, dict) and value:
-            found += _flat(value, f"{above}{name}.")
-        else:
-            found.append((above + name, json.dumps(value, ensure_ascii=False)))
-    return found
 
 
 def write_report(
@@ -185,7 +174,7 @@ def write_report(
         tests=table(_tests(effects), "Paired tests"),
         causal=causal,
         strongest={} if causal is None else strongest_places(causal),
-        settings=table(pd.DataFrame(_flat(settings), columns=["setting", "value"]), "Settings and versions"),
+        settings=table(pd.DataFrame(flat_settings(settings), columns=["setting", "value"]), "Settings and versions"),
         command=command,
         version=settings.get("versions", {}).get("cosmic_tl", ""),
         **browser(effects),

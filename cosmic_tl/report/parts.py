@@ -1,5 +1,6 @@
 """What the pages share: their templates, and tables as the templates take them."""
 
+import json
 import re
 from base64 import b64encode
 from dataclasses import dataclass
@@ -82,6 +83,22 @@ def in_percent(frame: pd.DataFrame) -> pd.DataFrame:
     others = [name for name in frame if re.search("entropy|alpha|score", str(name))]
     shares = frame.drop(columns=others).select_dtypes(float).columns
     return frame.assign(**{name: frame[name].map("{:.0%}".format, na_action="ignore") for name in shares})
+
+
+def flat_settings(settings: dict[str, Any], above: str = "") -> list[tuple[str, str]]:
+    """Nested settings as names with dots, and their values as JSON.
+
+    Example:
+        >>> flat_settings({"chat": {"system": None}, "n": 2})
+        [('chat.system', 'null'), ('n', '2')]
+    """
+    found = []
+    for name, value in settings.items():
+        if isinstance(value, dict) and value:
+            found += flat_settings(value, f"{above}{name}.")
+        else:
+            found.append((above + name, json.dumps(value, ensure_ascii=False)))
+    return found
 
 
 def spread(values: "pd.Series[float]", unit: str) -> str:

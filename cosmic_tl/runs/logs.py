@@ -113,6 +113,27 @@ class ProductLog(_Log[ScoreKey, Tensor]):
         }
 
 
+class PartLog(_Log[str, list[dict[str, Any]]]):
+    """Finished parts of a longer work by name, each with its rows.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     PartLog(Path(folder) / "a.jsonl")["divergences"] = [{"first": 0.5}]
+        ...     dict(PartLog(Path(folder) / "a.jsonl"))
+        {'divergences': [{'first': 0.5}]}
+    """
+
+    def _read(self, row: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
+        part, rows = row["part"], row["rows"]
+        if not isinstance(part, str) or not isinstance(rows, list) or not all(isinstance(one, dict) for one in rows):
+            raise TypeError(f"{part!r}: it has no rows")
+        return part, rows
+
+    def _row(self, key: str, value: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"part": key, "rows": value}
+
+
 class SizeLog(_Log[tuple[str, int], int]):
     """Rows per pass by device and length of the prompts in tokens; fewer once memory has run out.
 

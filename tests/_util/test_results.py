@@ -131,6 +131,12 @@ MAKE = {
         n_placebos=1,
     ),
     "Cost": lambda demo, prompts, selection: ct.measure_cost(demo, {"removal": selection.removal()}, texts=TEXTS),
+    "ModelComparison": lambda demo, prompts, selection: ct.compare_models(
+        demo, demo, prompts, selection.removal(), n=2, max_new_tokens=4, texts=TEXTS, direction=selection.direction
+    ),
+    "RemovedDirection": lambda demo, prompts, selection: ct.experiments.find_removed_direction(
+        demo, ct.load_model("demo-weak", device="cpu"), selection.direction
+    ),
     "Effects": lambda demo, prompts, selection: ct.measure_effects(demo, prompts, selection, n=2, max_new_tokens=4),
     "ExportCheck": lambda demo, prompts, selection: ct.export.ExportCheck(
         pd.DataFrame([{"prompt": "hello", "difference": 1e-5, "same_completion": True, "control": 0.4}]),
