@@ -83,7 +83,7 @@ class ExportCheck(Result):
         )
 
     def _lines(self) -> list[str]:
-        return [self.sentence]
+        return [f"ExportCheck: {self.sentence}"]
 
 
 @checked

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.export.bias import BiasFormat
 from cosmic_tl.export.checkpoint_format import CheckpointFormat
 from cosmic_tl.export.control_vector import ControlVector
@@ -36,6 +37,7 @@ FORMATS: Mapping[str, Format] = {one.name: one for one in _ALL}
 """Name to format. Where one cannot carry an edit, the first of them that can is named."""
 
 
+@checked
 def format_table() -> pd.DataFrame:
     """One row per format and kind of edit: whether the edit goes there exactly, and if not, why.
 

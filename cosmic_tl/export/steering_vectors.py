@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from cosmic_tl._util.border import checked
 from cosmic_tl._util.sealed import read_sealed, write_sealed
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.export.block_outputs import added, block_before
@@ -60,6 +61,7 @@ class SteeringVectors(Format):
             yield lambda ids, _: plain(ids).logits
 
 
+@checked
 def to_steering_vector(path: str | Path) -> Any:
     """A `steering_vectors.SteeringVector` from a file that was exported for it.
 
