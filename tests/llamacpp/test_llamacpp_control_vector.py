@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from cosmic_tl import Addition, load_prompts, mean_activations
-from cosmic_tl.directions import difference_in_means
+from cosmic_tl.directions.difference_in_means import difference_in_means
 from cosmic_tl.export import check_export, export_edit
 
 N = 8
