@@ -7,12 +7,16 @@ import sys
 
 import pytest
 import torch
+from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
+from lm_eval.models.hf_steered import SteeredModel
+from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM
 
-from cosmic_tl import Addition, ChatFormat, CosmicError, Direction, complete, load_model, steering
+from cosmic_tl import Addition, AffineEdit, ChatFormat, CosmicError, Direction, complete, load_model, steering
 from cosmic_tl.experiments.capability import measure_capability
 from cosmic_tl.experiments.harness import BridgeLM
+from cosmic_tl.export import export_edit
 from cosmic_tl.model.load import demo_path
 from scripts.demo_model import grammar
 from scripts.demo_model.corpus import split_tasks, word_task
@@ -291,3 +295,23 @@ def test_says_which_extra_is_missing(demo, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval.models.huggingface", None)
     with pytest.raises(CosmicError, match=r"cosmic_tl\[capability\]"):
         measure_capability(demo, ["harm"])
+
+
+def test_an_exported_edit_scores_a_task_in_lm_eval_as_it_does_here(demo, tasks, offline, tmp_path):
+    generator = torch.Generator().manual_seed(1)
+    vector, reference = 8 * torch.randn(2, 128, generator=generator)
+    edit = AffineEdit(Direction(vector, reference, layer=3, position=-1), alpha=0.5)
+    path = export_edit(demo, edit, "lm-eval", tmp_path / "steered.pt").path
+    files = {"pretrained": str(demo_path()), "steer_path": str(path)}
+    steered = SteeredModel(**files, device="cpu", dtype="float32", batch_size=8)  # the files have half precision
+    plain = {"tasks": ["harm", "rolled"], "task_manager": TaskManager(include_path=str(tasks), include_defaults=False)}
+    found = [
+        simple_evaluate(model=lm, log_samples=True, bootstrap_iters=0, **plain)
+        for lm in (steered, BridgeLM(demo, edit), BridgeLM(demo))
+    ]
+    scores = [[one["results"]["harm"]["acc,none"], one["results"]["rolled"]["word_perplexity,none"]] for one in found]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-4) and scores[0] != pytest.approx(scores[2], rel=1e-2)
+    likelihoods = [[float(r[0]) for row in one["samples"]["harm"] for r in row["filtered_resps"]] for one in found]
+    assert len(likelihoods[0]) == 4 * N_ITEMS
+    assert likelihoods[0] == pytest.approx(likelihoods[1], abs=1e-3)
+    assert max(abs(a - b) for a, b in zip(likelihoods[0], likelihoods[2], strict=True)) > 1
