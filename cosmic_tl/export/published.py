@@ -128,7 +128,7 @@ def _place(beside: Path) -> tuple[int, int]:
         check_whole_number("pos", position)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CosmicError(
-            f"file: {str(beside)!r} has no layer and pos ({first_line(error)}); mend or remove it"
+            f"file: {str(beside)!r} has no layer and pos ({first_line(error)}); fix or remove it"
         ) from error
     return layer, position
 
