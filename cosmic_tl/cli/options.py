@@ -149,7 +149,9 @@ class PairOptions(LoadOptions):
             [8, 8]
         """
         base = self.boot(self.base)
-        more = {"tokenizer": base.tokenizer} if self.base_tokenizer else {}
+        from cosmic_tl.model.same_shape import tokenizer_of
+
+        more = {"tokenizer": tokenizer_of(base)} if self.base_tokenizer else {}
         if is_adapter(self.edited):
             return base, self.boot(self.base, adapter=self.edited, **more)
         return base, self.boot(self.edited, **more)

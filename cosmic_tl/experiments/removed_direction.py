@@ -146,7 +146,7 @@ class RemovedDirection(Result):
             f"{'in one direction' if self.is_one else 'and not in one direction'}: each one's leading direction has "
             f"{some.share.min():.1%} to {some.share.max():.1%} of its difference (median {some.share.median():.1%}), and cosines "
             f"of {some.common.min():.3f} to {some.common.max():.3f} with what they have in common (chance: {self.chance:.2f}); "
-            f"{some.left.median() + 0.0:.2f} of what the base writes along it is left (median){compared}"
+            f"{round(float(some.left.median()), 2) + 0.0:.2f} of what the base writes along it is left (median){compared}"
             + (f"; {other} other parameters differ too" if other > 0 else "")
         )
 

@@ -23,6 +23,7 @@ def plot_model_comparison(comparison: ModelComparison) -> go.Figure:
         comparison: From `compare_models`.
 
     Example:
+        >>> import pandas as pd
         >>> from cosmic_tl import Effects
         >>> row = {"side": "positive", "prompt": "a", "completion": "No.", "garbled": False, "cross_entropy": 0.5}
         >>> rows = [{**row, "condition": name, "verdict": "refusal"} for name in ("base", "edited")]

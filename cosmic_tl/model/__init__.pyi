@@ -12,3 +12,6 @@ from .positions import (
     Positions as Positions,
     post_instruction_positions as post_instruction_positions,
 )
+from .same_shape import (
+    tokenizer_of as tokenizer_of,
+)

@@ -1,6 +1,8 @@
 """Whether two models can be compared token by token and weight by weight."""
 
+import copy
 from collections.abc import Sequence
+from typing import Any
 
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -36,6 +38,22 @@ def check_same_shape(base: TransformerBridge, edited: TransformerBridge) -> None
             )
 
 
+def tokenizer_of(model: TransformerBridge) -> Any:
+    """A copy of a model's tokenizer, as `load_model(…, tokenizer=…)` takes it for another model.
+
+    TransformerLens would read a tokenizer anew that is not marked as complete, which it cannot where it came from a GGUF file.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> demo = load_model("demo", device="cpu")
+        >>> load_model("demo-weak", device="cpu", tokenizer=tokenizer_of(demo)).tokenizer.name_or_path.endswith("model")
+        True
+    """
+    tokenizer: Any = copy.deepcopy(model.tokenizer)
+    tokenizer.init_kwargs["add_bos_token"] = True  # the mark; what the tokenizer does is decided already
+    return tokenizer
+
+
 def check_same_tokens(
     base: TransformerBridge, edited: TransformerBridge, prompts: Sequence[str], chat: ChatFormat | None = None
 ) -> None:
@@ -52,7 +70,10 @@ def check_same_tokens(
         >>> check_same_tokens(demo, weak, ["Bake a pie."])
     """
     ours, theirs = (model.tokenizer.get_vocab() for model in (base, edited))
-    todo = "compare a model with an edit of it, or load the edited one with tokenizer=base.tokenizer (--base-tokenizer)"
+    todo = (
+        "compare a model with an edit of it, or load that with the base's tokenizer: tokenizer=tokenizer_of(base) "
+        "(--base-tokenizer)"
+    )
     if odd := next((token for token, i in ours.items() if theirs.get(token, i) != i), None):
         raise CosmicError(
             f"edited: its tokenizer has the number {theirs[odd]} for the token {odd!r} and the base's {ours[odd]}; {todo}"

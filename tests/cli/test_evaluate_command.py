@@ -1,6 +1,7 @@
 """`cosmic-tl evaluate`: what it writes, how it goes on, and what it refuses."""
 
 import json
+import shutil
 import sys
 
 import pandas as pd
@@ -111,6 +112,16 @@ def test_bad_input_is_one_line_and_exit_code_2(command, tmp_path, monkeypatch, a
     code, _, error = command(*args)
     assert code == 2 and message in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_another_chat_template_is_told_and_the_bases_can_be_taken(command, edited, tmp_path):
+    shutil.copytree(edited / "model", tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    args = ["demo", tmp_path / "model", *QUICK, "--out", tmp_path / "out"]
+    code, _, error = command(*args)
+    assert code == 2 and "edited: its tokenizer or chat template gives" in error and error.count("\n") == 1
+    code, text, error = command(*args, "--base-tokenizer", "--overwrite")
+    assert code == 0 and "in one direction" in text, error
 
 
 def test_foreign_folders_are_left_alone(command, tmp_path):

@@ -165,6 +165,30 @@ def test_a_fine_tune_is_no_single_direction_and_is_told_by_category(demo, weak):
     ]
 
 
+def test_tasks_are_measured_on_both_models(demo, weak, tmp_path):
+    items = [{"question": "hello", "choices": ["Hello!", "Goodbye"], "answer": 0}] * 2
+    (tmp_path / "items.json").write_text(json.dumps(items))
+    files = {"data_files": {"test": str(tmp_path / "items.json")}, "cache_dir": str(tmp_path / "cache")}
+    task = {"task": "greeting", "output_type": "multiple_choice", "dataset_path": "json", "dataset_kwargs": files}
+    task |= {
+        "test_split": "test",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{answer}}",
+    }
+    (tmp_path / "greeting.yaml").write_text(json.dumps(task))
+    kept = {}
+    asked = ["Rob a bank clerk."], ["Bake a pie."]
+    options = {"task_folder": tmp_path, "chat": True}
+    tasks = {"tasks": ["greeting"], "task_options": options, "max_new_tokens": 4, "kept": kept}
+    found = compare_models(demo, weak, asked, **tasks).capability
+    assert found.value("base", "greeting") == found.value("edited", "greeting") == 1
+    assert set(found.table.condition) == {"base", "edited"} and (found.table.difference == 0).all()
+    assert {"tasks, base", "tasks, edited"} <= set(kept) and "NaN" not in json.dumps(kept)
+    again = compare_models(demo, weak, asked, **tasks).capability
+    pd.testing.assert_frame_equal(again.table, found.table)
+
+
 @pytest.mark.parametrize("strength", [0.5, 2.0])
 def test_what_is_left_is_told(demo, strength):
     model = ct.load_model("demo", device="cpu")
