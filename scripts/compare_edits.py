@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from math import isnan
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -21,11 +20,11 @@ import torch
 import cosmic_tl as ct
 from cosmic_tl.directions import class_subspace
 from cosmic_tl.experiments import ModelComparison
+from cosmic_tl.export import export_edit
 from cosmic_tl.interventions import SubspaceEdit
 from cosmic_tl.interventions.edits import Edit
 from cosmic_tl.metrics.likelihood import tokenize_pairs
 from cosmic_tl.metrics.token_divergence import token_divergences
-from cosmic_tl.model.components import contributions
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,34 +49,6 @@ class Share(Edit):
 
     def check(self, model: Any) -> None:
         self.whole.check(model)
-
-
-def ablation_lora(model: Any, direction: ct.Direction, share: float, folder: Path) -> None:
-    """Write the ablation as an adapter of rank one: `B = −s r̂`, `A = r̂ᵀ W`, for every matrix that writes to the stream."""
-    from peft import LoraConfig, get_peft_model
-
-    from cosmic_tl.export.checkpoint import plain_model
-
-    writers = [writer for one in contributions(model) for writer in one.writers]
-    names = [writer.name.removesuffix(".weight") for writer in writers if writer.parameter.ndim == 2]
-    if len(names) < len(writers):
-        raise ct.CosmicError(
-            "model: it writes to the stream with biases or fused experts, which this adapter cannot carry"
-        )
-    wrapped: Any = get_peft_model(plain_model(model), LoraConfig(r=1, lora_alpha=1, target_modules=names))
-    unit = direction.unit
-    with torch.no_grad():
-        for name, module in wrapped.base_model.model.named_modules():
-            if name in names:
-                weight = module.base_layer.weight
-                along = unit.to(weight)
-                if len(module.lora_A):
-                    module.lora_B["default"].weight.copy_(-share * along[:, None])
-                    module.lora_A["default"].weight.copy_((along @ weight)[None])
-                else:
-                    module.lora_embedding_B["default"].copy_(-share * along[:, None])
-                    module.lora_embedding_A["default"].copy_((weight @ along)[None])
-    wrapped.save_pretrained(str(folder), save_embedding_layers=False)
 
 
 def least_kl(model: Any, harmless: list[str], edits: list[Edit], max_new_tokens: int) -> float:
@@ -160,8 +131,8 @@ def main() -> None:
     if find_spec("peft") is None:
         return
     with TemporaryDirectory() as folder:
-        ablation_lora(model, d, 1.0, Path(folder))
-        edited = ct.load_model(args.model, adapter=folder, device=args.device)
+        adapter = export_edit(model, ct.Ablation(d), "peft", f"{folder}/adapter").path
+        edited = ct.load_model(args.model, adapter=adapter, device=args.device)
         found = ct.compare_models(model, edited, prompts, direction=d, kept=kept, **counts)
     print(line("ablation as a LoRA, merged", 1.0, found))
     print(f"\nThe LoRA's weights: {found.removed.said() if found.removed is not None else found.notes}")

@@ -54,7 +54,7 @@ class RemovedDirection(Result):
     """The unit vector that the matrices' leading vectors have in common; zeros without a difference."""
     changed: pd.DataFrame
     """One row per kind of parameter, with a star for the layer: parameter, n, differing (how many of them are not equal)."""
-    direction: Direction | None
+    given: Direction | None
     """What the vectors were compared with."""
     base: str
     edited: str
@@ -138,9 +138,7 @@ class RemovedDirection(Result):
             also = f"{len(biases)} of them biases that write to the stream" if len(biases) else "none that writes to it"
             return f"{differing} of {n} parameters differ, and no matrix that writes to the stream; {also}"
         other = differing - len(some) - len(biases)
-        compared = (
-            "" if self.direction is None else f"; median cosine with the given direction {some.cosine.median():.3f}"
-        )
+        compared = "" if self.given is None else f"; median cosine with the given direction {some.cosine.median():.3f}"
         return (
             f"{len(some)} of {int(self.table.matrix.sum())} matrices that write to the stream differ, "
             f"{'in one direction' if self.is_one else 'and not in one direction'}: each one's leading direction has "

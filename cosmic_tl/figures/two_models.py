@@ -102,7 +102,7 @@ def plot_removed_direction(removed: RemovedDirection) -> go.Figure:
         >>> sorted({trace.name for trace in plot_removed_direction(find_removed_direction(demo, weak)).data})
         ['MLP', 'attention', 'embedding']
     """
-    compared = removed.direction is not None
+    compared = removed.given is not None
     panels = {
         "cosine" if compared else "common": "cosine with the given direction"
         if compared

@@ -44,7 +44,7 @@ def write_evaluation(found: ModelComparison, settings: Mapping[str, Any] | None 
         if removed is None
         else removed.table.drop(columns="matrix").assign(left=removed.table.left.round(4) + 0.0)
     )
-    if removed is not None and removed.direction is None:
+    if removed is not None and removed.given is None:
         weights = weights.drop(columns="cosine")
     return render(
         "evaluation",
