@@ -38,7 +38,7 @@ def edits(model, layer=1, **options):
     }
 
 
-@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize("layer", [0, 2])
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma3_text", "olmo2", "mixtral"])
 def test_whatever_the_table_calls_exact_is_the_same_edit_in_its_reader(model_type, layer, save_model, tmp_path):
     model = load_model(save_model(tmp_path / "model", model_type), device="cpu")
@@ -54,7 +54,9 @@ def test_whatever_the_table_calls_exact_is_the_same_edit_in_its_reader(model_typ
             ):
                 export_edit(model, edit, to, tmp_path / "nowhere.safetensors")
             continue
-        found = check_export(model, export_edit(model, edit, to, tmp_path / f"{kind}_{file}"), ["hello", "who are you"])
+        found = check_export(
+            model, export_edit(model, edit, to, tmp_path / f"{kind}_{file}"), ["hello", "who are you"], max_new_tokens=6
+        )
         assert found.passed, (to, kind, found)
         assert found.table.control.max() > 1e-2
         checked += 1
