@@ -7,7 +7,9 @@ one column of a paper. Panels that would become too narrow are arranged in fewer
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from math import ceil
+from typing import Any
 
 import plotly.graph_objects as go
 from plotly.graph_objects import Figure as Figure
@@ -82,9 +84,26 @@ def lay_out(figure: go.Figure, size: Size, asked: PanelLayout | None = None, con
         True
     """
     asked = asked or PanelLayout(**figure.layout.meta[META])
-    figure.update_layout(meta=(figure.layout.meta or {}) | {META: asdict(asked)})
-    _Placing(figure, size, asked, controls).apply()
+    placing = _Placing(figure, size, asked, controls)
+    placing.apply()
+    # At once, since Plotly takes a millisecond for every property that is set in a figure.
+    figure.layout = placing.layout
     return figure
+
+
+def _text(title: dict[str, Any] | None) -> str:
+    return (title or {}).get("text") or ""
+
+
+def _set(node: dict[str, Any], **changes: Any) -> None:
+    """Set entries of a dict and of those in it; None removes one."""
+    for name, value in changes.items():
+        if value is None:
+            node.pop(name, None)
+        elif isinstance(value, dict):
+            _set(node.setdefault(name, {}), **value)
+        else:
+            node[name] = value
 
 
 @dataclass(frozen=True)
@@ -108,21 +127,23 @@ class _Placing:
     """One figure while it is being laid out."""
 
     def __init__(self, figure: go.Figure, size: Size, asked: PanelLayout, controls: bool) -> None:
-        self.figure, self.layout, self.asked = figure, figure.layout, asked
+        self.figure, self.asked = figure, asked
+        self.layout: dict[str, Any] = figure.layout.to_plotly_json()
+        self.layout["meta"] = self.layout.get("meta", {}) | {META: asdict(asked)}
         self.width, self.em = size.width, size.font
         self.controls = asked.controls * self.em if controls else 0.0
-        axes = [str(name) for name in figure.layout if re.fullmatch(r"xaxis\d*", str(name))]
+        axes = [name for name in self.layout if re.fullmatch(r"xaxis\d*", name)]
         self.axes = [name.removeprefix("xaxis") for name in sorted(axes, key=lambda name: (len(name), name))] or [""]
         self.bars = [trace for trace in figure.data if trace.type == "heatmap" and trace.showscale is not False]
         self.own_bars = len(self.bars) == len(self.axes)
-        self.notes = {note.name: note for note in self.layout.annotations if note.name}
+        self.notes = {note["name"]: note for note in self.layout.get("annotations", ()) if note.get("name")}
         self.labels = max(map(self._label_width, self.axes))
         self.columns = self._columns()
         self.rows = ceil(len(self.axes) / self.columns)
 
     def _label_width(self, axis: str) -> float:
         """Of the widest label of a vertical axis, with its tick."""
-        found = list(self.layout[f"yaxis{axis}"].ticktext or ())
+        found = list(self.layout.get(f"yaxis{axis}", {}).get("ticktext", ()))
         for trace in self.figure.data:
             if not found and (trace.yaxis or "y") == f"y{axis}" and trace.y is not None:
                 found = [value for value in trace.y if isinstance(value, str)]
@@ -159,7 +180,7 @@ class _Placing:
         return panel + self.columns >= len(self.axes)
 
     def _titles(self, letter: str, axes: Sequence[str]) -> list[str]:
-        return [text for axis in axes if (text := self.layout[f"{letter}axis{axis}"].title.text)]
+        return [text for axis in axes if (text := _text(self.layout.get(f"{letter}axis{axis}", {}).get("title")))]
 
     def apply(self) -> None:
         title, legend = self._title_lines()
@@ -171,7 +192,8 @@ class _Placing:
             boxes[-1].y + boxes[0].height - boxes[0].y,
         )
         height = round(bottom + 0.3 * self.em + self.controls)
-        self.figure.update_layout(
+        _set(
+            self.layout,
             width=self.width,
             height=height,
             font={"size": self.em},
@@ -185,9 +207,8 @@ class _Placing:
         across, up = self._axis_titles(boxes[0].width)
         if self.asked.span:
             step = self._step(boxes[0].width)
-            self.figure.update_xaxes(dtick=step)
-            if self.asked.square:
-                self.figure.update_yaxes(dtick=step)
+            for axis, letter in product(self.axes, "xy" if self.asked.square else "x"):
+                _set(self.layout, **{f"{letter}axis{axis}": {"dtick": step}})
         for panel, axis in enumerate(self.axes):
             row, column = divmod(panel, self.columns)
             box, low = boxes[panel], self._lowest(panel)
@@ -196,27 +217,27 @@ class _Placing:
             ends = [inner.up(box.y + box.height), inner.up(box.y)]
             self._axis(f"yaxis{axis}", ends, up[row] if column == 0 else "", column == 0 or self.asked.own_labels)
             if (note := self.notes.get(f"panel {panel}")) is not None:
-                note.update(xref="paper", x=inner.across(box.x + box.width / 2), xanchor="center", align="center")
-                note.update(yref="paper", y=inner.up(box.y), yanchor="bottom", showarrow=False, font={"size": self.em})
+                _set(note, xref="paper", x=inner.across(box.x + box.width / 2), xanchor="center", align="center")
+                _set(note, yref="paper", y=inner.up(box.y), yanchor="bottom", showarrow=False, font={"size": self.em})
             if self.own_bars:
                 self._bar(panel, inner, box)
         if self.bars and not self.own_bars:
             self._bar(-1, inner, inner)
         self._markers(boxes[0])
-        for number, slider in enumerate(self.layout.sliders):
+        for number, slider in enumerate(self.layout.get("sliders", ())):
             top = inner.up(bottom + (0.5 + 6 * number) * self.em)
-            slider.update(x=0, len=1, y=top, yanchor="top", pad={"t": 0, "b": 0}, font={"size": 0.92 * self.em})
+            _set(slider, x=0, len=1, y=top, yanchor="top", pad={"t": 0, "b": 0}, font={"size": 0.92 * self.em})
 
     def _title_lines(self) -> tuple[float, float]:
         """Break title and subtitle into lines; returns where the first line stands and where all end."""
-        title, em = self.layout.title, self.em
-        if not title.text:
+        title, em = self.layout.get("title", {}), self.em
+        if not _text(title):
             return 0.0, 0.3 * em
-        lines = wrapped(title.text, self.width - em, 1.2 * em)
-        under = wrapped(title.subtitle.text or "", self.width - em, 0.95 * em)
-        title.update(text="<br>".join(lines), font={"size": 1.2 * em})
-        title.update(xref="container", x=0.5 * em / self.width, xanchor="left")
-        title.subtitle.update(text="<br>".join(under), font={"size": 0.95 * em})
+        lines = wrapped(_text(title), self.width - em, 1.2 * em)
+        under = wrapped(_text(title.get("subtitle")), self.width - em, 0.95 * em)
+        _set(title, text="<br>".join(lines), font={"size": 1.2 * em})
+        _set(title, xref="container", x=0.5 * em / self.width, xanchor="left")
+        _set(title, subtitle={"text": "<br>".join(under), "font": {"size": 0.95 * em}})
         first, more = 1.5 * em, LINE_HEIGHT * 1.2 * em * (len(lines) - 1)
         return first, first + more + (0.7 + LINE_HEIGHT * 0.95 * len(under)) * em
 
@@ -224,20 +245,20 @@ class _Placing:
         """Break an annotation into lines; returns how many."""
         if (note := self.notes.get(name)) is None:
             return 0
-        lines = wrapped(note.text, width, self.em)
-        note.text = "<br>".join(lines)
+        lines = wrapped(_text(note), width, self.em)
+        note["text"] = "<br>".join(lines)
         return len(lines)
 
     def _legend_rows(self) -> int:
         """Set how the legend's entries stand; returns how many rows they take."""
         named = [trace for trace in self.figure.data if trace.name and trace.showlegend is not False]
         widths = {t.legendgroup or t.name: text_width(t.name, 0.95 * self.em) + 50 for t in named}.values()
-        if self.layout.showlegend is False or (len(widths) < 2 and not any(trace.showlegend for trace in named)):
+        if self.layout.get("showlegend") is False or (len(widths) < 2 and not any(trace.showlegend for trace in named)):
             return 0
         room = self.width - self.em
         across = len(widths) if sum(widths) <= room else max(1, int(room // max(widths)))
         entry = None if across == len(widths) else max(widths) - 45
-        self.layout.legend.update(orientation="h", font={"size": 0.95 * self.em}, entrywidth=entry)
+        _set(self.layout, legend={"orientation": "h", "font": {"size": 0.95 * self.em}, "entrywidth": entry})
         return ceil(len(widths) / across)
 
     def _boxes(self, top: float) -> tuple[list[_Box], float]:
@@ -278,22 +299,26 @@ class _Placing:
         return "<br>".join(across), ["".join(self._titles("y", row)[:1]) for row in rows]
 
     def _axis(self, name: str, domain: list[float], title: str, labelled: bool) -> None:
-        self.layout[name].update(
-            domain=[min(1.0, max(0.0, end)) for end in domain],  # which rounding may have left
-            title={"text": title, "font": {"size": self.em}},
-            tickfont={"size": 0.92 * self.em},
-            showticklabels=labelled,
-        )
+        axis = {
+            "domain": [min(1.0, max(0.0, end)) for end in domain],  # which rounding may have left
+            "title": {"text": title, "font": {"size": self.em}},
+            "tickfont": {"size": 0.92 * self.em},
+            "showticklabels": labelled,
+        }
+        _set(self.layout, **{name: axis})
 
     def _bar(self, number: int, inner: _Box, box: _Box) -> None:
         """Put a colour bar beside a box."""
-        self.bars[number].colorbar.update(
+        bar = self.bars[number].colorbar.to_plotly_json()
+        _set(
+            bar,
             **{"x": inner.across(box.x + box.width + 0.5 * self.em), "xanchor": "left", "xpad": 0, "ypad": 0},
             **{"y": inner.up(box.y + box.height / 2), "yanchor": "middle", "len": box.height / inner.height},
             **{"lenmode": "fraction", "thickness": 0.8 * self.em, "thicknessmode": "pixels"},
             tickfont={"size": 0.85 * self.em},
             title={"side": "right", "font": {"size": 0.92 * self.em}},
         )
+        self.bars[number].colorbar = bar
 
     def _markers(self, box: _Box) -> None:
         """Make markers that stand in a heatmap's cells fit into them."""
