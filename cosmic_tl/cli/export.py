@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cosmic_tl.interventions.edits import Edit
     from cosmic_tl.interventions.modes import Edits
 
-Chosen = Literal["removal", "induction", "addition", "ablation", "affine"]
+Chosen = Literal["removal", "induction", "addition", "ablation", "affine", "affine-everywhere"]
 _CHECKED = RunSettings(n_test=2, max_new_tokens=16)
 
 
@@ -35,6 +35,7 @@ class SomeRun(RunOptions):
 
 def _edit(chosen: Chosen, alpha: float | None, edits: "Edits", direction: "Direction") -> "Edit":
     from cosmic_tl.interventions.edits import Ablation, Addition, AffineEdit
+    from cosmic_tl.interventions.everywhere import AffineEverywhere
 
     if alpha is not None and chosen in ("removal", "ablation"):
         raise CosmicError(f"alpha: found {alpha:g}, and the edit {chosen!r} has no strength; leave it out")
@@ -45,7 +46,9 @@ def _edit(chosen: Chosen, alpha: float | None, edits: "Edits", direction: "Direc
     if chosen == "ablation":
         return Ablation(direction)
     strength = 1.0 if alpha is None else alpha
-    return Addition(direction, strength) if chosen == "addition" else AffineEdit(direction, strength)
+    if chosen == "addition":
+        return Addition(direction, strength)
+    return AffineEdit(direction, strength) if chosen == "affine" else AffineEverywhere(direction, strength)
 
 
 @derived(LOADING, "file", "check")
@@ -66,7 +69,8 @@ def export(
     Args:
         to: Format, such as steer.py or lm-eval; --list names all of them.
         out: File or folder to write.
-        edit: The run's removal or its induction, or addition, ablation or affine with its direction.
+        edit: The run's removal or its induction; or with its direction addition, ablation, affine (at its layer) or
+            affine-everywhere.
         alpha: Strength. By default the run's own for its induction, and otherwise 1.
         check: Run what was exported in its own reader, on the run's test prompts, and compare logits and greedy completions with
             the same edit here; an error if they differ.

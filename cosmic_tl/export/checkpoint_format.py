@@ -69,7 +69,9 @@ class CheckpointFormat(WeightFormat):
 
     name = "checkpoint"
     title = "a Hugging Face checkpoint with edited weights"
-    carries: ClassVar[Mapping[str, Verdict]] = {"Ablation": EXACT, "SubspaceAblation": EXACT}
+    carries: ClassVar[Mapping[str, Verdict]] = dict.fromkeys(
+        ("Ablation", "AffineEverywhere", "SubspaceAblation"), EXACT
+    )
     otherwise = AT_THE_START
 
     def verdict(self, edit: Edit | str) -> Verdict:
@@ -104,8 +106,13 @@ class CheckpointFormat(WeightFormat):
             if approximate
             else "`W' = W − r̂ r̂ᵀ W`"
         )
+        constant = ""
+        if edit.map.offset.any():  # the rest of the model writes nothing along it
+            edit_embeddings(model, edit.map)
+            constant = " What enters the stream was set to a constant along it, in the embeddings."
         removed = "a direction was" if len(edit.map.left) == 1 else f"{len(edit.map.left)} orthogonal directions were"
-        return f"From every matrix that writes to the stream {removed} removed: {formula} (Arditi et al. 2024, section 2.4)."
+        said = f"From every matrix that writes to the stream {removed} removed: {formula}"
+        return f"{said} (Arditi et al. 2024, section 2.4).{constant}"
 
 
 def passes_norms(model: TransformerBridge) -> bool:

@@ -54,6 +54,7 @@ class EasySteer(VllmFormat):
     reader = "EasySteer"
     carries: ClassVar[Mapping[str, Verdict]] = below(dict.fromkeys(EDITS, EXACT)) | {
         "Ablation": INSIDE,
+        "AffineEverywhere": INSIDE,
         "SubspaceAblation": INSIDE,
     }
     scopes = tuple(APPLY)

@@ -15,7 +15,7 @@ from cosmic_tl.interventions.edits import Edit
 from cosmic_tl.model.fingerprint import model_fingerprint
 from cosmic_tl.model.load import TransformerBridge, model_label
 
-EDITS = ("Addition", "Ablation", "AffineEdit", "SubspaceAblation", "SubspaceEdit", "MapEdit")
+EDITS = ("Addition", "Ablation", "AffineEdit", "AffineEverywhere", "SubspaceAblation", "SubspaceEdit", "MapEdit")
 """The kinds of edits that formats tell apart."""
 Status = Literal["exact", "approximate", "impossible"]
 Logits = Callable[[Int[Tensor, "1 token"], int], Float[Tensor, "1 token vocab"]]

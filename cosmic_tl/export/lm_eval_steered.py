@@ -20,6 +20,7 @@ from cosmic_tl.export.checkpoint import plain_model
 from cosmic_tl.export.formats import EXACT, Format, Logits, Verdict
 from cosmic_tl.export.places import module_before, module_places
 from cosmic_tl.interventions.edits import Addition, Edit
+from cosmic_tl.model.hooks import Site
 from cosmic_tl.model.load import TransformerBridge
 
 EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "drop", "emb_dropout")
@@ -33,7 +34,9 @@ class LmEvalSteered(Format):
     title = "steer_path of lm-eval's model `steered`"
     file, beside = "steered.pt", ".json"
     reader = "lm_eval"
-    carries: ClassVar[Mapping[str, Verdict]] = {"Addition": EXACT, "Ablation": EXACT, "AffineEdit": EXACT}
+    carries: ClassVar[Mapping[str, Verdict]] = dict.fromkeys(
+        ("Addition", "Ablation", "AffineEdit", "AffineEverywhere"), EXACT
+    )
     otherwise = Verdict("impossible", "it knows one direction per module")
 
     def write(self, model: TransformerBridge, edit: Edit, path: Path, about: Mapping[str, Any]) -> None:
@@ -41,27 +44,31 @@ class LmEvalSteered(Format):
         if path.suffix not in (".pt", ".pth"):
             raise CosmicError(f"out: found {path.name!r}; lm-eval takes files that end in .pt")
         n_layers, prefix = int(model.cfg.n_layers), f"{model.original_model.base_model_prefix}."
-        names = []
+        names: dict[str, Site] = {}
         for layer, site in edit.points(n_layers):
             if site != "hook_resid_pre":
-                names += [name for name, _ in module_places(model, [(layer, site)])]
+                names |= {name: site for name, _ in module_places(model, [(layer, site)])}
             elif layer == 0 or edit.place[0] >= 0:  # elsewhere an ablation has taken it from all that was added before
                 if (before := module_before(model, layer)) is None:
                     raise CosmicError(
                         f"edit: in {type(model.original_model).__name__} no module's output is the input of block {layer}, and "
                         "lm-eval edits outputs; use the format steer.py"
                     )
-                names.append(before)
+                names[before] = site
         if foreign := [name for name in names if not name.startswith(prefix)]:
             raise CosmicError(
                 f"edit: {foreign[0]} is not below the model's {prefix[:-1]}, where lm-eval looks; use steer.py"
             )
-        how: dict[str, Any] = {"action": "clamp", "steering_coefficient": float(edit.map.offset[0])}
-        if isinstance(edit, Addition):
-            how["action"] = "add"  # along the unit vector, so that the coefficient has the same meaning
-        entry = how | {"steering_vector": edit.map.left[0].float().clone(), "head_index": None, "bias": None}
+        # What is added goes along the unit vector, so that the coefficient has the same meaning in both.
+        same = {"action": "add" if isinstance(edit, Addition) else "clamp", "head_index": None, "bias": None}
+        entries = {
+            name.removeprefix(prefix): same
+            | {"steering_coefficient": float(found.offset[0]), "steering_vector": found.left[0].float().clone()}
+            for name, site in names.items()
+            for found in [edit.map_at(site)]
+        }
         buffer = io.BytesIO()
-        torch.save({name.removeprefix(prefix): entry for name in names}, buffer)
+        torch.save(entries, buffer)
         write_atomically(path, buffer.getvalue())
         write_atomically(self.files(path)[1], json.dumps(about, indent=1, ensure_ascii=False) + "\n")
 

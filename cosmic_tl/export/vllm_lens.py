@@ -68,6 +68,7 @@ class VllmLens(VllmFormat):
     reader = "vllm-lens"
     carries: ClassVar[Mapping[str, Verdict]] = dict.fromkeys(EDITS, EXACT) | {
         "Ablation": WITHIN_BLOCKS,
+        "AffineEverywhere": WITHIN_BLOCKS,
         "SubspaceAblation": WITHIN_BLOCKS,
     }
     blocks = ("model.layers.", "model.language_model.layers.", "model.decoder.layers.")

@@ -13,6 +13,9 @@ from .erasers import (
     fit_quadratic_editor as fit_quadratic_editor,
     fit_scrubber as fit_scrubber,
 )
+from .everywhere import (
+    AffineEverywhere as AffineEverywhere,
+)
 from .modes import (
     Edits as Edits,
     affine_edits as affine_edits,

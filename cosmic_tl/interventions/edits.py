@@ -78,6 +78,15 @@ class Edit(ABC):
         def map(self) -> AffineMap:
             """The map that it is."""
 
+    def map_at(self, site: Site) -> AffineMap:
+        """The map at hook points of one kind; the same everywhere, unless the edit says otherwise.
+
+        Example:
+            >>> Ablation(Direction(torch.ones(2), torch.zeros(2), 0, -1)).map_at("hook_mlp_out")
+            AffineMap(rank 1, d_model 2)
+        """
+        return self.map
+
     @property
     @abstractmethod
     def place(self) -> Place:

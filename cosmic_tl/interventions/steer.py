@@ -12,7 +12,7 @@ from cosmic_tl.errors import CosmicError
 from cosmic_tl.interventions.affine_map import apply, placed, stack
 from cosmic_tl.interventions.edits import EVERYWHERE, Intervention, Interventions, as_sequence, check_interventions
 from cosmic_tl.model.components import check_additive
-from cosmic_tl.model.hooks import Hook, Scope, ScopedHook, alone, counting_tokens, hook_name, is_all_tokens
+from cosmic_tl.model.hooks import Hook, Scope, ScopedHook, Site, alone, counting_tokens, hook_name, is_all_tokens
 from cosmic_tl.model.load import TransformerBridge
 
 
@@ -33,10 +33,10 @@ def _edited(tokens: Scope, x: Tensor, start: int, prompt_length: int | None) -> 
 
 
 def _editing(
-    edits: Sequence[Intervention], clock: Mapping[str, int], prompt_length: int | None
+    edits: Sequence[Intervention], site: Site, clock: Mapping[str, int], prompt_length: int | None
 ) -> Callable[[Tensor], Tensor]:
-    """The edit of one intervention, or of several of a kind on a batch with equally many rows for each."""
-    factors, tokens = stack([edit.map for edit in edits]), edits[0].tokens
+    """The edit of one intervention at a kind of hook point, or of several on a batch with equally many rows for each."""
+    factors, tokens = stack([edit.map_at(site) for edit in edits]), edits[0].tokens
     kept: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor, Tensor]] = {}
 
     def edit(x: Tensor) -> Tensor:
@@ -60,16 +60,17 @@ def _hooks(
     hooks: list[Hook] = []
     last: list[Hook] = []
     for slot in slots:
-        edit, tokens = _editing(slot, clock, prompt_length), slot[0].tokens
+        tokens = slot[0].tokens
         layer, part = slot[0].place
         if slot[0].place == EVERYWHERE:
             check_additive(model)
         points = slot[0].points(int(model.cfg.n_layers))
+        edits = {site: _editing(slot, site, clock, prompt_length) for _, site in points}
         if part == "block":
-            entering, edit = _added(edit)
+            entering, edits["hook_resid_post"] = _added(edits["hook_resid_post"])
             # The input is read after every edit of it.
             last.append((hook_name(model, layer, "hook_resid_pre"), ScopedHook(entering, tokens)))
-        hooks += [(hook_name(model, *point), ScopedHook(edit, tokens)) for point in points]
+        hooks += [(hook_name(model, layer, site), ScopedHook(edits[site], tokens)) for layer, site in points]
     return [*hooks, *last]
 
 

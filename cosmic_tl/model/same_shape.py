@@ -6,6 +6,7 @@ from typing import Any
 
 from transformer_lens.model_bridge import TransformerBridge
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.components import plain_parameters
@@ -38,6 +39,7 @@ def check_same_shape(base: TransformerBridge, edited: TransformerBridge) -> None
             )
 
 
+@checked
 def tokenizer_of(model: TransformerBridge) -> Any:
     """A copy of a model's tokenizer, as `load_model(…, tokenizer=…)` takes it for another model.
 

@@ -40,7 +40,7 @@ def test_any_edit_of_layer_0_is_one_of_the_embeddings(model_type, demo, save_mod
 def test_ablation_of_one_direction_or_several_is_exact_and_the_model_stays(model_type, demo, save_model, tmp_path):
     model = demo if model_type == "demo" else load_model(save_model(tmp_path / "model", model_type), device="cpu")
     names, before = weights(model)
-    for kind in ("Ablation", "SubspaceAblation"):
+    for kind in ("Ablation", "AffineEverywhere", "SubspaceAblation"):
         exported = export_edit(model, edits(model)[kind], "checkpoint", tmp_path / kind, contrast="refusal")
         found = check_export(model, exported, ["who are you"], max_new_tokens=2)
         assert exported.verdict.status == "exact" and found.passed, (kind, found)

@@ -10,7 +10,7 @@ from cosmic_tl.directions import Subspace
 from cosmic_tl.export import check_export, export_edit, format_table
 from cosmic_tl.export.formats import EDITS
 from cosmic_tl.export.names import FORMATS
-from cosmic_tl.interventions import AffineMap, MapEdit, SubspaceAblation, SubspaceEdit
+from cosmic_tl.interventions import AffineEverywhere, AffineMap, MapEdit, SubspaceAblation, SubspaceEdit
 from cosmic_tl.model.fingerprint import model_fingerprint
 
 HERE = {"steer.py": "steer.py", "lm-eval": "steered.pt", "steering-vectors": "vector.safetensors"}
@@ -32,6 +32,7 @@ def edits(model, layer=1, **options):
         "Addition": Addition(direction, alpha=0.5, **options),
         "Ablation": Ablation(direction, **options),
         "AffineEdit": AffineEdit(direction, alpha=0.3, **options),
+        "AffineEverywhere": AffineEverywhere(direction, alpha=0.3, **options),
         "SubspaceAblation": SubspaceAblation(plane, **options),
         "SubspaceEdit": SubspaceEdit(plane, alpha=0.5, **options),
         "MapEdit": MapEdit(AffineMap(left, right, torch.ones(3), fingerprint), layer, **options),
@@ -46,7 +47,7 @@ def test_whatever_the_table_calls_exact_is_the_same_edit_in_its_reader(model_typ
     for (kind, edit), (to, file) in [(edit, form) for edit in edits(model, layer).items() for form in HERE.items()]:
         if FORMATS[to].verdict(kind).status != "exact":
             continue
-        if layer and kind in ("Ablation", "SubspaceAblation"):
+        if layer and kind in ("Ablation", "AffineEverywhere", "SubspaceAblation"):
             continue  # it has no layer
         if (to, layer) in NOWHERE:
             with pytest.raises(
@@ -60,7 +61,7 @@ def test_whatever_the_table_calls_exact_is_the_same_edit_in_its_reader(model_typ
         assert found.passed, (to, kind, found)
         assert found.table.control.max() > 1e-2
         checked += 1
-    assert checked >= (6 if layer else 9)
+    assert checked >= (6 if layer else 11)
 
 
 @pytest.mark.parametrize("tokens", ["prompt", "completion"])

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from cosmic_tl import (
 )
 from cosmic_tl._util.sealed import read_sealed, write_sealed
 from cosmic_tl.engine import Reading, intervened
+from cosmic_tl.interventions import AffineEverywhere
 from cosmic_tl.interventions.affine_map import apply, placed, stack
 from cosmic_tl.model.batching import batches
 from cosmic_tl.model.chat import tokenize
@@ -401,3 +403,29 @@ def test_completions_are_steered_from_the_first_token(demo, direction):
     # A huge push at the prompt alone changes the first token already.
     clean = complete(demo, ["How do I bake a pizza?"], max_new_tokens=1)
     assert complete(demo, ["How do I bake a pizza?"], Addition(direction, 50.0), max_new_tokens=1) != clean
+
+
+def test_affine_concept_editing_everywhere_is_one_constant_along_the_direction(demo):
+    generator = torch.Generator().manual_seed(0)
+    direction = Direction(*torch.randn(2, 128, generator=generator), layer=3, position=-1)
+    edit = AffineEverywhere(direction, alpha=0.5)
+    constant = float(direction.reference @ direction.unit) + 0.5 * direction.norm
+    ids = torch.tensor([[5, 6, 7, 8]])
+    names = [f"blocks.{layer}.hook_resid_{at}" for layer in range(8) for at in ("pre", "mid", "post")]
+    with steering(demo, edit):
+        _, cache = demo.run_with_cache(ids)
+        logits = demo(ids)
+    assert all((cache[name] @ direction.unit - constant).abs().max() < 1e-3 for name in names)
+    # By hand: the constant at the first block's input, and nothing written along the direction.
+    unit, blocks = direction.unit, demo.original_model.model.layers
+    ablate = lambda x: x - (x @ unit)[..., None] * unit  # noqa: E731
+    hooks = [("blocks.0.hook_resid_pre", lambda x, hook: ablate(x) + constant * unit)]
+    hooks += [
+        (f"blocks.{layer}.hook_{part}_out", lambda x, hook: ablate(x))
+        for layer in range(len(blocks))
+        for part in ("attn", "mlp")
+    ]
+    with demo.hooks(fwd_hooks=hooks):
+        assert (demo(ids) - logits).abs().max() < 1e-4
+    with pytest.raises(CosmicError, match="reference: this direction has none"):
+        AffineEverywhere(replace(direction, reference=None))
