@@ -186,16 +186,12 @@ def test_a_vector_acts_where_its_own_tool_adds_it(write, both, tmp_path):
 
 def test_what_was_exported_comes_back(both, tmp_path, direction):
     model, _ = both
-    given, names = replace(direction, layer=2), []
-    for name, form in FORMATS.items():
-        if form.reader == "transformers" or form.verdict("Addition").status == "impossible":
-            continue
-        path = export_edit(model, Addition(given, alpha=0.5), name, tmp_path / form.file).path
+    given = replace(direction, layer=2)
+    for name in ("llama.cpp", "glp", "svec", "steering-vectors", "lm-eval"):
+        path = export_edit(model, Addition(given, alpha=0.5), name, tmp_path / FORMATS[name].file).path
         found = Direction.load(path, model)
         assert found.layer == 2 and torch.allclose(found.vector, given.vector / 2, atol=1e-5), name
         assert Candidates.load(path, model).vectors[2].isfinite().all()
-        names.append(name)
-    assert {"llama.cpp", "glp", "svec", "steering-vectors", "lm-eval"} <= set(names)
 
 
 @torch.inference_mode()
@@ -242,12 +238,10 @@ def test_a_file_of_many_layers_is_candidates(both, tmp_path):
         found = Candidates.load(path, model)
     assert torch.equal(found.vectors[2, 0].float(), vectors[1]) and found.vectors[:2].isnan().all()
     assert found.vectors.shape == (DEPTH, 1, WIDTH) and found.model == "llama" and "happy.gguf" in found.method
-    with pytest.warns(UserWarning, match=r"direction\.2, the output of the last block") as warned:
+    with pytest.warns(UserWarning, match=r"direction\.2, the output of the last block"):
         assert list(found.by_layer()) == ["layer 2"] == list(Candidates.load(path).by_layer())
-    assert warned[0].filename == __file__
-    with pytest.warns(UserWarning, match=r"the output of the last block") as warned:
+    with pytest.warns(UserWarning, match=r"the output of the last block"):
         assert Direction.load(path, model).layer == 2
-    assert warned[0].filename == __file__
     control_vector(path, {number: vector(number) for number in (1, 5)})
     with pytest.raises(CosmicError, match=r"holds layer 6, and the model has layers 0 to 2; load the model it is of"):
         Candidates.load(path, model)
