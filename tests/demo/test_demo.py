@@ -13,7 +13,7 @@ from cosmic_tl.judges.demo_grammar import parse_answer
 from cosmic_tl.metrics import completion_cross_entropy
 from scripts.demo_model import grammar
 
-N = 24
+N = 40
 """Test prompts per side."""
 
 
