@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def test_a_run_that_is_stopped_ends_with_the_same_bytes() -> None:
-    asked = ["--commands", "run", "--random", "1", "--operations", "200", "--writes", "1", "--together", "1"]
+    asked = ["--commands", "run", "--random", "1", "--operations", "100", "--writes", "1", "--together", "1"]
     found = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("kills.py")), *asked], capture_output=True, text=True, check=False
     )
