@@ -4,7 +4,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from cosmic_tl.errors import CosmicError
-from cosmic_tl.export.places import module_before, module_places
+from cosmic_tl.export.places import module_places, modules_before
 from cosmic_tl.interventions.edits import Edit
 from cosmic_tl.model.load import TransformerBridge
 
@@ -48,7 +48,7 @@ def block_before(model: TransformerBridge, edit: Edit, form: str, first: int) ->
             f"layer {layer}; use the format steer.py"
         )
     [(block, _)] = module_places(model, [(layer - 1, "hook_resid_pre")])
-    if (before := module_before(model, layer)) != block:
+    if (before := modules_before(model, [layer])[layer]) != block:
         kind = type(model.original_model).__name__
         raise CosmicError(
             f"layer: in {kind} the input of block {layer} is not the output of {block} (but of {before or 'no module'}), and "

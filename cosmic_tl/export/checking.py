@@ -11,7 +11,6 @@ from cosmic_tl._util.progress import track
 from cosmic_tl._util.results import Result
 from cosmic_tl.errors import CosmicError, check_count
 from cosmic_tl.export.exporting import Exported
-from cosmic_tl.export.formats import Format
 from cosmic_tl.export.names import FORMATS
 from cosmic_tl.generation.completions import new_tokens
 from cosmic_tl.interventions.affine_map import AffineMap
@@ -21,6 +20,8 @@ from cosmic_tl.model.chat import tokenize
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.model.options import ChatFormat
 
+TOLERANCE = 1e-4
+"""Largest difference of a logit, float32."""
 FACTOR = 1.5
 """Largest divergence with the edit, as a multiple of the one without it, where the reader's arithmetic is another."""
 
@@ -39,7 +40,7 @@ class ExportCheck(Result):
     reader: str
     control: str
     """What must differ: the same edit one layer off, or no edit where it acts at every layer."""
-    tolerance: float = Format.precision
+    tolerance: float = TOLERANCE
 
     @property
     def passed(self) -> bool:
@@ -150,7 +151,7 @@ def check_export(
                     one["unedited"] = measure(_logits(model, ids, None, len(row)), theirs)
                     advance(1)
     off = "no edit" if other is None else "the same edit one layer off"
-    return ExportCheck(pd.DataFrame(found), form.name, form.reader, off, form.precision)
+    return ExportCheck(pd.DataFrame(found), form.name, form.reader, off)
 
 
 def _logits(model: TransformerBridge, ids: torch.Tensor, edit: Edit | None, prompt_length: int) -> torch.Tensor:

@@ -54,8 +54,6 @@ class Format(ABC):
     carries: ClassVar[Mapping[str, Verdict]]
     """Kind of edit to verdict; a kind that is missing has the verdict of `otherwise`."""
     otherwise: ClassVar[Verdict] = Verdict("impossible")
-    precision: ClassVar[float] = 1e-4
-    """How far logits in its reader may be from those here, in float32."""
     beside: ClassVar[str] = ""
     """Suffix of a second file beside it; empty for none."""
     scopes: ClassVar[tuple[str, ...]] = ("all",)

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +19,7 @@ from cosmic_tl._util.foreign_formats import ForeignCells
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.export.checkpoint import plain_model
 from cosmic_tl.export.formats import EXACT, Format, Logits, Verdict
-from cosmic_tl.export.places import module_before, module_places
+from cosmic_tl.export.places import module_places, modules_before
 from cosmic_tl.interventions.edits import Addition, Edit
 from cosmic_tl.model.hooks import Site
 from cosmic_tl.model.load import TransformerBridge
@@ -38,25 +39,22 @@ class LmEvalSteered(Format):
         ("Addition", "Ablation", "AffineEdit", "AffineEverywhere"), EXACT
     )
     otherwise = Verdict("impossible", "it knows one direction per module")
-    # An ablation is not repeated at each block's input, so that rounding builds up along the direction from block to block.
-    precision = 1e-3
 
     def write(self, model: TransformerBridge, edit: Edit, path: Path, about: Mapping[str, Any]) -> None:
         """Write the file, and beside it what is known of it."""
         if path.suffix not in (".pt", ".pth"):
             raise CosmicError(f"out: found {path.name!r}; lm-eval takes files that end in .pt")
         n_layers, prefix = int(model.cfg.n_layers), f"{model.original_model.base_model_prefix}."
+        points = edit.points(n_layers)
+        before = modules_before(model, [layer for layer, site in points if site == "hook_resid_pre"])
         names: dict[str, Site] = {}
-        for layer, site in edit.points(n_layers):
-            if site != "hook_resid_pre":
-                names |= {name: site for name, _ in module_places(model, [(layer, site)])}
-            elif layer == 0 or edit.place[0] >= 0:  # elsewhere an ablation has taken it from all that was added before
-                if (before := module_before(model, layer)) is None:
-                    raise CosmicError(
-                        f"edit: in {type(model.original_model).__name__} no module's output is the input of block {layer}, and "
-                        "lm-eval edits outputs; use the format steer.py"
-                    )
-                names[before] = site
+        for (layer, site), (name, _) in zip(points, module_places(model, points), strict=True):
+            if (output := before[layer] if site == "hook_resid_pre" else name) is None:
+                raise CosmicError(
+                    f"edit: in {type(model.original_model).__name__} no module's output is the input of block {layer}, and "
+                    "lm-eval edits outputs; use the format steer.py"
+                )
+            names[output] = site
         if foreign := [name for name in names if not name.startswith(prefix)]:
             raise CosmicError(
                 f"edit: {foreign[0]} is not below the model's {prefix[:-1]}, where lm-eval looks; use steer.py"
@@ -83,7 +81,8 @@ class LmEvalSteered(Format):
             raise CosmicError("reader: lm-eval is not installed; pip install 'cosmic_tl[capability]'") from error
         read(path)  # before lm-eval unpickles it
         plain: Any = plain_model(model)
-        loaded = steered(pretrained=plain, steer_path=str(path), tokenizer=model.tokenizer, device=str(plain.device))
+        tokenizer = deepcopy(model.tokenizer)  # lm-eval gives it a padding token
+        loaded = steered(pretrained=plain, steer_path=str(path), tokenizer=tokenizer, device=str(plain.device))
         yield lambda ids, _: loaded._model_call(ids)
 
 

@@ -35,26 +35,21 @@ def module_places(model: TransformerBridge, points: Sequence[tuple[int, Site]]) 
     return found
 
 
-class _Entered(Exception):
-    pass
-
-
 @torch.inference_mode()
-def module_before(model: TransformerBridge, layer: int) -> str | None:
-    """The plain module whose output is the input of a block, for tools that edit outputs only; None if there is none.
+def modules_before(model: TransformerBridge, layers: Sequence[int]) -> dict[int, str | None]:
+    """The plain module whose output is the input of each block, for tools that edit outputs only; None where there is none.
 
     That is the block before it. Before the first it is an embedding or a dropout, unless the model scales or adds embeddings
-    outside of any module (Gemma 2).
+    outside of any module (Gemma 2). Read off one pass.
 
     Example:
         >>> from cosmic_tl import load_model
-        >>> [module_before(load_model("demo", device="cpu"), layer) for layer in (0, 3)]
-        ['model.embed_tokens', 'model.layers.2']
+        >>> modules_before(load_model("demo", device="cpu"), [0, 3])
+        {0: 'model.embed_tokens', 3: 'model.layers.2'}
     """
     plain, batch = plain_model(model), tiny_batch(model)
-    [(block, _)] = module_places(model, [(layer, "hook_resid_pre")])
     outputs: list[tuple[str, Tensor]] = []
-    entered: list[Tensor] = []
+    found: dict[int, str | None] = {}
 
     def leaving(name: str) -> Any:
         def keep(module: torch.nn.Module, args: Any, output: Any) -> None:
@@ -64,17 +59,20 @@ def module_before(model: TransformerBridge, layer: int) -> str | None:
 
         return keep
 
-    def entering(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
-        entered.append(args[0] if args else kwargs["hidden_states"])
-        raise _Entered
+    def entering(layer: int) -> Any:
+        def look(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+            stream = args[0] if args else kwargs["hidden_states"]
+            found[layer] = next((name for name, value in reversed(outputs) if torch.equal(value, stream)), None)
+
+        return look
 
     handles = [module.register_forward_hook(leaving(name)) for name, module in plain.named_modules()]
-    handles.append(plain.get_submodule(block).register_forward_pre_hook(entering, with_kwargs=True))
+    for layer in layers:
+        [(block, _)] = module_places(model, [(layer, "hook_resid_pre")])
+        handles.append(plain.get_submodule(block).register_forward_pre_hook(entering(layer), with_kwargs=True))
     try:
         plain(batch.ids, attention_mask=batch.mask)
-    except _Entered:
-        pass
     finally:
         for handle in handles:
             handle.remove()
-    return next((name for name, value in reversed(outputs) if torch.equal(value, entered[0])), None)
+    return found

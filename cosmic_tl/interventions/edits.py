@@ -116,7 +116,31 @@ class Edit(ABC):
         one_of("part", part, get_args(Part))
         if (width := self.map.left.shape[1]) != (d_model := int(model.cfg.d_model)):
             raise CosmicError(f"map: it is for a stream of width {width}, and the model's is {d_model}")
-        hook_name(model, layer, "hook_resid_pre")
+        if self.place != EVERYWHERE:
+            hook_name(model, layer, "hook_resid_pre")
+
+
+class Everywhere(Edit):
+    """An edit of whatever enters or is added to the stream, in every block.
+
+    Example:
+        >>> issubclass(Ablation, Everywhere), issubclass(AffineEdit, Everywhere)
+        (True, False)
+    """
+
+    @property
+    def place(self) -> Place:
+        """Everywhere."""
+        return EVERYWHERE
+
+    def points(self, n_layers: int) -> list[tuple[int, Site]]:
+        """Whatever enters or is added to the stream, in every block.
+
+        Example:
+            >>> len(Ablation(Direction(torch.ones(4), torch.zeros(4), 3, -1)).points(8))
+            24
+        """
+        return written(n_layers)
 
 
 Intervention = Edit
@@ -124,7 +148,7 @@ Interventions = Edit | Sequence[Edit]
 
 
 @dataclass(frozen=True, eq=False)
-class _OfDirection(Edit):
+class OfDirection(Edit):
     """An edit along a direction."""
 
     direction: Direction
@@ -133,13 +157,22 @@ class _OfDirection(Edit):
         check_alpha("alpha", getattr(self, "alpha", 0.0))
 
     def check(self, model: TransformerBridge) -> None:
+        """Check that the direction and the place of the edit fit a model.
+
+        Raises:
+            CosmicError: If width or depth of the direction differ, or the model has no such place.
+
+        Example:
+            >>> from cosmic_tl import load_model
+            >>> Ablation(Direction(torch.ones(128), torch.zeros(128), 3, -1)).check(load_model("demo", device="cpu"))
+        """
         self.direction.check_shape(model)
         super().check(model)
 
 
 @checked
 @dataclass(frozen=True, eq=False)
-class Addition(_OfDirection):
+class Addition(OfDirection):
     """Activation addition: `x' = x + α r` at the input of the source layer (CAA; Arditi et al. 2024, equation 3)."""
 
     alpha: float = 1.0
@@ -165,7 +198,7 @@ class Addition(_OfDirection):
 
 @checked
 @dataclass(frozen=True, eq=False)
-class Ablation(_OfDirection):
+class Ablation(Everywhere, OfDirection):
     """Directional ablation: `x' = x − (x·r̂) r̂`, everywhere (Arditi et al. 2024, equation 4)."""
 
     tokens: Scope = "all"
@@ -180,36 +213,10 @@ class Ablation(_OfDirection):
         """
         return _rank_one(self.direction, 1.0, 0.0)
 
-    @property
-    def place(self) -> Place:
-        """Everywhere."""
-        return EVERYWHERE
-
-    def points(self, n_layers: int) -> list[tuple[int, Site]]:
-        """Whatever enters or is added to the stream, in every block.
-
-        Example:
-            >>> len(Ablation(Direction(torch.ones(4), torch.zeros(4), 3, -1)).points(8))
-            24
-        """
-        return written(n_layers)
-
-    def check(self, model: TransformerBridge) -> None:
-        """Check that it fits the model.
-
-        Raises:
-            CosmicError: If width or depth of the direction differ.
-
-        Example:
-            >>> from cosmic_tl import load_model
-            >>> Ablation(Direction(torch.ones(128), torch.zeros(128), 3, -1)).check(load_model("demo", device="cpu"))
-        """
-        self.direction.check_shape(model)
-
 
 @checked
 @dataclass(frozen=True, eq=False)
-class AffineEdit(_OfDirection):
+class AffineEdit(OfDirection):
     """Affine concept editing: `x' = x − (x·r̂) r̂ + (nu·r̂) r̂ + α r` at one layer (Marshall et al. 2025, equation 3).
 
     α = 0 reads as the negative class and α = 1 as the positive class. `affine_edits` makes one for every layer, and

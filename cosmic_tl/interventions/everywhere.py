@@ -3,17 +3,14 @@
 from dataclasses import dataclass
 
 from cosmic_tl._util.border import checked
-from cosmic_tl.directions.direction import Direction
-from cosmic_tl.errors import check_alpha
 from cosmic_tl.interventions.affine_map import AffineMap
-from cosmic_tl.interventions.edits import EVERYWHERE, Ablation, AffineEdit, Edit, Place, written
+from cosmic_tl.interventions.edits import Ablation, AffineEdit, Everywhere, OfDirection
 from cosmic_tl.model.hooks import Scope, Site
-from cosmic_tl.model.load import TransformerBridge
 
 
 @checked
 @dataclass(frozen=True, eq=False)
-class AffineEverywhere(Edit):
+class AffineEverywhere(Everywhere, OfDirection):
     """Affine concept editing everywhere: the stream's component along the direction is `nu·r̂ + α‖r‖` at every layer.
 
     What enters the stream is set to it, and nothing that is added to the stream writes along the direction: directional ablation
@@ -24,12 +21,11 @@ class AffineEverywhere(Edit):
         CosmicError: If α is not finite, or the direction has no reference.
     """
 
-    direction: Direction
     alpha: float = 1.0
     tokens: Scope = "all"
 
     def __post_init__(self) -> None:
-        check_alpha("alpha", self.alpha)
+        super().__post_init__()
         self.direction.known_reference()
 
     @property
@@ -38,6 +34,7 @@ class AffineEverywhere(Edit):
 
         Example:
             >>> import torch
+            >>> from cosmic_tl import Direction
             >>> AffineEverywhere(Direction(torch.ones(4), torch.ones(4), 1, -1), alpha=0.5).map(torch.zeros(4))
             tensor([1.5000, 1.5000, 1.5000, 1.5000])
         """
@@ -48,37 +45,9 @@ class AffineEverywhere(Edit):
 
         Example:
             >>> import torch
+            >>> from cosmic_tl import Direction
             >>> edit = AffineEverywhere(Direction(torch.ones(4), torch.ones(4), 1, -1), alpha=0.5)
             >>> edit.map_at("hook_mlp_out")(torch.ones(4)).tolist()
             [0.0, 0.0, 0.0, 0.0]
         """
         return self.map if site == "hook_resid_pre" else Ablation(self.direction).map
-
-    @property
-    def place(self) -> Place:
-        """Everywhere."""
-        return EVERYWHERE
-
-    def points(self, n_layers: int) -> list[tuple[int, Site]]:
-        """Whatever enters or is added to the stream, in every block.
-
-        Example:
-            >>> import torch
-            >>> len(AffineEverywhere(Direction(torch.ones(4), torch.ones(4), 1, -1)).points(8))
-            24
-        """
-        return written(n_layers)
-
-    def check(self, model: TransformerBridge) -> None:
-        """Check that it fits the model.
-
-        Raises:
-            CosmicError: If width or depth of the direction differ.
-
-        Example:
-            >>> import torch
-            >>> from cosmic_tl import load_model
-            >>> edit = AffineEverywhere(Direction(torch.ones(128), torch.zeros(128), 3, -1))
-            >>> edit.check(load_model("demo", device="cpu"))
-        """
-        self.direction.check_shape(model)

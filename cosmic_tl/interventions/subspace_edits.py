@@ -6,14 +6,14 @@ from cosmic_tl._util.border import checked
 from cosmic_tl.directions.subspace import Subspace
 from cosmic_tl.errors import CosmicError, check_alpha
 from cosmic_tl.interventions.affine_map import AffineMap
-from cosmic_tl.interventions.edits import EVERYWHERE, Edit, Place, written
-from cosmic_tl.model.hooks import Scope, Site
+from cosmic_tl.interventions.edits import Edit, Everywhere, Place
+from cosmic_tl.model.hooks import Scope
 from cosmic_tl.model.load import TransformerBridge
 
 
 @checked
 @dataclass(frozen=True, eq=False)
-class SubspaceAblation(Edit):
+class SubspaceAblation(Everywhere):
     """`x' = x − Qᵀ Q x`, everywhere: directional ablation of several directions at once."""
 
     subspace: Subspace
@@ -32,23 +32,6 @@ class SubspaceAblation(Edit):
         """
         some = self.subspace
         return AffineMap(some.basis, some.basis, some.basis.new_zeros(some.rank), some.fingerprint, some.model)
-
-    @property
-    def place(self) -> Place:
-        """Everywhere."""
-        return EVERYWHERE
-
-    def points(self, n_layers: int) -> list[tuple[int, Site]]:
-        """Whatever enters or is added to the stream, in every block, as `Ablation`.
-
-        Example:
-            >>> import torch
-            >>> zero = torch.zeros(3, dtype=torch.float64)
-            >>> plane = Subspace(torch.eye(2, 3, dtype=torch.float64), zero, zero, 1, "example")
-            >>> len(SubspaceAblation(plane).points(8))
-            24
-        """
-        return written(n_layers)
 
     def check(self, model: TransformerBridge) -> None:
         """Check that it fits the model.
