@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cosmic_tl.directions.direction import Direction
     from cosmic_tl.interventions.edits import Edit
     from cosmic_tl.interventions.modes import Edits
+    from cosmic_tl.model.load import TransformerBridge
 
 Chosen = Literal["removal", "induction", "addition", "ablation", "affine", "affine-everywhere"]
 _CHECKED = RunSettings(n_test=2, max_new_tokens=16)
@@ -51,6 +52,21 @@ def _edit(chosen: Chosen, alpha: float | None, edits: "Edits", direction: "Direc
     return AffineEdit(direction, strength) if chosen == "affine" else AffineEverywhere(direction, strength)
 
 
+def _carried(bridge: "TransformerBridge", edit: "Edit", chosen: Chosen) -> str:
+    """Which formats can carry an edit of a model, in a sentence for each status."""
+    from cosmic_tl.export.formats import kind_of
+    from cosmic_tl.export.names import FORMATS
+
+    names: dict[str, list[str]] = {"exact": [], "approximate": []}
+    for name, form in FORMATS.items():
+        if (found := form.verdict_on(bridge, edit)).status in names and edit.tokens in form.scopes:
+            names[found.status].append(name)
+    layer, _ = edit.place
+    where = "everywhere" if layer < 0 else f"at layer {layer}"
+    said = "; ".join(f"{status}: {', '.join(some)}" for status, some in names.items() if some)
+    return f"The run's edit ({chosen}: {kind_of(edit)} {where}) goes to {said}"
+
+
 @derived(LOADING, "file", "check")
 def export(
     source: SomeRun,
@@ -74,7 +90,7 @@ def export(
         alpha: Strength. By default the run's own for its induction, and otherwise 1.
         check: Run what was exported in its own reader, on the run's test prompts, and compare logits and greedy completions with
             the same edit here; an error if they differ.
-        list: Only print which format can carry which edit.
+        list: Only print which format can carry which edit, and with a run those that can carry its edit on its model.
         overwrite: Replace what an earlier export wrote.
     """
     if list:
@@ -83,6 +99,9 @@ def export(
         table = format_table()
         table["said"] = table.status + table["where"].where(table["where"] == "", " (" + table["where"] + ")")
         print_frame(table.pivot(index="format", columns="edit", values="said").loc[table.format.unique()].reset_index())
+        if source.directory is not None:
+            bridge, direction = source.load()
+            say(_carried(bridge, _edit(edit, alpha, source.run.selection.edits, direction), edit))
         return
     if source.directory is None or to is None or out is None:
         raise CosmicError(

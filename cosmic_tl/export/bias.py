@@ -20,7 +20,8 @@ class BiasFormat(WeightFormat):
 
     name = "bias"
     title = "a Hugging Face checkpoint with one bias changed"
-    carries: ClassVar[Mapping[str, Verdict]] = {"Addition": Verdict("exact", where="layers from 1, with a bias")}
+    carries: ClassVar[Mapping[str, Verdict]] = {"Addition": Verdict("exact", where="with a bias")}
+    first_layer = 1
     otherwise = Verdict("impossible", "a bias adds the same vector to everything")
 
     def verdict_on(self, model: TransformerBridge, edit: Edit) -> Verdict:
@@ -28,8 +29,6 @@ class BiasFormat(WeightFormat):
         found, layer = self.verdict(edit), edit.place[0]
         if found.status == "impossible":
             return found
-        if layer == 0:
-            return Verdict("impossible", "there is no block below layer 0")
         if bias_below(model, layer) is None:
             return Verdict(
                 "impossible",

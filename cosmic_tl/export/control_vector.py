@@ -15,7 +15,7 @@ from torch import Tensor
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.export.block_outputs import added, block_before
 from cosmic_tl.export.foreign import ForeignVectors, reading, sorted_out
-from cosmic_tl.export.formats import Format, Logits, Verdict
+from cosmic_tl.export.formats import EXACT, Format, Logits, Verdict
 from cosmic_tl.export.gguf_file import numbered, read_gguf, write_gguf
 from cosmic_tl.interventions.edits import Edit
 from cosmic_tl.model.load import TransformerBridge
@@ -36,13 +36,14 @@ class ControlVector(Format):
     title = "control vector for llama.cpp (GGUF)"
     file = "vector.gguf"
     reader = "llama_cpp"
-    carries: ClassVar[Mapping[str, Verdict]] = {"Addition": Verdict("exact", where="layers from 2")}
+    carries: ClassVar[Mapping[str, Verdict]] = {"Addition": EXACT}
+    first_layer = FIRST + 1
     otherwise = Verdict("impossible", "it is added to the stream, whatever is there")
 
     def write(self, model: TransformerBridge, edit: Edit, path: Path, about: Mapping[str, Any]) -> None:
         """Write the file; what is known of it is in its fields `cosmic_tl.…`."""
         check_suffix(path, GGUF, self.name)
-        block = block_before(model, edit, self.name, FIRST)
+        block = block_before(model, edit)
         write_gguf(path, ARCHITECTURE, hints(model) | {"cosmic_tl": about}, {f"direction.{block}": added(edit)})
 
     @contextmanager

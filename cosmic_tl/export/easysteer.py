@@ -8,7 +8,7 @@ import torch
 
 from cosmic_tl.export.formats import EDITS, EXACT, Verdict
 from cosmic_tl.export.scripts import write_script
-from cosmic_tl.export.vllm_format import VllmFormat, below
+from cosmic_tl.export.vllm_format import VllmFormat
 from cosmic_tl.interventions.edits import Addition, Edit
 from cosmic_tl.model.load import TransformerBridge
 
@@ -52,7 +52,7 @@ class EasySteer(VllmFormat):
     title = "EasySteer direction vector or linear map, for vLLM"
     file, beside = "steer_easysteer.py", ".safetensors"
     reader = "EasySteer"
-    carries: ClassVar[Mapping[str, Verdict]] = below(dict.fromkeys(EDITS, EXACT)) | {
+    carries: ClassVar[Mapping[str, Verdict]] = dict.fromkeys(EDITS, EXACT) | {
         "Ablation": INSIDE,
         "AffineEverywhere": INSIDE,
         "SubspaceAblation": INSIDE,

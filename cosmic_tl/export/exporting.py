@@ -1,5 +1,7 @@
 """Write an edit in another tool's format."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,9 +86,29 @@ def export_edit(
         )
         raise CosmicError(f"out: {str(there[0])!r} exists; {what}")
     about = describe(model, chosen, contrast)
-    with writing(out):
+    with writing(out), _whole(files):
         form.write(model, chosen, out, about)
     return Exported(chosen, to, out, verdict, about)
+
+
+@contextmanager
+def _whole(files: Sequence[Path]) -> Iterator[None]:
+    """Write several files together or not at all; folders see to that themselves.
+
+    The first, which is what people use, goes away meanwhile, so that a stop never leaves it beside another edit's second.
+    """
+    before = {one: one.read_bytes() for one in files if one.is_file()}
+    if before:
+        files[0].unlink()
+    try:
+        yield
+    except BaseException:
+        for one in files:
+            if one.is_file():
+                one.unlink()
+        for one, content in before.items():
+            one.write_bytes(content)
+        raise
 
 
 def natural_edit(form: Format, direction: Direction) -> Edit:

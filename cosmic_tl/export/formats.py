@@ -17,6 +17,8 @@ from cosmic_tl.model.load import TransformerBridge, model_label
 
 EDITS = ("Addition", "Ablation", "AffineEdit", "AffineEverywhere", "SubspaceAblation", "SubspaceEdit", "MapEdit")
 """The kinds of edits that formats tell apart."""
+ONE_LAYER = ("Addition", "AffineEdit", "SubspaceEdit", "MapEdit")
+"""Those that act at one layer; the others act at all of them."""
 Status = Literal["exact", "approximate", "impossible"]
 Logits = Callable[[Int[Tensor, "1 token"], int], Float[Tensor, "1 token vocab"]]
 """Token ids, and how many of them are the prompt, to logits."""
@@ -54,6 +56,8 @@ class Format(ABC):
     carries: ClassVar[Mapping[str, Verdict]]
     """Kind of edit to verdict; a kind that is missing has the verdict of `otherwise`."""
     otherwise: ClassVar[Verdict] = Verdict("impossible")
+    first_layer: ClassVar[int] = 0
+    """The first layer that it can edit alone; what blocks give enters the layer after them."""
     beside: ClassVar[str] = ""
     """Suffix of a second file beside it; empty for none."""
     scopes: ClassVar[tuple[str, ...]] = ("all",)
@@ -67,7 +71,10 @@ class Format(ABC):
             >>> FORMATS["lm-eval"].verdict("AffineEdit").status
             'exact'
         """
-        return self.carries.get(edit if isinstance(edit, str) else kind_of(edit), self.otherwise)
+        found = self.carries.get(edit if isinstance(edit, str) else kind_of(edit), self.otherwise)
+        if isinstance(edit, str) or found.status == "impossible" or not 0 <= edit.place[0] < self.first_layer:
+            return found
+        return Verdict("impossible", f"it acts from layer {self.first_layer} on")
 
     def files(self, path: Path) -> tuple[Path, ...]:
         """What it writes for a path.

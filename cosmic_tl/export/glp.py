@@ -15,7 +15,7 @@ from cosmic_tl.errors import CosmicError
 from cosmic_tl.export.block_outputs import added, block_before
 from cosmic_tl.export.control_vector import ARCHITECTURE, FIRST, check_suffix, depth, hints
 from cosmic_tl.export.foreign import ForeignVectors, reading, sorted_out
-from cosmic_tl.export.formats import Format, Logits, Verdict
+from cosmic_tl.export.formats import EXACT, Format, Logits, Verdict
 from cosmic_tl.export.gguf_file import numbered, read_gguf, write_gguf
 from cosmic_tl.interventions.edits import Addition, Edit
 from cosmic_tl.model.load import TransformerBridge, short_label
@@ -39,17 +39,18 @@ class Glp(Format):
     file = "projective.gguf"
     reader = "weightless"
     carries: ClassVar[Mapping[str, Verdict]] = {
-        "Addition": Verdict("exact", where="layers from 2"),
+        "Addition": EXACT,
         "Ablation": OUTPUTS,
         "SubspaceAblation": OUTPUTS,
     }
     otherwise = Verdict("impossible", "no field for the constant")
+    first_layer = FIRST + 1
 
     def write(self, model: TransformerBridge, edit: Edit, path: Path, about: Mapping[str, Any]) -> None:
         """Write the file; beside GLP's own fields, what is known of it is in `cosmic_tl.…`."""
         check_suffix(path, GGUF, self.name)
         if isinstance(edit, Addition):
-            blocks = [block_before(model, edit, self.name, FIRST)]
+            blocks = [block_before(model, edit)]
             basis = added(edit)[None]
         else:
             if (n_layers := int(model.cfg.n_layers)) == 1:

@@ -18,6 +18,7 @@ from cosmic_tl._util.files import write_atomically
 from cosmic_tl._util.foreign_formats import ForeignCells
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.export.checkpoint import plain_model
+from cosmic_tl.export.foreign import reading
 from cosmic_tl.export.formats import EXACT, Format, Logits, Verdict
 from cosmic_tl.export.places import module_places, modules_before
 from cosmic_tl.interventions.edits import Addition, Edit
@@ -95,16 +96,13 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
     Example:
         >>> read(Path("nowhere.pt"))
         Traceback (most recent call last):
-        cosmic_tl.errors.CosmicError: file: 'nowhere.pt' is not lm-eval's (...); export it again
+        cosmic_tl.errors.CosmicError: file: no file 'nowhere.pt'; give the path of a file for lm-eval's steered
     """
-    try:
+    with reading(path, "a file for lm-eval's steered"):
         found = torch.load(path, weights_only=True, map_location="cpu")
         return {
             str(name): {**entry, "steering_vector": entry["steering_vector"].float()} for name, entry in found.items()
         }
-    except Exception as error:  # whatever a foreign file makes torch raise
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CosmicError(f"file: {str(path)!r} is not lm-eval's ({first}); export it again") from error
 
 
 def read_vectors(path: Path) -> ForeignCells:

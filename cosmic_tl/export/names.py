@@ -9,7 +9,7 @@ from cosmic_tl.export.bias import BiasFormat
 from cosmic_tl.export.checkpoint_format import CheckpointFormat
 from cosmic_tl.export.control_vector import ControlVector
 from cosmic_tl.export.easysteer import EasySteer
-from cosmic_tl.export.formats import EDITS, Format
+from cosmic_tl.export.formats import EDITS, ONE_LAYER, Format
 from cosmic_tl.export.glp import Glp
 from cosmic_tl.export.lm_eval_steered import LmEvalSteered
 from cosmic_tl.export.lora import PeftLora
@@ -50,8 +50,14 @@ def format_table() -> pd.DataFrame:
         'exact'
     """
     return pd.DataFrame(
-        {"format": name, "edit": edit, "status": found.status, "why": found.why, "where": found.where}
+        {"format": name, "edit": edit, "status": found.status, "why": found.why, "where": _where(one, edit)}
         for name, one in FORMATS.items()
         for edit in EDITS
         for found in [one.verdict(edit)]
     )
+
+
+def _where(form: Format, edit: str) -> str:
+    found = form.verdict(edit)
+    limited = form.first_layer and edit in ONE_LAYER and found.status != "impossible"
+    return ", ".join(filter(None, [f"layers from {form.first_layer}" if limited else "", found.where]))

@@ -16,13 +16,12 @@ from cosmic_tl.export.block_outputs import added, block_before
 from cosmic_tl.export.checkpoint import plain_model
 from cosmic_tl.export.control_vector import check_suffix
 from cosmic_tl.export.foreign import ForeignVectors, reading, sorted_out
-from cosmic_tl.export.formats import Format, Logits, Verdict
+from cosmic_tl.export.formats import EXACT, Format, Logits, Verdict
 from cosmic_tl.interventions.edits import Edit
 from cosmic_tl.model.load import TransformerBridge
 
 FORMAT = "cosmic_tl/steering-vectors/1"
 LAYER_TYPE = "decoder_block"
-FIRST = 0
 
 
 class SteeringVectors(Format):
@@ -43,13 +42,14 @@ class SteeringVectors(Format):
     title = "vector for the package steering-vectors (safetensors)"
     file = "steering_vector.safetensors"
     reader = "steering_vectors"
-    carries: ClassVar[Mapping[str, Verdict]] = {"Addition": Verdict("exact", where="layers from 1")}
+    carries: ClassVar[Mapping[str, Verdict]] = {"Addition": EXACT}
+    first_layer = 1
     otherwise = Verdict("impossible", "it is added to the stream, whatever is there")
 
     def write(self, model: TransformerBridge, edit: Edit, path: Path, about: Mapping[str, Any]) -> None:
         """Write the file; what is known of it is in its header."""
         check_suffix(path, ".safetensors", self.name)
-        block = block_before(model, edit, self.name, FIRST)
+        block = block_before(model, edit)
         settings = {"format": FORMAT, "layer_type": LAYER_TYPE, "n_layers": int(model.cfg.n_layers), **about}
         write_sealed(path, {f"layer.{block}": added(edit)}, settings)
 

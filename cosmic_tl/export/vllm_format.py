@@ -1,6 +1,5 @@
 """What the formats for vLLM have in common: they edit what a block gives, so that layer l is the output of block l − 1."""
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import ClassVar
@@ -17,16 +16,13 @@ class VllmFormat(Format):
 
     blocks: ClassVar[tuple[str, ...]] = ()
     """Beginnings of the names of blocks among which the reader finds its blocks; empty for any."""
-    first: ClassVar[bool] = False
-    """Whether it can edit what enters the first block."""
+    first_layer = 1
 
     def verdict_on(self, model: TransformerBridge, edit: Edit) -> Verdict:
-        """Whether the reader finds the model's blocks, and edits before the first one."""
+        """Whether the reader finds the model's blocks."""
         found = self.verdict(edit)
         if found.status == "impossible":
             return found
-        if edit.place[0] == 0 and not self.first:
-            return Verdict("impossible", "it edits what blocks give, and none is below layer 0")
         [(name, _)] = module_places(model, [(0, "hook_resid_pre")])
         if self.blocks and not name.startswith(self.blocks):
             return Verdict(
@@ -39,13 +35,3 @@ class VllmFormat(Format):
         raise CosmicError(
             f"reader: {self.reader} needs a GPU and vLLM; the file was checked against its loader's types and not run"
         )
-
-
-def below(verdicts: Mapping[str, Verdict]) -> dict[str, Verdict]:
-    """Verdicts on kinds of edits that hold from layer 1 on.
-
-    Example:
-        >>> below({"Addition": Verdict("exact")})["Addition"].where
-        'layers from 1'
-    """
-    return {kind: Verdict(one.status, one.why, "layers from 1") for kind, one in verdicts.items()}

@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 import torch
 
 from cosmic_tl._util.files import write_atomically
-from cosmic_tl.errors import CosmicError, first_line
+from cosmic_tl.errors import CosmicError
+from cosmic_tl.export.foreign import reading
 from cosmic_tl.export.formats import EXACT, Verdict
-from cosmic_tl.export.vllm_format import VllmFormat, below
+from cosmic_tl.export.vllm_format import VllmFormat
 from cosmic_tl.interventions.edits import Addition, Edit
 from cosmic_tl.model.load import TransformerBridge
 
@@ -33,7 +34,7 @@ class VllmHook(VllmFormat):
     title = "vLLM-Hook activation steering, for vLLM"
     file, beside = "steer_hook.json", ".pt"
     reader = "vLLM-Hook"
-    carries: ClassVar[Mapping[str, Verdict]] = below({"Addition": EXACT, "AffineEdit": BEFORE_THE_MLP})
+    carries: ClassVar[Mapping[str, Verdict]] = {"Addition": EXACT, "AffineEdit": BEFORE_THE_MLP}
     otherwise = Verdict("impossible", "it knows one direction at one layer")
     blocks = ("model.layers.",)
 
@@ -72,13 +73,11 @@ def read_vector(path: Path) -> dict[str, torch.Tensor]:
     Example:
         >>> read_vector(Path("nowhere.pt"))
         Traceback (most recent call last):
-        cosmic_tl.errors.CosmicError: file: 'nowhere.pt' is not vLLM-Hook's (...); export it again
+        cosmic_tl.errors.CosmicError: file: no file 'nowhere.pt'; give the path of a vector for vLLM-Hook
     """
-    try:
+    with reading(path, "a vector for vLLM-Hook"):
         found = torch.load(path, weights_only=True, map_location="cpu")
         tensors = {name: torch.as_tensor(found[name]).float() for name in ("dir", "avg_proj") if name in found}
         if tensors["dir"].ndim != 1 or tensors.get("avg_proj", tensors["dir"].sum()).ndim != 0:
             raise ValueError("its shapes are others")
         return tensors
-    except Exception as error:  # whatever a foreign file makes torch raise
-        raise CosmicError(f"file: {str(path)!r} is not vLLM-Hook's ({first_line(error)}); export it again") from error

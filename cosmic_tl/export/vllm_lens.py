@@ -72,7 +72,7 @@ class VllmLens(VllmFormat):
         "SubspaceAblation": WITHIN_BLOCKS,
     }
     blocks = ("model.layers.", "model.language_model.layers.", "model.decoder.layers.")
-    first = True
+    first_layer = 0
 
     def write(self, model: TransformerBridge, edit: Edit, path: Path, about: Mapping[str, Any]) -> None:
         """Write the script, and beside it its tensors."""

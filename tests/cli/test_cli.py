@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 
 import cosmic_tl
-from cosmic_tl import cli
 from cosmic_tl.cli.options import DataOptions
 from cosmic_tl.cli.output import printable
 from cosmic_tl.runs.settings import STAGES
@@ -35,20 +34,6 @@ QUICK = [
     "--placebos",
     "1",
 ]
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Runs the command line in this process; gives exit code, output and errors."""
-
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["cosmic-tl", *map(str, args)])
-        with pytest.raises(SystemExit) as caught:  # it always exits
-            cli.main()
-        found = capsys.readouterr()
-        return caught.value.code or 0, found.out, found.err
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -370,6 +355,12 @@ def test_a_stopped_run_goes_on(finished, command):
 def test_a_runs_edits_are_exported_and_checked(finished, command, tmp_path):
     code, text, _ = command("export", "--list")
     assert code == 0 and "impossible" in text and text.count("steer.py") == 1
+    code, text, error = command("export", finished[1], "--list")
+    layer = json.loads((finished[1] / "summary.json").read_text())["direction"]["layer"]
+    said = f"The run's edit (removal: AffineEdit at layer {layer}) goes to exact: steer.py, lm-eval, vllm-lens, easysteer; "
+    assert code == 0 and said + "approximate: vllm-hook" in text, error
+    code, text, _ = command("export", finished[1], "--list", "--edit", "ablation")
+    assert "ablation: Ablation everywhere) goes to exact: steer.py, lm-eval, peft, checkpoint; approximate: glp" in text
     few = ["--check", "--n-test", "1", "--max-new-tokens", "4"]
     for to, name, more in (("steer.py", "steer.py", ["--edit", "induction"]), ("lm-eval", "some.pt", [])):
         code, text, error = command("export", finished[1], "--to", to, "--out", tmp_path / name, *more, *few)

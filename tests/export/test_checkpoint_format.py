@@ -91,9 +91,7 @@ def test_an_addition_is_one_bias_of_the_block_below(model_type, save_model, tmp_
         )
     again, after = weights(model)
     assert names == again and all(map(torch.equal, before, after))
-    with pytest.raises(
-        CosmicError, match=r"bias cannot carry Addition \(there is no block below layer 0\); use the format"
-    ):
+    with pytest.raises(CosmicError, match=r"bias cannot carry Addition \(it acts from layer 1 on\); use the format"):
         export_edit(model, edits(model, 0)["Addition"], "bias", tmp_path / "0")
     with pytest.raises(CosmicError, match="bias cannot carry AffineEdit"):
         export_edit(model, edits(model, 1)["AffineEdit"], "bias", tmp_path / "affine")

@@ -11,19 +11,13 @@ import pytest
 import torch
 from plain_block import check_damaged, with_added, with_edit
 
-from cosmic_tl import Addition, CosmicError, Direction
+from cosmic_tl import CosmicError
 from cosmic_tl.export import check_export, export_edit
 from cosmic_tl.export.checkpoint import plain_model
 from cosmic_tl.export.control_vector import ControlVector, read
 from cosmic_tl.export.formats import EXACT, Format
 from cosmic_tl.export.names import FORMATS
 from cosmic_tl.model.fingerprint import model_fingerprint
-
-
-@pytest.fixture(scope="module")
-def addition(demo):
-    vector = torch.randn(128, generator=torch.Generator().manual_seed(1))
-    return Addition(Direction(vector, None, 3, -1, fingerprint=model_fingerprint(demo), model="demo"), alpha=2.0)
 
 
 @pytest.fixture
@@ -73,7 +67,8 @@ def test_the_fields_say_what_it_is(demo, file):
 
 @pytest.mark.parametrize("layer", [0, 1])
 def test_layers_without_a_place_are_refused(layer, demo, addition, tmp_path):
-    with pytest.raises(CosmicError, match=rf"blocks from 1 on, .* at layer {layer}; use the format steer\.py"):
+    said = r"llama\.cpp cannot carry Addition \(it acts from layer 2 on\); use the format steer\.py"
+    with pytest.raises(CosmicError, match=said):
         export_edit(demo, replace(addition, layer=layer), "llama.cpp", tmp_path / "vector.gguf")
     with pytest.raises(CosmicError, match=r"out: found 'vector.bin'; files for llama\.cpp end in \.gguf"):
         export_edit(demo, addition, "llama.cpp", tmp_path / "vector.bin")

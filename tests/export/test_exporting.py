@@ -1,5 +1,6 @@
 """Edits in other tools' formats: each in its own reader, beside the same edit here."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -15,8 +16,6 @@ from cosmic_tl.model.fingerprint import model_fingerprint
 
 HERE = {"steer.py": "steer.py", "lm-eval": "steered.pt", "steering-vectors": "vector.safetensors"}
 """Formats whose readers are among the test dependencies."""
-NOWHERE = {("steering-vectors", 0)}
-"""Where a format has no place for a layer."""
 
 
 def edits(model, layer=1, **options):
@@ -49,10 +48,8 @@ def test_whatever_the_table_calls_exact_is_the_same_edit_in_its_reader(model_typ
             continue
         if layer and kind in ("Ablation", "AffineEverywhere", "SubspaceAblation"):
             continue  # it has no layer
-        if (to, layer) in NOWHERE:
-            with pytest.raises(
-                CosmicError, match=f"layer: {to} .* the edit is at layer {layer}; use the format steer.py"
-            ):
+        if layer < FORMATS[to].first_layer:
+            with pytest.raises(CosmicError, match=rf"edit: {to} cannot carry {kind} \(it acts from layer 1 on\); use"):
                 export_edit(model, edit, to, tmp_path / "nowhere.safetensors")
             continue
         found = check_export(
@@ -122,3 +119,24 @@ def test_a_file_beside_it_that_no_export_wrote_is_left_alone(overwrite, demo, tm
     with pytest.raises(CosmicError, match="safetensors' exists; no earlier export wrote it"):
         export_edit(demo, edits(demo)["Ablation"], "steer.py", tmp_path / "direction.py", overwrite=overwrite)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_an_export_that_cannot_be_finished_leaves_everything_as_it_was(before, demo, tmp_path):
+    path = tmp_path / "steer.py"
+    if before:
+        export_edit(demo, edits(demo, 2)["AffineEdit"], "steer.py", path)
+    kept = {one.name: one.read_bytes() for one in tmp_path.iterdir()}
+    (tmp_path / "steer.py.part").mkdir()  # which the script is written to, after its tensors
+    with pytest.raises(CosmicError, match="cannot write"):
+        export_edit(demo, edits(demo, 3)["AffineEdit"], "steer.py", path, overwrite=True)
+    assert {one.name: one.read_bytes() for one in tmp_path.iterdir() if one.is_file()} == kept
+
+
+def test_the_users_tokenizer_stays_as_it_is(demo, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "tokenizer", deepcopy(demo.tokenizer))
+    demo.tokenizer.pad_token = None
+    with FORMATS["lm-eval"].applied(
+        export_edit(demo, edits(demo)["Ablation"], "lm-eval", tmp_path / "a.pt").path, demo
+    ):
+        assert demo.tokenizer.pad_token is None

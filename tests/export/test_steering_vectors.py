@@ -8,18 +8,12 @@ import torch
 from plain_block import check_damaged, with_added, with_edit
 from safetensors.torch import load_file
 
-from cosmic_tl import Addition, CosmicError, Direction
+from cosmic_tl import CosmicError
 from cosmic_tl._util.sealed import read_sealed, write_sealed
 from cosmic_tl.export import check_export, export_edit, to_steering_vector
 from cosmic_tl.export.checkpoint import plain_model
 from cosmic_tl.export.steering_vectors import read
 from cosmic_tl.model.fingerprint import model_fingerprint
-
-
-@pytest.fixture(scope="module")
-def addition(demo):
-    vector = torch.randn(128, generator=torch.Generator().manual_seed(1))
-    return Addition(Direction(vector, None, 3, -1, fingerprint=model_fingerprint(demo), model="demo"), alpha=2.0)
 
 
 @pytest.fixture
@@ -64,7 +58,7 @@ def test_it_is_read_by_our_layer_and_says_what_it_is(demo, addition, exported):
 
 def test_layer_0_has_no_place_and_layer_1_has(demo, addition, tmp_path):
     with pytest.raises(
-        CosmicError, match=r"blocks from 0 on, our layers from 1 on, .* layer 0; use the format steer\.py"
+        CosmicError, match=r"cannot carry Addition \(it acts from layer 1 on\); use the format steer\.py"
     ):
         export_edit(demo, replace(addition, layer=0), "steering-vectors", tmp_path / "b.safetensors")
     assert not list(tmp_path.iterdir())

@@ -13,12 +13,6 @@ from cosmic_tl.export.svec import read
 from cosmic_tl.model.fingerprint import model_fingerprint
 
 
-@pytest.fixture(scope="module")
-def addition(demo):
-    vector = torch.randn(128, generator=torch.Generator().manual_seed(1))
-    return Addition(Direction(vector, None, 3, -1, fingerprint=model_fingerprint(demo), model="demo"), alpha=2.0)
-
-
 @pytest.fixture
 def file(demo, addition, tmp_path):
     return export_edit(demo, addition, "svec", tmp_path / "a.svec", contrast="refusal").path
