@@ -11,6 +11,7 @@ from cosmic_tl._util.progress import track
 from cosmic_tl._util.results import Result
 from cosmic_tl.errors import CosmicError, check_count
 from cosmic_tl.export.exporting import Exported
+from cosmic_tl.export.formats import Format
 from cosmic_tl.export.names import FORMATS
 from cosmic_tl.generation.completions import new_tokens
 from cosmic_tl.interventions.affine_map import AffineMap
@@ -20,8 +21,6 @@ from cosmic_tl.model.chat import tokenize
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.model.options import ChatFormat
 
-TOLERANCE = 1e-4
-"""Largest difference of a logit, float32."""
 FACTOR = 1.5
 """Largest divergence with the edit, as a multiple of the one without it, where the reader's arithmetic is another."""
 
@@ -40,7 +39,8 @@ class ExportCheck(Result):
     reader: str
     control: str
     """What must differ: the same edit one layer off, or no edit where it acts at every layer."""
-    tolerance: float = TOLERANCE
+    tolerance: float = Format.precision
+    """How far logits may be apart, float32."""
 
     @property
     def passed(self) -> bool:
@@ -100,8 +100,9 @@ def check_export(
     The completion is written here, and read in one pass in both places, so that equal choices at each of its tokens mean equal
     greedy completions. The control must differ: the same edit one layer off, or no edit where the edit acts at every layer.
 
-    A reader with another arithmetic, as llama.cpp on quantized weights, differs without any edit. There the mean KL divergence
-    must be at most 1.5 times that of the unedited model, and the control's must be larger.
+    Logits may be apart by what the format states as its precision: 1e-4, or 1e-3 where weights or another tool's arithmetic
+    remove a direction. A reader on other weights, as llama.cpp on quantized ones, differs without any edit. There the mean KL
+    divergence must be at most 1.5 times that of the unedited model, and the control's must be larger.
 
     Args:
         model: The model that it was exported for.
@@ -151,7 +152,7 @@ def check_export(
                     one["unedited"] = measure(_logits(model, ids, None, len(row)), theirs)
                     advance(1)
     off = "no edit" if other is None else "the same edit one layer off"
-    return ExportCheck(pd.DataFrame(found), form.name, form.reader, off)
+    return ExportCheck(pd.DataFrame(found), form.name, form.reader, off, form.precision)
 
 
 def _logits(model: TransformerBridge, ids: torch.Tensor, edit: Edit | None, prompt_length: int) -> torch.Tensor:

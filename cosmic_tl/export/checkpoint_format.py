@@ -11,7 +11,7 @@ from cosmic_tl.errors import CosmicError
 from cosmic_tl.export.cards import edited_card
 from cosmic_tl.export.checkpoint import hub_name, write_checkpoint
 from cosmic_tl.export.folder import check_folder
-from cosmic_tl.export.formats import EXACT, Format, Logits, Verdict, kind_of
+from cosmic_tl.export.formats import EXACT, IN_OTHER_ARITHMETIC, Format, Logits, Verdict, kind_of
 from cosmic_tl.export.weight_edits import edit_embeddings, unchanged
 from cosmic_tl.interventions.edits import EVERYWHERE, Edit
 from cosmic_tl.interventions.orthogonalize import orthogonalize_weights
@@ -31,6 +31,7 @@ class WeightFormat(Format):
 
     file = "edited"
     reader = "transformers"
+    precision = IN_OTHER_ARITHMETIC
 
     def write(self, model: TransformerBridge, edit: Edit, path: Path, about: Mapping[str, Any]) -> None:
         """Write the checkpoint; the model is as before afterwards, bit for bit."""

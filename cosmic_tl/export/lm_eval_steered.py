@@ -19,7 +19,7 @@ from cosmic_tl._util.foreign_formats import ForeignCells
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.export.checkpoint import plain_model
 from cosmic_tl.export.foreign import reading
-from cosmic_tl.export.formats import EXACT, Format, Logits, Verdict
+from cosmic_tl.export.formats import EXACT, IN_OTHER_ARITHMETIC, Format, Logits, Verdict
 from cosmic_tl.export.places import module_places, modules_before
 from cosmic_tl.interventions.edits import Addition, Edit
 from cosmic_tl.model.hooks import Site
@@ -40,6 +40,7 @@ class LmEvalSteered(Format):
         ("Addition", "Ablation", "AffineEdit", "AffineEverywhere"), EXACT
     )
     otherwise = Verdict("impossible", "it knows one direction per module")
+    precision = IN_OTHER_ARITHMETIC
 
     def write(self, model: TransformerBridge, edit: Edit, path: Path, about: Mapping[str, Any]) -> None:
         """Write the file, and beside it what is known of it."""

@@ -24,7 +24,7 @@ from cosmic_tl.export.cards import adapter_card
 from cosmic_tl.export.checkpoint import hub_name, plain_model
 from cosmic_tl.export.checkpoint_format import AFTER_NORMS, passes_norms
 from cosmic_tl.export.folder import check_folder, whole_folder
-from cosmic_tl.export.formats import EXACT, Format, Logits, Verdict
+from cosmic_tl.export.formats import EXACT, IN_OTHER_ARITHMETIC, Format, Logits, Verdict
 from cosmic_tl.interventions.edits import Edit
 from cosmic_tl.interventions.orthogonalize import rehearse
 from cosmic_tl.model.components import (
@@ -111,6 +111,7 @@ class PeftLora(Format):
     file = "adapter"
     reader = "peft"
     carries: ClassVar[Mapping[str, Verdict]] = {"Ablation": EXACT, "SubspaceAblation": EXACT}
+    precision = IN_OTHER_ARITHMETIC
     otherwise = Verdict("impossible", "an adapter changes matrices, at all layers alike, and adds no constant")
 
     def verdict_on(self, model: TransformerBridge, edit: Edit) -> Verdict:

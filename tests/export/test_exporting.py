@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from plain_block import is_same
 
 from cosmic_tl import Ablation, Addition, AffineEdit, CosmicError, Direction, load_model
 from cosmic_tl.directions import Subspace
@@ -55,7 +56,7 @@ def test_whatever_the_table_calls_exact_is_the_same_edit_in_its_reader(model_typ
         found = check_export(
             model, export_edit(model, edit, to, tmp_path / f"{kind}_{file}"), ["hello", "who are you"], max_new_tokens=6
         )
-        assert found.passed, (to, kind, found)
+        assert is_same(found), (to, kind, found)
         assert found.table.control.max() > 1e-2
         checked += 1
     assert checked >= (6 if layer else 11)
@@ -65,7 +66,7 @@ def test_whatever_the_table_calls_exact_is_the_same_edit_in_its_reader(model_typ
 def test_a_script_knows_prompt_and_completion(tokens, demo, tmp_path):
     edit = edits(demo, 3, tokens=tokens)["AffineEdit"]
     found = check_export(demo, export_edit(demo, edit, "steer.py", tmp_path / "steer.py"), ["Bake a pizza.", "hello"])
-    assert found.passed, found
+    assert is_same(found), found
     with pytest.raises(
         CosmicError, match=f"tokens: lm-eval edits all tokens, found '{tokens}'; use the format steer.py"
     ):
