@@ -7,6 +7,7 @@ if not os.environ.get("COSMIC_TL_REAL_MODEL"):  # which may be a hub id
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import shutil
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -15,7 +16,8 @@ import torch
 from tiny import ARCHITECTURES, save
 from transformers import AutoModelForCausalLM
 
-from cosmic_tl import Direction, load_model, load_prompts
+from cosmic_tl import Addition, Direction, cli, load_model, load_prompts
+from cosmic_tl.model.fingerprint import model_fingerprint
 
 hypothesis.settings.register_profile("quick", max_examples=25, derandomize=True, deadline=None, database=None)
 hypothesis.settings.register_profile("fuzz", max_examples=3000, deadline=None)
@@ -87,3 +89,23 @@ def save_model():
 def direction():
     generator = torch.Generator().manual_seed(1)
     return Direction(torch.randn(32, generator=generator), torch.randn(32, generator=generator), layer=1, position=-1)
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs the command line in this process; gives exit code, output and errors."""
+
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["cosmic-tl", *map(str, args)])
+        with pytest.raises(SystemExit) as caught:  # it always exits
+            cli.main()
+        found = capsys.readouterr()
+        return caught.value.code or 0, found.out, found.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def addition(demo):
+    vector = torch.randn(128, generator=torch.Generator().manual_seed(1))
+    return Addition(Direction(vector, None, 3, -1, fingerprint=model_fingerprint(demo), model="demo"), alpha=2.0)

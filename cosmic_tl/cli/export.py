@@ -97,8 +97,9 @@ def export(
         from cosmic_tl.export.names import format_table
 
         table = format_table()
-        table["said"] = table.status + table["where"].where(table["where"] == "", " (" + table["where"] + ")")
-        print_frame(table.pivot(index="format", columns="edit", values="said").loc[table.format.unique()].reset_index())
+        shown = table.pivot(index="format", columns="edit", values="status").loc[table.format.unique()]
+        limits = table[table["where"] != ""].groupby("format")["where"].first()
+        print_frame(shown.assign(**{"edits of one layer": limits}).fillna("").reset_index())
         if source.directory is not None:
             bridge, direction = source.load()
             say(_carried(bridge, _edit(edit, alpha, source.run.selection.edits, direction), edit))
