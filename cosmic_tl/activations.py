@@ -1,6 +1,6 @@
 """Means of activations in one streaming pass, and caches for figures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cosmic_tl._util.border import checked
 from cosmic_tl._util.progress import ACTIVATIONS, stage, track
+from cosmic_tl._util.spreading import Piece, current_spread
 from cosmic_tl.data.contrast_set import Prompts, sides_of
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.model.batching import batches
@@ -22,6 +23,10 @@ from cosmic_tl.model.shortcuts import prefix_keys_values, shared_prefix
 
 Splits = Mapping[int, Float64[Tensor, " prompt"]]
 """Seed to the weight of each prompt in the difference between the means of two random halves."""
+SITES: tuple[Site, ...] = ("hook_resid_pre", "hook_resid_post")
+"""Where activations are taken."""
+_Sums = dict[str, Tensor]
+"""Sums over prompts, by what is summed."""
 
 
 @checked
@@ -134,28 +139,15 @@ def mean_of_rows(
         torch.Size([8, 1, 128])
     """
     n_layers = int(model.cfg.n_layers)
-    sums: dict[Site, Tensor] = {
-        site: torch.zeros(n_layers, n_positions, int(model.cfg.d_model), dtype=torch.float64)
-        for site in ("hook_resid_pre", "hook_resid_post")
-    }
-    sites = [(layer, site) for layer in range(n_layers) for site in sums]
     check_positions(min(map(len, rows)), n_positions)
-    squares = torch.zeros(n_layers, n_positions, dtype=torch.float64)
     n_prefix = shared_prefix(model, rows, n_positions)
-    start = Resume(past=prefix_keys_values(model, rows[0][:n_prefix]))
-    halves = {seed: torch.zeros_like(sums["hook_resid_pre"]) for seed in splits or {}}
+    total: _Sums = {}
     with track(len(rows), label) as advance:
-        for batch in batches(model, [row[n_prefix:] for row in rows], batch_size):
-            found = forward(model, batch, sites, n_positions=n_positions, resume=start).activations
-            for site in sums:
-                layers = torch.stack([found[layer, site].cpu() for layer in range(n_layers)]).double()
-                sums[site] += layers.sum(1)
-                if site == "hook_resid_pre":
-                    squares += layers.square().sum((1, 3))
-                    for seed, weights in (splits or {}).items():
-                        halves[seed] += torch.einsum("b,lbpd->lpd", weights[list(batch.rows)], layers)
-            advance(len(batch.rows))
-    means = {site: total / len(rows) for site, total in sums.items()}
+        for numbers, sums in _sums_by_batch(model, rows, n_positions, n_prefix, batch_size, label, splits or {}):
+            for name, some in sums.items():
+                total[name] = total[name] + some if name in total else some
+            advance(len(numbers))
+    means = {site: total[site] / len(rows) for site in SITES}
     for layer in range(n_layers):
         if not all(mean[layer].isfinite().all() for mean in means.values()):
             raise CosmicError(
@@ -163,9 +155,67 @@ def mean_of_rows(
                 "narrow for it: try another dtype"
             )
     origin = model_fingerprint(model), short_label(model)
+    halves = {seed: total[f"half {seed}"] for seed in splits or {}}
     return MeanActivations(
-        means["hook_resid_pre"], means["hook_resid_post"], len(rows), *origin, halves, squares / len(rows)
+        means["hook_resid_pre"], means["hook_resid_post"], len(rows), *origin, halves, total["squares"] / len(rows)
     )
+
+
+def _sums_by_batch(
+    model: TransformerBridge,
+    rows: Sequence[Sequence[int]],
+    n_positions: int,
+    n_prefix: int,
+    batch_size: int | None,
+    label: str,
+    splits: Splits,
+) -> Iterator[tuple[tuple[int, ...], _Sums]]:
+    """Numbers of the prompts of each batch and what they add, in order; copies of the model share the batches, if any."""
+    groups = [batch.rows for batch in batches(model, [row[n_prefix:] for row in rows], batch_size)]
+    copies = current_spread()
+    if copies is None or len(groups) < 2:
+        start = Resume(past=prefix_keys_values(model, rows[0][:n_prefix]))
+        for numbers in groups:
+            yield numbers, _sums(model, rows, n_positions, n_prefix, splits, start, numbers)
+        return
+    pieces = []
+    for number, numbers in enumerate(groups, 1):
+        weights = {seed: some[list(numbers)].tolist() for seed, some in splits.items()}
+        key = [label, n_positions, n_prefix, weights, [list(rows[i]) for i in numbers]]
+        pieces.append(Piece(f"{label}, batch {number}", (None, numbers), key))
+    found: dict[int, _Sums] = {}
+    done = 0
+    for number, sums in copies.map(ACTIVATIONS, _sums, (rows, n_positions, n_prefix, splits), pieces):
+        found[number] = sums
+        while done in found:  # added in order, so that the means are those of one process
+            yield groups[done], found.pop(done)
+            done += 1
+
+
+def _sums(
+    model: TransformerBridge,
+    rows: Sequence[Sequence[int]],
+    n_positions: int,
+    n_prefix: int,
+    splits: Splits,
+    start: Resume | None,
+    numbers: Sequence[int],
+) -> _Sums:
+    """What the prompts of one batch add to all sums; `start` has the keys and values of what all prompts begin with."""
+    n_layers, total = int(model.cfg.n_layers), _Sums()
+    sites = [(layer, site) for layer in range(n_layers) for site in SITES]
+    start = start or Resume(past=prefix_keys_values(model, rows[0][:n_prefix]))
+    (batch,) = batches(model, [rows[i][n_prefix:] for i in numbers], len(numbers))
+    found = forward(model, batch, sites, n_positions=n_positions, resume=start).activations
+    order = [numbers[i] for i in batch.rows]
+    for site in SITES:
+        layers = torch.stack([found[layer, site].cpu() for layer in range(n_layers)]).double()
+        total[site] = layers.sum(1)
+        if site == "hook_resid_pre":
+            total["squares"] = layers.square().sum((1, 3))
+            for seed, weights in splits.items():
+                total[f"half {seed}"] = torch.einsum("b,lbpd->lpd", weights[order], layers)
+    return total
 
 
 def random_splits(sizes: Sequence[int], seeds: Sequence[int]) -> tuple[Splits, ...]:

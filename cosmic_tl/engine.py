@@ -241,6 +241,53 @@ def _by_source(edits: Sequence[Interventions], reading: Reading, n_layers: int) 
     return [(layer, list(group)) for (layer, _), group in groupby(sorted(range(len(edits)), key=key), key=key)]
 
 
+def _batched(
+    model: TransformerBridge,
+    rows: Sequence[Sequence[int]],
+    edits: Sequence[Interventions],
+    reading: Reading,
+    batch_size: int | None,
+    n_prefix: int,
+) -> tuple[int, int, list[tuple[int, list[int]]]]:
+    """Rows per pass, edits per pass at most, and the edits that share passes with the layer that these start at."""
+    size = batch_size or rows_per_pass(model, max(map(len, rows)) - n_prefix)
+    groups = _by_source(edits, reading, int(model.cfg.n_layers))
+    together = max(1, min(max((len(group) for _, group in groups), default=1), size // 4))
+    chunks = [
+        (layer, group[start : start + together]) for layer, group in groups for start in range(0, len(group), together)
+    ]
+    return size, together, chunks
+
+
+def shared_passes(
+    model: TransformerBridge,
+    rows: Sequence[Sequence[int]],
+    edits: Sequence[Interventions],
+    reading: Reading,
+    batch_size: int | None = None,
+) -> list[tuple[int, list[int]]]:
+    """Which edits share passes in `intervened`, in its order: what several processes can divide among themselves.
+
+    Args:
+        model: A `TransformerBridge`.
+        rows: As for `intervened`, and so is all else.
+        edits: The edits.
+        reading: What to read.
+        batch_size: Rows per pass.
+
+    Returns:
+        The layer at which passes start, and the indices of the edits that share them.
+
+    Example:
+        >>> from cosmic_tl import AffineEdit, Direction, load_model
+        >>> edits = [AffineEdit(Direction(torch.ones(128), torch.zeros(128), layer, -1)) for layer in (4, 3, 4)]
+        >>> shared_passes(load_model("demo", device="cpu"), [[5, 6, 7]], edits, Reading((6,)))
+        [(3, [1]), (4, [0, 2])]
+    """
+    n_prefix = shared_prefix(model, rows, reading.n_positions)
+    return _batched(model, rows, edits, reading, batch_size, n_prefix)[2]
+
+
 def intervened(
     model: TransformerBridge,
     rows: Sequence[Sequence[int]],
@@ -293,14 +340,11 @@ def intervened(
     check_interventions(model, [one for edit in edits for one in as_sequence(edit)])
     allowed = shortcuts(model, rows)
     n_prefix = shared_prefix(model, rows, reading.n_positions)
-    size = batch_size or rows_per_pass(model, max(map(len, rows)) - n_prefix)
-    groups = _by_source(edits, reading, int(model.cfg.n_layers))
-    together = max(1, min(max((len(group) for _, group in groups), default=1), size // 4))
+    size, together, all_chunks = _batched(model, rows, edits, reading, batch_size, n_prefix)
     clean = _Clean(model, rows, reading, allowed, max(1, size // together), n_prefix, together)
     try:
-        for layer, group in groups:
-            chunks = [group[start : start + together] for start in range(0, len(group), together)]
-            chunks = [chunk for chunk in chunks if any(i not in known for i in chunk)]
+        for layer, some in groupby(all_chunks, key=lambda one: one[0]):
+            chunks = [chunk for _, chunk in some if any(i not in known for i in chunk)]
             if not chunks:
                 continue
             if allowed.resume and not reading.logits and layer > max(reading.layers):

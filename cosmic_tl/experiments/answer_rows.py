@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from math import isnan
 from typing import get_args
 
+import pandas as pd
+
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.experiments.conditions import Condition, Row
 from cosmic_tl.judges.base import Judge, Verdict
@@ -22,6 +24,7 @@ def answer_rows(
     *,
     chat: ChatFormat | None = None,
     batch_size: int | None = None,
+    fluency: pd.DataFrame | None = None,
 ) -> list[Row]:
     """Judge the completions of one condition, and measure them under the unedited model.
 
@@ -33,6 +36,7 @@ def answer_rows(
         judge: Its "refusal" is what is counted.
         chat: Formatting. Defaults to the plain chat template.
         batch_size: Prompts per forward pass. Default: by memory, at most 32.
+        fluency: From `measure_fluency`, if already measured.
 
     Returns:
         One row per prompt, with the columns of `Effects.completions` but for garbled, which takes a baseline. Numbers that are
@@ -48,7 +52,8 @@ def answer_rows(
         >>> rows[0]["verdict"], rows[0]["late_nats"]
         ('refusal', None)
     """
-    fluency = measure_fluency(model, asked, texts, chat=chat, batch_size=batch_size).to_dict("records")
+    if fluency is None:
+        fluency = measure_fluency(model, asked, texts, chat=chat, batch_size=batch_size)
     verdicts = [found.verdict for found in judge(asked, texts)]
     if unknown := set(verdicts).difference(get_args(Verdict)):
         raise CosmicError(
@@ -66,5 +71,5 @@ def answer_rows(
             **{str(name): None if isnan(value) else value for name, value in measured.items()},
             **(check_completion(prompt, text) if is_demo(model) else {}),
         }
-        for prompt, text, verdict, measured in zip(asked, texts, verdicts, fluency, strict=True)
+        for prompt, text, verdict, measured in zip(asked, texts, verdicts, fluency.to_dict("records"), strict=True)
     ]

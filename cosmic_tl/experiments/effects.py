@@ -1,6 +1,6 @@
 """The effect of a direction on completions: baseline, removal, induction, and placebos beside them, in paired tests."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import product
 from typing import Any
@@ -8,8 +8,9 @@ from typing import Any
 import pandas as pd
 
 from cosmic_tl._util.border import checked
-from cosmic_tl._util.progress import each
+from cosmic_tl._util.progress import each, track
 from cosmic_tl._util.results import Result
+from cosmic_tl._util.spreading import Piece, current_spread
 from cosmic_tl.data.contrast_set import Prompts, Side, labels_of, sides_of
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.experiments.answer_rows import answer_rows
@@ -20,7 +21,7 @@ from cosmic_tl.generation.completions import complete
 from cosmic_tl.generation.sampling import Sampling, describe_generation
 from cosmic_tl.judges.base import Judge
 from cosmic_tl.judges.substring import SubstringJudge
-from cosmic_tl.metrics.fluency import garbled_share, mark_garbled
+from cosmic_tl.metrics.fluency import garbled_share, mark_garbled, measure_fluency
 from cosmic_tl.metrics.rates import Rate, rate
 from cosmic_tl.model.chat import ChatFormat
 from cosmic_tl.model.load import TransformerBridge
@@ -271,26 +272,19 @@ def measure_effects(
     judge = judge or SubstringJudge()
     generation = describe_generation(model, max_new_tokens, temperature, sampling)
     rows = list(known)
-    done = done_conditions(rows, {"positive": positive, "negative": negative}, ("condition", "seed"))
+    asked: dict[Side, list[str]] = {"positive": positive, "negative": negative}
+    done = done_conditions(rows, asked, ("condition", "seed"))
     missing = [one for one in conditions if (one.side, one.name, one.seed) not in done]
-    for condition in each(missing, "conditions"):
-        asked = positive if condition.side == "positive" else negative
-        label = f"{condition.side}, {condition.name}" + (f" {condition.seed}" if condition.seed is not None else "")
-        texts = complete(
-            model,
-            asked,
-            condition.interventions,
-            chat=chat,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            seed=seed,
-            batch_size=batch_size,
-            label=label,
-            sampling=sampling,
-        )
-        new = answer_rows(model, condition, asked, texts, judge, chat=chat, batch_size=batch_size)
+    settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "sampling": sampling}
+    how = {"chat": chat, "batch_size": batch_size}
+    for condition, (texts, fluency) in _written(model, missing, asked, settings, how):
+        some = asked[condition.side]
+        new = answer_rows(model, condition, some, texts, judge, chat=chat, batch_size=batch_size, fluency=fluency)
         on_rows(new)
         rows += new
+    order = {(one.side, one.name, one.seed): number for number, one in enumerate(conditions)}
+    # Stable, so that prompts stay in order: conditions may be done in any.
+    rows.sort(key=lambda row: order.get((row["side"], row["condition"], row.get("seed")), -1))
     frame = pd.DataFrame(rows)
     frame["seed"] = pd.Series([row.get("seed") for row in rows], dtype=object)  # None and not NaN, which JSON lacks
     terms = terms_of(judge.phrases if isinstance(judge, SubstringJudge) else None, labels_of(prompts))
@@ -299,3 +293,44 @@ def measure_effects(
     if baseline.any():
         frame["garbled"] = mark_garbled(model, frame, baseline, chat=chat, batch_size=batch_size)
     return Effects(frame, terms, {**generation, "seed": seed})
+
+
+_Answers = tuple[list[str], pd.DataFrame]
+"""Completions and their fluency."""
+
+
+def _written(
+    model: TransformerBridge,
+    conditions: Sequence[Condition],
+    asked: Mapping[Side, list[str]],
+    settings: Mapping[str, Any],
+    how: Mapping[str, Any],
+) -> Iterator[tuple[Condition, _Answers]]:
+    """What the model writes under each condition; copies of the model share the conditions if there are any."""
+    copies = current_spread()
+    if copies is None or len(conditions) < 2:
+        for condition in each(conditions, "conditions"):
+            yield condition, _answers(model, asked, settings, how, condition)
+        return
+    pieces = [Piece(_label(condition), (condition,)) for condition in conditions]
+    with track(len(pieces), "conditions") as advance:
+        for number, found in copies.map("completions", _answers, (asked, settings, how), pieces):
+            yield conditions[number], found
+            advance(1)
+
+
+def _answers(
+    model: TransformerBridge,
+    asked: Mapping[Side, list[str]],
+    settings: Mapping[str, Any],
+    how: Mapping[str, Any],
+    condition: Condition,
+) -> _Answers:
+    """What the model writes under one condition."""
+    some = asked[condition.side]
+    texts = complete(model, some, condition.interventions, label=_label(condition), **settings, **how)
+    return texts, measure_fluency(model, some, texts, **how)
+
+
+def _label(condition: Condition) -> str:
+    return f"{condition.side}, {condition.name}" + (f" {condition.seed}" if condition.seed is not None else "")

@@ -1,12 +1,13 @@
 """Rows that an earlier, stopped measurement left, checked before anything is made of them."""
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from math import isfinite
 from pathlib import Path
 from typing import get_args
 
-from cosmic_tl._util.files import read_lines
+from cosmic_tl._util.files import read_lines, write_atomically
 from cosmic_tl.data.contrast_set import Side
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.experiments.conditions import Row
@@ -93,6 +94,31 @@ def read_conditions(
         return rows
 
     return list(chain.from_iterable(read_lines(path, take)))
+
+
+def sort_conditions(path: Path, order: Sequence[Condition]) -> None:
+    """Put the lines of a log that `read_conditions` reads into one order, in whatever order conditions were done.
+
+    Args:
+        path: The log.
+        order: Side, condition and seed of all that there can be.
+
+    Example:
+        >>> import tempfile
+        >>> from cosmic_tl._util.files import append_lines
+        >>> lines = [{"rows": [{"side": side, "condition": "baseline", "seed": None}]} for side in ("negative", "positive")]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     append_lines(path := Path(folder) / "a.jsonl", lines)
+        ...     sort_conditions(path, [(side, "baseline", None) for side in ("positive", "negative")])
+        ...     [line["rows"][0]["side"] for line in read_lines(path, dict)]
+        ['positive', 'negative']
+    """
+    lines = read_lines(path, dict)
+    first = [line["rows"][0] for line in lines]
+    places = [order.index((row["side"], row["condition"], row["seed"])) for row in first]
+    if places != sorted(places):
+        in_order = [json.dumps(lines[i]) + "\n" for i in sorted(range(len(lines)), key=places.__getitem__)]
+        write_atomically(path, "".join(in_order))
 
 
 def _conditions(rows: Sequence[Row], asked: Asked, names: Sequence[str], n_samples: int) -> set[Condition]:

@@ -21,6 +21,7 @@ from cosmic_tl.runs.derived import (
     direction_digest,
     write_json,
 )
+from cosmic_tl.runs.pieces import remove_pieces
 from cosmic_tl.selection.result import Selection
 
 FORMAT = 2
@@ -150,6 +151,7 @@ def _clear(out: Path, identity: dict[str, Any]) -> None:
         (out / name).unlink(missing_ok=True)
     for name in _outdated(out, identity):
         (out / RESUME / name).unlink(missing_ok=True)
+    remove_pieces(out)
     for command in DERIVED:
         for path in (out / RESUME).glob(f"{command}-*"):
             path.unlink()

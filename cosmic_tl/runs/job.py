@@ -13,13 +13,15 @@ from cosmic_tl._util.border import checked
 from cosmic_tl._util.files import RESUME, append_lines, read_lines, write_atomically
 from cosmic_tl._util.progress import stage, stages
 from cosmic_tl._util.sealed import DAMAGE, read_sealed, write_sealed
+from cosmic_tl._util.spreading import spread_over
 from cosmic_tl.activations import MeanActivations, class_means
+from cosmic_tl.backends.ray_backend import RayBackend
 from cosmic_tl.data.contrast_set import SIDES, ContrastSet
 from cosmic_tl.directions.direction import versions
 from cosmic_tl.errors import CosmicError, NoCandidateError, first_line
 from cosmic_tl.experiments.conditions import Row, standard_conditions
 from cosmic_tl.experiments.effects import measure_effects
-from cosmic_tl.experiments.known_rows import read_conditions
+from cosmic_tl.experiments.known_rows import read_conditions, sort_conditions
 from cosmic_tl.experiments.layer_similarity import layer_similarities
 from cosmic_tl.experiments.placebos import (
     CALIBRATION,
@@ -41,6 +43,7 @@ from cosmic_tl.runs.derived import model_identity, prompts_digest
 from cosmic_tl.runs.directory import RESULTS, RESUME_FILES, check_directory, prepare_directory, write_choice
 from cosmic_tl.runs.lock import locked
 from cosmic_tl.runs.logs import ProductLog, ScoreLog, SizeLog
+from cosmic_tl.runs.pieces import RunPieces, remove_pieces
 from cosmic_tl.runs.result import Run
 from cosmic_tl.runs.settings import STAGES, RunSettings
 from cosmic_tl.runs.summary import summarize
@@ -152,6 +155,7 @@ def run(
     judge: Judge | None = None,
     command: str = "",
     overwrite: bool = False,
+    backend: RayBackend | None = None,
 ) -> Run:
     """Find a direction, test it, and write everything into a directory.
 
@@ -169,6 +173,8 @@ def run(
         command: How the run was started, for the report.
         overwrite: Replace an earlier run in the same directory, and all that other commands derived from it. If only settings
             differ on which no activation or score depends (thresholds, test prompts, phrases), those are kept.
+        backend: Workers with copies of the model, which share extraction, score passes and completions. Results are the same.
+            Default: this process alone.
 
     Raises:
         NoCandidateError: If the filters leave no candidate.
@@ -199,8 +205,13 @@ def run(
         # Another process may have finished it since.
         if (done := _finished(out)) is not None:
             return done
-        with sizes_kept(SizeLog(out / RESUME / RESUME_FILES[5])):
-            return _run(model, prompts, out, settings, judge, command, identity, notes)
+        pieces = None if backend is None else RunPieces(backend, out)
+        if backend is not None:
+            backend.expected = identity["fingerprint"], identity["dtype"]
+        with sizes_kept(SizeLog(out / RESUME / RESUME_FILES[5])), spread_over(pieces):
+            done = _run(model, prompts, out, settings, judge, command, identity, notes)
+        remove_pieces(out)
+        return done
 
 
 def _finished(out: Path) -> Run | None:
@@ -252,7 +263,10 @@ def _run(
             means=means,
             seeds=settings.seeds,
         )
+    log.sort()  # workers finish in any order
+    products.sort()
     if settings.null:
+        null_logs = [ScoreLog(resume / RESUME_FILES[number]) for number in (6, 7)]
         try:
             null = measure_null(
                 model,
@@ -261,12 +275,14 @@ def _run(
                 n=settings.null,
                 chat=chat,
                 batch_size=settings.batch_size,
-                scores=ScoreLog(resume / RESUME_FILES[6]),
-                null_scores=ScoreLog(resume / RESUME_FILES[7]),
+                scores=null_logs[0],
+                null_scores=null_logs[1],
             )
             selection = replace(selection, null=null)
         except NoCandidateError:
             notes.append("The null was not measured: on half of the prompts no candidate passes the filters.")
+        for some in null_logs:
+            some.sort()
     causal = (
         map_causes(model, prompts, settings, selection, resume / RESUME_FILES[8], notes) if settings.causal else None
     )
@@ -278,7 +294,8 @@ def _run(
         *placebo_conditions(calibrations, selection),
     ]
     stage(STAGES[3])
-    own = {(one.side, one.name, one.seed) for one in conditions}
+    conditions.sort(key=lambda one: SIDES.index(one.side))
+    own = [(one.side, one.name, one.seed) for one in conditions]
     known = read_conditions(
         resume / RESUME_FILES[3],
         dict(zip(SIDES, prompts.sides("test", settings.n_test), strict=True)),
@@ -289,7 +306,7 @@ def _run(
         model,
         prompts,
         n=settings.n_test,
-        conditions=sorted(conditions, key=lambda one: SIDES.index(one.side)),
+        conditions=conditions,
         chat=chat,
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature,
@@ -300,6 +317,7 @@ def _run(
         judge=judge or settings.judge,
         sampling=settings.sampling,
     )
+    sort_conditions(resume / RESUME_FILES[3], own)
     if prompts.categories:
         named = effects.completions.prompt.map(prompts.categories)
         effects = replace(effects, completions=effects.completions.assign(category=named.where(named.notna(), None)))

@@ -1,5 +1,6 @@
 """Numbers of a run that are on disk as soon as they are known: scores and what they follow from, and rows per pass."""
 
+import json
 from abc import abstractmethod
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, MutableMapping
@@ -10,7 +11,7 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from cosmic_tl._util.files import append_lines, read_lines
+from cosmic_tl._util.files import append_lines, read_lines, write_atomically
 from cosmic_tl.selection.scores import ScoreKey
 
 K = TypeVar("K")
@@ -50,6 +51,14 @@ class _Log(MutableMapping[K, V], Generic[K, V]):
         self.known[key] = value
         append_lines(self.path, [self._row(key, value)])
 
+    def sort(self) -> None:
+        """Put the lines into one order, in whatever order they came."""
+        lines = {key: self._row(key, value) for key, value in self.known.items()}
+        in_order = sorted(lines.items(), key=lambda line: _place(line[0]))
+        if [key for key, _ in in_order] != list(lines):
+            write_atomically(self.path, "".join(json.dumps(row) + "\n" for _, row in in_order))
+            self.known = {key: self.known[key] for key, _ in in_order}
+
     def __getitem__(self, key: K) -> V:
         return self.known[key]
 
@@ -61,6 +70,11 @@ class _Log(MutableMapping[K, V], Generic[K, V]):
 
     def __len__(self) -> int:
         return len(self.known)
+
+
+def _place(key: Any) -> tuple[str, Any]:
+    """Where a key belongs: those of scores by measure, then by layer and position."""
+    return (key[-1], key[:-1]) if isinstance(key, tuple) and isinstance(key[-1], str) else ("", key)
 
 
 class ScoreLog(_Log[ScoreKey, float]):

@@ -227,8 +227,7 @@ def _select(
         # What is known without a pass is not left out: the position -1 rule may look at it.
         wanted = {m: [c for c in found if c in finalists or c in plan.of(m, "known")] for m, found in wanted.items()}
     scorer = scorer_on(1.0, scores, products if resamples and not unsaid else None)
-    for measure, found in wanted.items():
-        scorer.compute(measure, found)
+    scorer.compute_all(wanted)
     clean = scorer.clean_similarity
 
     def table_of() -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -131,8 +131,8 @@ def measure_null_grid(
             "and target"
         )
     columns = {cell: [(cell[0], cell[1] - k * n_positions) for k in range(len(seeds))] for cell in cells}
-    for measure in measures:
-        scorer.compute(measure, [place for some in columns.values() for place in some])
+    places = [place for some in columns.values() for place in some]
+    scorer.compute_all(dict.fromkeys(measures, places))
     found = []
     for cell, some in columns.items():
         for place in some:

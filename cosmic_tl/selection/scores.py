@@ -1,19 +1,22 @@
 """Measures of candidates by intervened passes: the one loop that both selections compute theirs with."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import groupby
 from math import inf, nan
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
 from cosmic_tl._util.progress import SCORES, stage, track
+from cosmic_tl._util.spreading import PIECES_PER_WORKER, Piece, Spread, contiguous, current_spread
 from cosmic_tl.data.contrast_set import ContrastSet
 from cosmic_tl.directions.candidates import Candidates
-from cosmic_tl.engine import Outcome, Reading, intervened
+from cosmic_tl.engine import Outcome, Reading, intervened, shared_passes
 from cosmic_tl.interventions.edits import Interventions
 from cosmic_tl.interventions.modes import Edits
 from cosmic_tl.metrics.divergence import kl_divergence
@@ -159,50 +162,145 @@ class Scorer(ABC):
 
     def compute(self, measure: str, cells: Iterable[Cell]) -> None:
         """Make sure that a measure of some candidates is in `scores`; NaN where there is no direction."""
-        wanted = [cell for cell in cells if not is_known(self.scores, cell, measure)]
-        removed, induced, divergence = self.measures
-        for cell in [cell for cell in wanted if undefined(self.candidates, cell)]:
-            for name in parts(measure):
-                self.scores[(*cell, name)] = self.log.setdefault((*cell, name), nan)
-            wanted.remove(cell)
-        # What the log knows is batched with the rest, so that a stopped selection goes on with the very same numbers.
-        known = {
-            i
-            for i, cell in enumerate(wanted)
-            if is_known(self.log, cell, measure) and (self.products is None or (*cell, measure) in self.products)
-        }
-        directions = [self.candidates.direction(*cell) for cell in wanted]
-        edits: list[Interventions] = [
-            self.edits.induction(d) if measure == induced else self.edits.removal(d) for d in directions
-        ]
-        rows = self.positive if measure == removed else self.negative
-        reading, reduce = self.reading, self.reduce
-        if measure == divergence:
-            reading, reduce = Reading(logits=True), self._divergence
+        self.compute_all({measure: cells})
+
+    def compute_all(self, wanted: Mapping[str, Iterable[Cell]]) -> None:
+        """The same of several measures, which copies of the model share if there are any (`spread_over`)."""
+        listed = {measure: list(cells) for measure, cells in wanted.items()}
+        asked = {measure: self._asked(measure, cells) for measure, cells in listed.items()}
         stage(SCORES)
-        if len(known) < len(edits):
-            what = {removed: f"removal, {removed}", induced: f"induction, {induced}"}.get(measure, "KL of removal")
-            with track(len(edits) - len(known), what) as advance:
-                for i, reached in intervened(
-                    self.model, rows, edits, reading, reduce, batch_size=self.batch_size, known=known
-                ):
-                    if i not in known:
-                        found = (
-                            summarized(reached) if measure == divergence else {measure: self.value(measure, reached)}
-                        )
-                        if self.products is not None:  # before the score, which counts as known
-                            product = self.product(measure, reached).float().cpu()
-                            self.products.setdefault((*wanted[i], measure), product)
-                        for name, value in found.items():  # what is known already is not written twice
-                            self.log.setdefault((*wanted[i], name), value)
-                        advance(1)
-        for cell in wanted:
-            self.scores |= {(*cell, name): self.log[(*cell, name)] for name in parts(measure)}
+        left = {measure: self._unknown(measure, cells) for measure, cells in asked.items()}
+        if (copies := current_spread()) is None or not self._spread(copies, asked, left):
+            for measure, cells in asked.items():
+                if left[measure]:
+                    with track(len(left[measure]), self._label(measure)) as advance:
+                        for found in self.passes(measure, cells, left[measure]):
+                            self._take(measure, cells, *found)
+                            advance(1)
+        for measure, cells in listed.items():
+            for cell in cells:
+                self.scores |= {(*cell, name): self.log[(*cell, name)] for name in parts(measure)}
+
+    def _asked(self, measure: str, cells: Iterable[Cell]) -> list[Cell]:
+        """Candidates with a direction whose measure was not asked for before; the others' is NaN."""
+        found = [cell for cell in cells if not is_known(self.scores, cell, measure)]
+        for cell in found:
+            if undefined(self.candidates, cell):
+                for name in parts(measure):
+                    self.log.setdefault((*cell, name), nan)
+        return [cell for cell in found if not undefined(self.candidates, cell)]
+
+    def _unknown(self, measure: str, cells: Sequence[Cell]) -> set[int]:
+        """Which of them the log does not know."""
+        return {
+            i
+            for i, cell in enumerate(cells)
+            if not is_known(self.log, cell, measure)
+            or (self.products is not None and (*cell, measure) not in self.products)
+        }
+
+    def _label(self, measure: str) -> str:
+        removed, induced, _ = self.measures
+        return {removed: f"removal, {removed}", induced: f"induction, {induced}"}.get(measure, "KL of removal")
+
+    def _work(
+        self, measure: str, cells: Sequence[Cell]
+    ) -> tuple[Sequence[Sequence[int]], list[Interventions], Reading]:
+        """Prompts, edits and reading of a measure."""
+        removed, induced, divergence = self.measures
+        edits: list[Interventions] = []
+        for cell in cells:
+            direction = self.candidates.direction(*cell)
+            edits.append(self.edits.induction(direction) if measure == induced else self.edits.removal(direction))
+        rows = self.positive if measure == removed else self.negative
+        return rows, edits, Reading(logits=True) if measure == divergence else self.reading
+
+    def passes(
+        self, measure: str, cells: Sequence[Cell], left: Collection[int]
+    ) -> Iterator[tuple[int, dict[str, float], Tensor | None]]:
+        """Measure some of the candidates, in batches as if all were measured.
+
+        What is known is batched with the rest, so that a selection that was stopped, or that several processes share, has the
+        very same numbers.
+
+        Args:
+            measure: Its name.
+            cells: All candidates that are asked for.
+            left: Indices of those whose measure is missing.
+
+        Yields:
+            A candidate's index, its measure with its details, and if it is kept the product that it follows from.
+        """
+        rows, edits, reading = self._work(measure, cells)
+        is_divergence = measure == self.measures[2]
+        reduce = self._divergence if is_divergence else self.reduce
+        known = set(range(len(cells))).difference(left)
+        for i, reached in intervened(self.model, rows, edits, reading, reduce, batch_size=self.batch_size, known=known):
+            if i in left:
+                found = summarized(reached) if is_divergence else {measure: self.value(measure, reached)}
+                yield i, found, None if self.products is None else self.product(measure, reached).float().cpu()
+
+    def _take(
+        self, measure: str, cells: Sequence[Cell], i: int, found: Mapping[str, float], product: Tensor | None
+    ) -> None:
+        """Write down what a pass gave; what is known already is not written twice."""
+        if self.products is not None and product is not None:  # before the score, which counts as known
+            self.products.setdefault((*cells[i], measure), product)
+        for name, value in found.items():
+            self.log.setdefault((*cells[i], name), value)
+
+    def _spread(self, copies: Spread, asked: Mapping[str, Sequence[Cell]], left: Mapping[str, Collection[int]]) -> bool:
+        """Let copies of the model make the passes, if there are enough of these to share."""
+        chunks: list[tuple[str, float, list[int]]] = []
+        for measure, cells in asked.items():
+            if not left[measure]:
+                continue
+            rows, edits, reading = self._work(measure, cells)
+            last = int(self.model.cfg.n_layers) if reading.logits else max(reading.layers) + 1
+            for layer, chunk in shared_passes(self.model, rows, edits, reading, self.batch_size):
+                if missing := [i for i in chunk if i in left[measure]]:
+                    chunks.append((measure, max(last - layer, 0) * len(chunk), missing))
+        if len(chunks) < 2:
+            return False
+        pieces = []
+        for measure, some in groupby(chunks, key=lambda chunk: chunk[0]):
+            here = list(some)
+            share = sum(cost for _, cost, _ in here) / sum(cost for _, cost, _ in chunks)
+            for run in contiguous([cost for _, cost, _ in here], round(share * PIECES_PER_WORKER * copies.count) or 1):
+                mine = [i for at in run for i in here[at][2]]
+                layers = sorted({asked[measure][i][0] for i in mine})
+                name = (
+                    f"{measure}, layers {layers[0]} to {layers[-1]}" if layers[1:] else f"{measure}, layer {layers[0]}"
+                )
+                pieces.append(Piece(name, (measure, asked[measure], mine)))
+        with track(sum(map(len, left.values())), "scores") as advance:
+            for number, results in copies.map(SCORES, _passes_of, (self,), pieces):
+                measure, cells, _ = pieces[number].args
+                for found in results:
+                    self._take(measure, cells, *found)
+                advance(len(results))
+        return True
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the model and what is known, for another process."""
+        (reduced, logits), negative = self._positive_pass, self._negative_pass
+        kept = {name: value for name, value in self.__dict__.items() if name != "model"}
+        products: Products | None = None if self.products is None else {}
+        own = {"_positive_pass": (reduced, logits[:0]), "_negative_pass": negative}
+        return {**kept, **own, "log": {}, "scores": {}, "products": products}
 
     def _divergence(self, outcome: Outcome) -> Float64[Tensor, " prompt"]:
         assert outcome.logits is not None
         logits = outcome.logits if has_float64(outcome.logits.device) else outcome.logits.cpu()
         return kl_divergence(self._negative_pass[1][list(outcome.rows)].to(logits.device), logits)
+
+
+def _passes_of(
+    model: TransformerBridge, scorer: Scorer, measure: str, cells: Sequence[Cell], left: Sequence[int]
+) -> list[tuple[int, dict[str, float], Tensor | None]]:
+    """`Scorer.passes` in another process."""
+    scorer.model = model
+    return list(scorer.passes(measure, cells, set(left)))
 
 
 def summarized(kl: Float64[Tensor, " prompt"]) -> dict[str, float]:

@@ -1,0 +1,282 @@
+"""Copies of a model in Ray actors, on one machine or on a cluster."""
+
+import logging
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from cosmic_tl._util.border import checked
+from cosmic_tl._util.spreading import Piece
+from cosmic_tl.errors import CosmicError, check_count, first_line
+from cosmic_tl.model.batching import sizes_kept
+from cosmic_tl.model.fingerprint import model_fingerprint
+from cosmic_tl.model.load import TransformerBridge, load_model
+
+TRIES = 3
+"""How often a piece is handed out before a run gives up on it."""
+Change = Callable[[int, str, str], object]
+"""Takes a piece's number, its state ("waiting", "running" or "done") and the worker's name."""
+
+
+class _Copy:
+    """One copy of the model, in a process of its own."""
+
+    def __init__(self, load: Mapping[str, Any], threads: int) -> None:
+        self.load, self.threads = dict(load), threads
+        self.model: TransformerBridge | None = None
+        self.sizes: dict[tuple[str, int], int] = {}
+
+    def ready(self) -> tuple[str, str, str]:
+        """Load the model; say which one it is, and where."""
+        model = self._loaded()
+        return model_fingerprint(model), str(model.cfg.dtype), f"{os.uname().nodename}:{os.getpid()}"
+
+    def _loaded(self) -> TransformerBridge:
+        if self.model is None:
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+            torch.set_num_threads(self.threads)
+            self.model = load_model(**self.load)
+        return self.model
+
+    def work(self, function: Callable[..., Any], shared: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
+        with sizes_kept(self.sizes):
+            return function(self._loaded(), *shared, *args)
+
+
+@checked
+class RayBackend:
+    """Copies of a model in Ray actors, for `run(…, backend=…)`.
+
+    Extraction, score passes and completions are spread; the process that holds this object does everything else with its own
+    model, and alone writes files. A worker that dies is started again by Ray, and its piece is handed out again, to any worker.
+
+    Args:
+        model: As for `load_model`, which every worker calls with it.
+        workers: How many.
+        address: Of a running Ray cluster, as for `ray.init`: "auto", "host:port" or "ray://host:port". By default Ray is
+            started on this machine, and stopped at the end.
+        cpus: CPUs of each worker, which are also its threads. By default they share all that Ray has.
+        gpus: GPUs of each worker; less than 1 for a share of one. By default they share all that Ray has.
+        memory: Memory of each worker in GiB, which Ray then reserves. By default none is reserved.
+        **load: Further arguments of `load_model`. With a `device_map`, one copy takes all of its worker's GPUs.
+
+    Raises:
+        CosmicError: If Ray is not installed or cannot be reached, or has not enough room.
+
+    Example:
+        >>> RayBackend("demo", workers=0)
+        Traceback (most recent call last):
+        cosmic_tl.errors.CosmicError: workers: expected a positive number, found 0
+    """
+
+    def __init__(
+        self,
+        model: str = "demo",
+        *,
+        workers: int = 2,
+        address: str | None = None,
+        cpus: int | None = None,
+        gpus: float | None = None,
+        memory: float | None = None,
+        **load: Any,
+    ) -> None:
+        check_count("workers", workers)
+        check_count("cpus", cpus)
+        for name, value in (("gpus", gpus), ("memory", memory)):
+            if value is not None and not value >= 0:
+                raise CosmicError(f"{name}: expected a number from 0 on, found {value}")
+        if find_spec("ray") is None:
+            raise CosmicError("workers: the package ray is missing; pip install 'cosmic_tl[ray]'")
+        self.count = workers
+        self.expected: tuple[str, str] | None = None
+        """Fingerprint and number format of the model that the workers have to have."""
+        self._load = {"name_or_path": model, **load}
+        self._asked = (address, cpus, gpus, memory)
+        self._own = False
+        self._starting: dict[Any, Any] = {}
+        """What tells that a worker is ready, and the worker."""
+        self._idle: list[Any] = []
+        self._names: dict[Any, str] = {}
+        self._starts: Counter[Any] = Counter()
+
+    def __enter__(self) -> "RayBackend":
+        """Start the workers; they load the model while this process goes on."""
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        import ray
+
+        address, cpus, gpus, memory = self._asked
+        if not ray.is_initialized():
+            try:
+                ray.init(
+                    address=address or "local",
+                    include_dashboard=None if address else False,
+                    log_to_driver=False,
+                    logging_level=logging.CRITICAL,
+                )
+            except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+                raise CosmicError(
+                    f"ray: cannot use {address or 'this machine'} ({first_line(error)}); give the address of a running "
+                    "cluster, or leave it out"
+                ) from error
+            self._own = True
+        try:
+            self._create(cpus, gpus, memory)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def _create(self, cpus: int | None, gpus: float | None, memory: float | None) -> None:
+        import ray
+
+        there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        if cpus is None:
+            cpus = max(1, int(there.get("CPU", 1)) // self.count)
+        if gpus is None:
+            share = there.get("GPU", 0.0) / self.count
+            gpus = float(int(share)) if share >= 1 else int(share * 100) / 100  # Ray takes no fractions above 1
+        for name, unit, needed, found in (
+            ("cpus", "CPUs", cpus, there.get("CPU", 0)),
+            ("gpus", "GPUs", gpus, there.get("GPU", 0)),
+            ("memory", "GiB", memory or 0, there.get("memory", 0) / 2**30),
+        ):
+            if needed * self.count > found + 1e-9:
+                raise CosmicError(
+                    f"{name}: {self.count} workers take {needed * self.count:g} {unit}, and Ray has {found:.4g}; ask for fewer "
+                    "workers or less for each"
+                )
+        # A worker without a GPU must not take one that this process was given.
+        load = self._load if gpus or self._load.get("device") else {**self._load, "device": "cpu"}
+        reserved = {"memory": int(memory * 2**30)} if memory else {}
+        actor: Any = ray.remote(_Copy).options(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, **reserved)
+        for _ in range(self.count):
+            self._start(actor.remote(load, cpus))
+
+    def _start(self, worker: Any) -> None:
+        """Have a worker load the model, once Ray has started it or started it again."""
+        self._starts[worker] += 1
+        self._starting[worker.ready.options(max_task_retries=-1).remote()] = worker
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Stop the workers."""
+        self.close()
+
+    def close(self) -> None:
+        """Stop the workers, and Ray if it was started for them.
+
+        Example:
+            >>> RayBackend("demo", workers=1).close()  # which had not been started
+        """
+        if not (self._own or self._starts):
+            return
+        import ray
+
+        for worker in self._starts:
+            ray.kill(worker)
+        self._starting, self._idle, self._starts = {}, [], Counter()
+        if self._own:
+            ray.shutdown()
+            self._own = False
+
+    def map(
+        self,
+        function: Callable[..., Any],
+        shared: tuple[Any, ...],
+        pieces: Sequence[Piece],
+        on_change: Change = lambda number, state, worker: None,
+    ) -> Iterator[tuple[int, Any]]:
+        """`function(model, *shared, *piece.args)` for all pieces, in the order in which they are done.
+
+        Args:
+            function: One of a module.
+            shared: What all pieces take; sent once to each machine.
+            pieces: The pieces. A worker gets its next one when the iterator goes on.
+            on_change: Called when a piece is handed out, handed back or done.
+
+        Yields:
+            A piece's number and its result.
+
+        Raises:
+            CosmicError: If a worker cannot load the model or has another one, a piece cannot be finished, or its function
+                raises one.
+
+        Example:
+            >>> callable(RayBackend.map)
+            True
+        """
+        import ray
+
+        if not self._starts:
+            raise CosmicError("backend: its workers are not running; use it in `with RayBackend(…) as backend:`")
+        inputs, waiting, tries = ray.put(shared), deque(range(len(pieces))), Counter[int]()
+        running: dict[Any, tuple[Any, int]] = {}
+        try:
+            while waiting or running:
+                while waiting and self._idle:
+                    worker, number = self._idle.pop(), waiting.popleft()
+                    running[worker.work.remote(function, inputs, pieces[number].args)] = worker, number
+                    on_change(number, "running", self._names[worker])
+                (done, *_), _ = ray.wait([*running, *self._starting], num_returns=1)
+                if done in self._starting:
+                    self._welcome(done)
+                    continue
+                worker, number = running.pop(done)
+                try:
+                    found = ray.get(done)
+                except ray.exceptions.RayTaskError as error:  # the function's own
+                    self._idle.append(worker)
+                    raise _cause(error) from error
+                except ray.exceptions.RayError as error:
+                    tries[number] += 1
+                    if tries[number] == TRIES:
+                        raise CosmicError(
+                            f"workers: {pieces[number].name} was lost {TRIES} times with its worker ({first_line(error)}); "
+                            "is there memory enough? The same command goes on with what is missing"
+                        ) from error
+                    waiting.appendleft(number)
+                    on_change(number, "waiting", "")
+                    self._start(worker)
+                    continue
+                self._idle.append(worker)
+                yield number, found
+                on_change(number, "done", self._names[worker])
+        finally:
+            for worker, _ in running.values():  # all was given up; it answers once it has finished
+                self._start(worker)
+
+    def _welcome(self, done: Any) -> None:
+        """Take in a worker that is ready, if it has the right model."""
+        import ray
+
+        worker = self._starting.pop(done)
+        try:
+            found = ray.get(done)
+        except ray.exceptions.RayTaskError as error:
+            raise _cause(error) from error
+        except ray.exceptions.RayError as error:
+            if self._starts[worker] > TRIES:
+                raise CosmicError(
+                    f"workers: one died {TRIES} times while it loaded the model ({first_line(error)}); is there memory "
+                    f"enough for {self.count} copies? Ask for fewer workers"
+                ) from error
+            self._start(worker)
+            return
+        *model, self._names[worker] = found
+        self._starts[worker] = 1
+        if self.expected is not None and tuple(model) != self.expected:
+            raise CosmicError(
+                f"workers: they loaded {self._load['name_or_path']!r} with other weights or another number format than the model "
+                "that was given; load both alike"
+            )
+        self._idle.append(worker)
+
+
+def _cause(error: Any) -> BaseException:
+    """What the function raised, without Ray's wrapping where that is possible."""
+    cause = error.cause
+    return cause if isinstance(cause, CosmicError) else error.as_instanceof_cause()

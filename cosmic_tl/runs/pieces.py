@@ -1,0 +1,116 @@
+"""A run's pieces of work while copies of the model share them: which are where, and results that nothing else keeps."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from cosmic_tl._util.files import RESUME, write_atomically
+from cosmic_tl._util.sealed import DAMAGE, read_sealed, write_sealed
+from cosmic_tl._util.spreading import Piece
+from cosmic_tl.runs.derived import digest
+
+if TYPE_CHECKING:
+    from cosmic_tl.backends.ray_backend import RayBackend
+
+PIECES = "pieces"
+"""Folder under `resume/`; gone once the run is complete."""
+TABLE = "table.json"
+COLUMNS = ["stage", "piece", "state", "worker", "tries", "seconds"]
+
+
+class RunPieces:
+    """Spreads a run's work, and keeps in its directory where each piece is.
+
+    Args:
+        backend: The workers.
+        out: The run's directory.
+
+    Example:
+        >>> from cosmic_tl.backends.ray_backend import RayBackend
+        >>> RunPieces(RayBackend("demo", workers=3), Path("my-run")).count
+        3
+    """
+
+    def __init__(self, backend: "RayBackend", out: Path) -> None:
+        self.backend, self.count = backend, backend.count
+        self.folder = out / RESUME / PIECES
+        self.rows: list[dict[str, Any]] = []
+
+    def map(
+        self, stage: str, function: Callable[..., Any], shared: tuple[Any, ...], pieces: Sequence[Piece]
+    ) -> Iterator[tuple[int, Any]]:
+        """As `Spread.map`. Results with a key are kept, and not made again.
+
+        Example:
+            >>> callable(RunPieces.map)
+            True
+        """
+        first = len(self.rows)
+        self.rows += [dict(zip(COLUMNS, [stage, one.name, "waiting", "", 0, None], strict=True)) for one in pieces]
+        left = []
+        for number, piece in enumerate(pieces):
+            if (found := self._kept(piece)) is None:
+                left.append(number)
+            else:
+                self.rows[first + number]["state"] = "done"
+                yield number, found
+        started: dict[int, float] = {}
+
+        def on_change(at: int, state: str, worker: str) -> None:
+            row = self.rows[first + left[at]]
+            row |= {"state": state, "worker": worker}
+            if state == "running":
+                row["tries"], started[at] = row["tries"] + 1, time.time()
+            elif state == "done":
+                row["seconds"] = round(time.time() - started[at], 3)
+            self._write()
+
+        for at, found in self.backend.map(function, shared, [pieces[number] for number in left], on_change):
+            if (path := self._path(pieces[left[at]])) is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_sealed(path, found, {})
+            yield left[at], found
+
+    def _path(self, piece: Piece) -> Path | None:
+        return None if piece.key is None else self.folder / f"{digest(piece.key)}.safetensors"
+
+    def _kept(self, piece: Piece) -> Any:
+        """A result from before a stop; a damaged one is made again."""
+        if (path := self._path(piece)) is not None and path.exists():
+            with suppress(*DAMAGE):
+                return read_sealed(path)[1]
+        return None
+
+    def _write(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / TABLE, json.dumps(self.rows))
+
+
+def remove_pieces(out: Path) -> None:
+    """Remove what is kept of a run's pieces, once all results are in its own files or none of them can be used.
+
+    Example:
+        >>> remove_pieces(Path("nowhere"))
+    """
+    shutil.rmtree(out / RESUME / PIECES, ignore_errors=True)
+
+
+def read_pieces(out: Path) -> pd.DataFrame:
+    """The pieces of the run in a directory that have been cut so far: stage, piece, state, worker, tries and seconds.
+
+    Example:
+        >>> read_pieces(Path("nowhere")).columns.tolist()
+        ['stage', 'piece', 'state', 'worker', 'tries', 'seconds']
+    """
+    rows: Any = []
+    with suppress(OSError, ValueError):  # none, or it is damaged, and nothing depends on it
+        rows = json.loads((out / RESUME / PIECES / TABLE).read_text(encoding="utf-8"))
+    if not isinstance(rows, list) or any(not isinstance(row, dict) or set(row) != set(COLUMNS) for row in rows):
+        rows = []
+    return pd.DataFrame(rows, columns=COLUMNS)
