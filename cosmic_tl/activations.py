@@ -182,10 +182,10 @@ def _sums_by_batch(
     for number, numbers in enumerate(groups, 1):
         weights = {seed: some[list(numbers)].tolist() for seed, some in splits.items()}
         key = [label, n_positions, n_prefix, weights, [list(rows[i]) for i in numbers]]
-        pieces.append(Piece(f"{label}, batch {number}", (None, numbers), key))
+        pieces.append(Piece(f"{label.removeprefix('activations, ')}, batch {number}", (None, numbers), key))
     found: dict[int, _Sums] = {}
     done = 0
-    for number, sums in copies.map(ACTIVATIONS, _sums, (rows, n_positions, n_prefix, splits), pieces):
+    for number, sums in copies.map("activations", _sums, (rows, n_positions, n_prefix, splits), pieces):
         found[number] = sums
         while done in found:  # added in order, so that the means are those of one process
             yield groups[done], found.pop(done)

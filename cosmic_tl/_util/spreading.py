@@ -39,7 +39,7 @@ class Spread(Protocol):
         A worker gets its next piece when the iterator goes on, and not before.
 
         Args:
-            stage: What is done, in words.
+            stage: What is done, in a word.
             function: One of a module, since it runs in other processes.
             shared: What all pieces take.
             pieces: The pieces.

@@ -5,6 +5,8 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
+from math import inf
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -60,9 +62,9 @@ class RayBackend:
         workers: How many.
         address: Of a running Ray cluster, as for `ray.init`: "auto", "host:port" or "ray://host:port". By default Ray is
             started on this machine, and stopped at the end.
-        cpus: CPUs of each worker, which are also its threads. By default they share all that Ray has.
-        gpus: GPUs of each worker; less than 1 for a share of one. By default they share all that Ray has.
-        memory: Memory of each worker in GiB, which Ray then reserves. By default none is reserved.
+        cpus_per_worker: CPUs, which are also its threads. By default workers share all that Ray has.
+        gpus_per_worker: GPUs; less than 1 for a share of one. By default workers share all that Ray has.
+        memory_per_worker: Memory in GiB, which Ray then reserves. By default none is reserved.
         **load: Further arguments of `load_model`. With a `device_map`, one copy takes all of its worker's GPUs.
 
     Raises:
@@ -71,7 +73,7 @@ class RayBackend:
     Example:
         >>> RayBackend("demo", workers=0)
         Traceback (most recent call last):
-        cosmic_tl.errors.CosmicError: workers: expected a positive number, found 0
+        cosmic_tl.errors.CosmicError: workers: must be at least 1, found 0
     """
 
     def __init__(
@@ -80,23 +82,24 @@ class RayBackend:
         *,
         workers: int = 2,
         address: str | None = None,
-        cpus: int | None = None,
-        gpus: float | None = None,
-        memory: float | None = None,
+        cpus_per_worker: int | None = None,
+        gpus_per_worker: float | None = None,
+        memory_per_worker: float | None = None,
         **load: Any,
     ) -> None:
         check_count("workers", workers)
-        check_count("cpus", cpus)
-        for name, value in (("gpus", gpus), ("memory", memory)):
-            if value is not None and not value >= 0:
-                raise CosmicError(f"{name}: expected a number from 0 on, found {value}")
+        check_count("cpus_per_worker", cpus_per_worker)
+        for name, value in (("gpus_per_worker", gpus_per_worker), ("memory_per_worker", memory_per_worker)):
+            if value is not None and not 0 <= value < inf:
+                raise CosmicError(f"{name}: expected a number from 0 on, found {value}; leave it out for the default")
         if find_spec("ray") is None:
             raise CosmicError("workers: the package ray is missing; pip install 'cosmic_tl[ray]'")
         self.count = workers
         self.expected: tuple[str, str] | None = None
         """Fingerprint and number format of the model that the workers have to have."""
-        self._load = {"name_or_path": model, **load}
-        self._asked = (address, cpus, gpus, memory)
+        # Workers have another working directory.
+        self._load = {"name_or_path": str(Path(model).resolve()) if Path(model).exists() else model, **load}
+        self._asked = (address, cpus_per_worker, gpus_per_worker, memory_per_worker)
         self._own = False
         self._starting: dict[Any, Any] = {}
         """What tells that a worker is ready, and the worker."""
@@ -141,9 +144,9 @@ class RayBackend:
             share = there.get("GPU", 0.0) / self.count
             gpus = float(int(share)) if share >= 1 else int(share * 100) / 100  # Ray takes no fractions above 1
         for name, unit, needed, found in (
-            ("cpus", "CPUs", cpus, there.get("CPU", 0)),
-            ("gpus", "GPUs", gpus, there.get("GPU", 0)),
-            ("memory", "GiB", memory or 0, there.get("memory", 0) / 2**30),
+            ("cpus_per_worker", "CPUs", cpus, there.get("CPU", 0)),
+            ("gpus_per_worker", "GPUs", gpus, there.get("GPU", 0)),
+            ("memory_per_worker", "GiB", memory or 0, there.get("memory", 0) / 2**30),
         ):
             if needed * self.count > found + 1e-9:
                 raise CosmicError(
@@ -185,6 +188,7 @@ class RayBackend:
 
     def map(
         self,
+        stage: str,
         function: Callable[..., Any],
         shared: tuple[Any, ...],
         pieces: Sequence[Piece],
@@ -193,6 +197,7 @@ class RayBackend:
         """`function(model, *shared, *piece.args)` for all pieces, in the order in which they are done.
 
         Args:
+            stage: What is done, in a word.
             function: One of a module.
             shared: What all pieces take; sent once to each machine.
             pieces: The pieces. A worker gets its next one when the iterator goes on.
@@ -235,8 +240,8 @@ class RayBackend:
                     tries[number] += 1
                     if tries[number] == TRIES:
                         raise CosmicError(
-                            f"workers: {pieces[number].name} was lost {TRIES} times with its worker ({first_line(error)}); "
-                            "is there memory enough? The same command goes on with what is missing"
+                            f"workers: {stage}, {pieces[number].name} was lost {TRIES} times with its worker "
+                            f"({first_line(error)}); is there memory enough? The same command goes on with what is missing"
                         ) from error
                     waiting.appendleft(number)
                     on_change(number, "waiting", "")

@@ -32,6 +32,7 @@ FLAGS = {
 GROUPS = {
     "Run": ("directory", "prompt", "file"),
     "Model": ("LoadOptions", "PairOptions", "model"),
+    "Workers": ("WorkerOptions", "watch"),
     "Prompts": ("DataOptions", "n_test", "n_prompts", "n", "texts", "instructions"),
     "Chat": ("ChatFormat",),
     "Selection": ("CommonOptions", "selection"),

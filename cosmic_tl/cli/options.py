@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from cosmic_tl._util.files import check_resume, settings_file
 from cosmic_tl._util.progress import LOADING, stage
 from cosmic_tl.cli.derive import Only
-from cosmic_tl.errors import CosmicError
+from cosmic_tl.errors import CosmicError, check_count, check_whole_number
 from cosmic_tl.model.paths import check_model_path, is_adapter
 
 if TYPE_CHECKING:
+    from cosmic_tl.backends.ray_backend import RayBackend
     from cosmic_tl.data.contrast_set import ContrastSet
     from cosmic_tl.directions.direction import Direction
     from cosmic_tl.model.load import TransformerBridge
@@ -99,10 +100,19 @@ class LoadOptions:
         stage(LOADING)
         from cosmic_tl.model.load import load_model
 
+        return load_model(name, **self.how(), **more)
+
+    def how(self) -> dict[str, Any]:
+        """What `load_model` takes besides the name.
+
+        Example:
+            >>> LoadOptions(device="cpu").how()
+            {'device': 'cpu', 'dtype': 'float32'}
+        """
         options: dict[str, Any] = {"trust_remote_code": True} if self.trust_remote_code else {}
         if self.device_map is not None:
             options["device_map"] = self.device_map
-        return load_model(name, device=self.device, dtype=self.dtype, **options, **more)
+        return {"device": self.device, "dtype": self.dtype, **options}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +133,45 @@ class ModelOptions(LoadOptions):
             8
         """
         return self.boot(self.model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerOptions:
+    """Whether other processes share the work."""
+
+    workers: int = 0
+    """Copies of the model that share extraction, scores and completions; 0 for this process alone. Takes the package ray. Results
+    are the same, and a worker that dies is replaced."""
+    ray: str | None = None
+    """Address of a running Ray cluster: auto, host:port or ray://host:port. By default Ray is started on this machine."""
+    cpus_per_worker: int | None = None
+    """CPUs of each worker, which are also its threads. By default workers share all that Ray has."""
+    gpus_per_worker: float | None = None
+    """GPUs of each worker; less than 1 for a share of one. By default workers share all that Ray has."""
+    memory_per_worker: float | None = None
+    """Memory of each worker in GiB, which Ray then reserves. By default none is reserved."""
+
+    def __post_init__(self) -> None:
+        check_whole_number("workers", self.workers)
+        if self.workers:
+            check_count("workers", self.workers)
+            return
+        for name, value in asdict(self).items():
+            if name != "workers" and value is not None:
+                raise CosmicError(f"{name}: found {value} without workers; say how many, as in --workers 2")
+
+    def backend(self, model: ModelOptions) -> "RayBackend | None":
+        """Workers with the model, to be started with `with`; None for this process alone.
+
+        Example:
+            >>> WorkerOptions().backend(ModelOptions(device="cpu"))
+        """
+        if not self.workers:
+            return None
+        from cosmic_tl.backends.ray_backend import RayBackend
+
+        asked = asdict(self)
+        return RayBackend(model.model, address=asked.pop("ray"), **asked, **model.how())
 
 
 @dataclass(frozen=True, kw_only=True)

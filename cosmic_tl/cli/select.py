@@ -2,13 +2,14 @@
 
 import shlex
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cosmic_tl._util.displays import number
 from cosmic_tl._util.progress import LOADING
 from cosmic_tl.cli.derive import derived
-from cosmic_tl.cli.options import TESTING, DataOptions, ModelOptions, check_paths, generation
+from cosmic_tl.cli.options import TESTING, DataOptions, ModelOptions, WorkerOptions, check_paths, generation
 from cosmic_tl.cli.output import print_frame, print_result, say, write_csv
 from cosmic_tl.model.options import ChatFormat
 from cosmic_tl.runs.settings import STAGES, RunSettings
@@ -26,6 +27,7 @@ def run(
     model: ModelOptions,
     data: DataOptions,
     settings: RunSettings,
+    sharing: WorkerOptions,
     *,
     out: Path = Path("cosmic-run"),
     overwrite: bool = False,
@@ -39,14 +41,18 @@ def run(
         overwrite: Replace an earlier run in the directory that had other settings.
     """
     contrast = data.load()  # before the imports that take seconds
-    bridge = model.load()
-    from cosmic_tl.runs.job import run as run_all
+    # A complete run is read, and nothing is shared.
+    backend = sharing.backend(model) if overwrite or not (out / "summary.json").exists() else None
+    with backend or nullcontext():  # workers load their models while this process loads its own
+        bridge = model.load()
+        from cosmic_tl.runs.job import run as run_all
 
-    if settings.null and isinstance(settings.selection, CosmicOptions) and not (out / "summary.json").exists():
-        _say_cost_of_null(bridge, contrast, settings, settings.selection)
+        if settings.null and isinstance(settings.selection, CosmicOptions) and not (out / "summary.json").exists():
+            _say_cost_of_null(bridge, contrast, settings, settings.selection)
 
-    command = shlex.join(["cosmic-tl", *sys.argv[1:]])
-    print_result(run_all(bridge, contrast, out, settings, command=command, overwrite=overwrite))
+        command = shlex.join(["cosmic-tl", *sys.argv[1:]])
+        found = run_all(bridge, contrast, out, settings, command=command, overwrite=overwrite, backend=backend)
+    print_result(found)
 
 
 def _say_cost_of_null(

@@ -15,6 +15,9 @@ from cosmic_tl.errors import CosmicError
 from cosmic_tl.runs.derived import LOCK
 from cosmic_tl.runs.directory import check_directory
 
+PATIENCE = 0.5
+"""Seconds: `cosmic-tl status` holds the lock for a moment to see whether anybody does."""
+
 
 @contextmanager
 def locked(out: Path, identity: dict[str, Any] | None = None) -> Iterator[None]:
@@ -39,13 +42,13 @@ def locked(out: Path, identity: dict[str, Any] | None = None) -> Iterator[None]:
     path = out / RESUME / LOCK
     with writing(out):
         path.parent.mkdir(parents=True, exist_ok=True)
-        holder = _holder(path)
-        lock = FileLock(path, timeout=0)
+        held_by = holder(path)
+        lock = FileLock(path, timeout=PATIENCE)
         try:
             lock.acquire()
         except Timeout as error:
             raise CosmicError(
-                f"out: {str(out)!r} is in use by {holder}; wait until it has ended, or choose another directory"
+                f"out: {str(out)!r} is in use by {held_by}; wait until it has ended, or choose another directory"
             ) from error
         path.write_text(json.dumps({"process": os.getpid(), "host": socket.gethostname()}), encoding="utf-8")
     try:
@@ -56,8 +59,13 @@ def locked(out: Path, identity: dict[str, Any] | None = None) -> Iterator[None]:
         lock.release()
 
 
-def _holder(path: Path) -> str:
-    """Who wrote the lock file, as far as it can be read."""
+def holder(path: Path) -> str:
+    """Who wrote a lock file, as far as it can be read.
+
+    Example:
+        >>> holder(Path("nowhere"))
+        'another process'
+    """
     with suppress(OSError, ValueError, KeyError, TypeError):
         found = json.loads(path.read_text(encoding="utf-8"))
         return f"process {int(found['process'])} on {found['host']!r}"

@@ -71,7 +71,7 @@ class RunPieces:
                 row["seconds"] = round(time.time() - started[at], 3)
             self._write()
 
-        for at, found in self.backend.map(function, shared, [pieces[number] for number in left], on_change):
+        for at, found in self.backend.map(stage, function, shared, [pieces[number] for number in left], on_change):
             if (path := self._path(pieces[left[at]])) is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_sealed(path, found, {})

@@ -274,7 +274,7 @@ class Scorer(ABC):
                 )
                 pieces.append(Piece(name, (measure, asked[measure], mine)))
         with track(sum(map(len, left.values())), "scores") as advance:
-            for number, results in copies.map(SCORES, _passes_of, (self,), pieces):
+            for number, results in copies.map("scores", _passes_of, (self,), pieces):
                 measure, cells, _ = pieces[number].args
                 for found in results:
                     self._take(measure, cells, *found)

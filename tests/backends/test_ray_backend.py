@@ -1,0 +1,193 @@
+import json
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+import work
+from ray import cloudpickle
+
+from cosmic_tl import CosmicOptions, RefusalTokenOptions, RunSettings, load_model, run, select_cosmic
+from cosmic_tl._util.spreading import Piece, contiguous, spread_over
+from cosmic_tl.activations import class_means
+from cosmic_tl.backends.ray_backend import RayBackend
+from cosmic_tl.errors import CosmicError
+from cosmic_tl.runs.logs import ScoreLog
+from cosmic_tl.runs.pieces import PIECES, read_pieces
+
+# Two batches of training prompts per side, and scores and conditions for several pieces.
+OPTIONS = CosmicOptions(n_train=40, n_val=4, n_positions=2, max_kl=10.0)
+SETTINGS = RunSettings(OPTIONS, n_test=2, max_new_tokens=2, n_placebos=1)
+
+
+@pytest.fixture(scope="module")
+def backend():
+    cloudpickle.register_pickle_by_value(work)  # workers cannot import it
+    before = torch.get_num_threads()
+    with RayBackend("demo", workers=2, device="cpu", cpus_per_worker=1) as found:
+        yield found
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def alone(demo, prompts, tmp_path_factory):
+    """The files of one process with one thread, as each worker has."""
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("alone") / "run"
+    run(demo, prompts, out, SETTINGS)
+    return contents(out)
+
+
+def contents(out):
+    """Every file of a run but the report, without the seconds that it took."""
+    found = {}
+    for path in sorted(out.rglob("*")):
+        if path.is_file() and path.name not in ("report.html", "lock"):
+            found[str(path.relative_to(out))] = path.read_bytes()
+    summary = json.loads(found["summary.json"])
+    del summary["seconds"]
+    return {**found, "summary.json": summary}
+
+
+def test_workers_leave_the_files_of_one_process(backend, demo, prompts, alone, tmp_path):
+    run(demo, prompts, tmp_path / "run", SETTINGS, backend=backend)
+    assert contents(tmp_path / "run") == alone
+
+
+def test_a_stopped_run_goes_on_with_workers_and_with_what_they_had_done(
+    backend, demo, prompts, alone, tmp_path, monkeypatch
+):
+    plain, left = ScoreLog.__setitem__, [10]
+
+    def stop(self, key, value):
+        plain(self, key, value)
+        left[0] -= value == value  # where there is a direction
+        if left[0] == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ScoreLog, "__setitem__", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(demo, prompts, tmp_path / "run", SETTINGS, backend=backend)
+    found = read_pieces(tmp_path / "run")
+    assert {"activations", "scores"} <= set(found.stage) and set(found.state) == {"done", "running", "waiting"}
+    monkeypatch.undo()
+    # As if it had been stopped before the means were written: batches are kept by themselves.
+    (tmp_path / "run" / "resume" / "activations.safetensors").unlink()
+    kept = sorted((tmp_path / "run" / "resume" / PIECES).glob("*.safetensors"))
+    assert len(kept) == 4
+    kept[0].write_bytes(kept[0].read_bytes()[:-1] + b"!")  # damage is noticed, and the batch made again
+    kept[1].unlink()
+    made, whole = [], RayBackend.map
+
+    def noted(self, stage, function, shared, pieces, on_change):
+        made.extend([stage] * len(pieces))
+        return whole(self, stage, function, shared, pieces, on_change)
+
+    monkeypatch.setattr(RayBackend, "map", noted)
+    run(demo, prompts, tmp_path / "run", SETTINGS, backend=backend)
+    assert made.count("activations") == 2
+    assert contents(tmp_path / "run") == alone
+
+
+def test_refusal_tokens_are_scored_by_workers_alike(backend, demo, prompts, tmp_path):
+    torch.set_num_threads(1)
+    options = RefusalTokenOptions(n_train=8, n_val=4, n_positions=1, max_kl=10.0, min_induce=-50.0)
+    settings = replace(SETTINGS, selection=options)
+    run(demo, prompts, tmp_path / "alone", settings)
+    run(demo, prompts, tmp_path / "shared", settings, backend=backend)
+    assert contents(tmp_path / "shared") == contents(tmp_path / "alone")
+
+
+def test_a_selection_alone_can_be_shared(backend, demo, prompts):
+    with spread_over(backend):
+        shared = select_cosmic(demo, prompts, OPTIONS)
+        means = class_means(demo, prompts, seeds=[0])
+    assert shared.table.equals(select_cosmic(demo, prompts, OPTIONS).table)
+    plain = class_means(demo, prompts, seeds=[0])
+    for one, other in zip(means, plain, strict=True):
+        assert torch.equal(one.resid_pre, other.resid_pre) and torch.equal(one.splits[0], other.splits[0])
+
+
+def test_a_piece_of_a_worker_that_dies_is_done_by_another(backend, tmp_path):
+    changes = []
+    pieces = [Piece(str(number), (number,)) for number in range(6)]
+    found = backend.map("tests", work.die_once, (str(tmp_path),), pieces, lambda *change: changes.append(change[:2]))
+    assert sorted(number for _, (number, _) in found) == [0, 1, 2, 3, 4, 5]
+    assert changes.count((2, "running")) == 2 and (2, "waiting") in changes
+    assert all(changes.count((number, "running")) == 1 for number in (0, 1, 3, 4, 5))
+
+
+def test_an_idle_worker_that_dies_is_replaced(backend, tmp_path):
+    pieces = [Piece(str(number), (number,)) for number in range(4)]
+    (tmp_path / "2").touch()
+    processes = {pid for _, (_, pid) in backend.map("tests", work.die_once, (str(tmp_path),), pieces)}
+    for process in processes:
+        os.kill(process, signal.SIGKILL)
+    found = list(backend.map("tests", work.layers, (10,), pieces))
+    assert sorted(found) == [(number, 80 * number) for number in range(4)]
+
+
+def test_a_piece_that_kills_every_worker_is_named(backend, monkeypatch):
+    monkeypatch.setattr("cosmic_tl.backends.ray_backend.TRIES", 2)  # each takes a new worker
+    with pytest.raises(CosmicError, match="workers: tests, the bad one was lost 2 times with its worker"):
+        list(backend.map("tests", work.die, (), [Piece("the bad one", ())]))
+
+
+def test_what_a_function_raises_comes_through(backend):
+    with pytest.raises(CosmicError, match=r"^number: found 3$"):
+        list(backend.map("tests", work.refuse, (), [Piece("a", (3,))]))
+    with pytest.raises(ZeroDivisionError, match="by nought"):
+        list(backend.map("tests", work.fail, (), [Piece("a", (3,))]))
+    assert list(backend.map("tests", work.layers, (1,), [Piece("a", (2,))])) == [(0, 16)]  # and workers go on
+
+
+def test_another_model_is_refused(prompts, tmp_path, backend):
+    other = load_model("demo-weak", device="cpu")
+    for worker in [*backend._idle]:  # they are asked again
+        backend._idle.remove(worker)
+        backend._start(worker)
+    try:
+        with pytest.raises(CosmicError, match=r"workers: they loaded .* with other weights"):
+            run(other, prompts, tmp_path / "run", SETTINGS, backend=backend)
+    finally:
+        backend.expected = None
+
+
+def test_more_than_there_is_is_refused():
+    backend = RayBackend("demo", workers=1, cpus_per_worker=100_000)
+    with pytest.raises(CosmicError, match="cpus_per_worker: 1 workers take 100000 CPUs, and Ray has"), backend:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"workers": 0}, "workers: must be at least 1, found 0"),
+        ({"gpus_per_worker": -1.0}, "gpus_per_worker: expected a number from 0 on, found -1.0"),
+        ({"memory_per_worker": float("nan")}, "memory_per_worker: expected a number from 0 on, found nan"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(options, said):
+    with pytest.raises(CosmicError, match=said):
+        RayBackend("demo", **options)
+
+
+def test_without_ray_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr("cosmic_tl.backends.ray_backend.find_spec", lambda name: None)
+    with pytest.raises(CosmicError, match=r"pip install 'cosmic_tl\[ray\]'"):
+        RayBackend("demo")
+
+
+def test_a_backend_that_is_not_running_is_refused(demo, prompts, tmp_path):
+    with pytest.raises(CosmicError, match="backend: its workers are not running"):
+        run(demo, prompts, tmp_path / "run", SETTINGS, backend=RayBackend("demo"))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 8, 50])
+def test_runs_of_neighbours_cover_everything_once(n):
+    costs = [float(cost) for cost in torch.randint(1, 20, (30,), generator=torch.Generator().manual_seed(n))]
+    runs = contiguous(costs, n)
+    assert [i for some in runs for i in some] == list(range(30))
+    assert len(runs) <= n
+    assert max(sum(costs[i] for i in some) for some in runs) <= sum(costs) / n + max(costs)

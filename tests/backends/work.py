@@ -1,0 +1,34 @@
+"""What workers do in the tests."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from cosmic_tl.errors import CosmicError
+
+
+def layers(model, factor, number):
+    return factor * number * int(model.cfg.n_layers)
+
+
+def refuse(model, number):
+    raise CosmicError(f"number: found {number}")
+
+
+def fail(model, number):
+    raise ZeroDivisionError("by nought")
+
+
+def die_once(model, folder, number):
+    """Dies with its process where no file says that it has done so before."""
+    marker = Path(folder) / str(number)
+    if number == 2 and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.2)
+    return number, os.getpid()
+
+
+def die(model):
+    os.kill(os.getpid(), signal.SIGKILL)
