@@ -1,4 +1,5 @@
 from . import (
+    backends as backends,
     check as check,
     data as data,
     directions as directions,

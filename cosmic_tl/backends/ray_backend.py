@@ -105,6 +105,7 @@ class RayBackend:
         """What tells that a worker is ready, and the worker."""
         self._idle: list[Any] = []
         self._names: dict[Any, str] = {}
+        self._models: dict[Any, tuple[str, ...]] = {}
         self._starts: Counter[Any] = Counter()
 
     def __enter__(self) -> "RayBackend":
@@ -153,8 +154,8 @@ class RayBackend:
                     f"{name}: {self.count} workers take {needed * self.count:g} {unit}, and Ray has {found:.4g}; ask for fewer "
                     "workers or less for each"
                 )
-        # A worker without a GPU must not take one that this process was given.
-        load = self._load if gpus or self._load.get("device") else {**self._load, "device": "cpu"}
+        placed = gpus or self._load.get("device") or self._load.get("device_map")
+        load = self._load if placed else {**self._load, "device": "cpu"}  # a GPU that Ray does not know is not taken
         reserved = {"memory": int(memory * 2**30)} if memory else {}
         actor: Any = ray.remote(_Copy).options(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, **reserved)
         for _ in range(self.count):
@@ -223,6 +224,7 @@ class RayBackend:
         try:
             while waiting or running:
                 while waiting and self._idle:
+                    self._check(self._idle[-1])
                     worker, number = self._idle.pop(), waiting.popleft()
                     running[worker.work.remote(function, inputs, pieces[number].args)] = worker, number
                     on_change(number, "running", self._names[worker])
@@ -255,7 +257,7 @@ class RayBackend:
                 self._start(worker)
 
     def _welcome(self, done: Any) -> None:
-        """Take in a worker that is ready, if it has the right model."""
+        """Take in a worker that is ready."""
         import ray
 
         worker = self._starting.pop(done)
@@ -272,13 +274,15 @@ class RayBackend:
             self._start(worker)
             return
         *model, self._names[worker] = found
-        self._starts[worker] = 1
-        if self.expected is not None and tuple(model) != self.expected:
+        self._models[worker], self._starts[worker] = tuple(model), 1
+        self._idle.append(worker)
+
+    def _check(self, worker: Any) -> None:
+        if self.expected is not None and self._models[worker] != self.expected:
             raise CosmicError(
                 f"workers: they loaded {self._load['name_or_path']!r} with other weights or another number format than the model "
                 "that was given; load both alike"
             )
-        self._idle.append(worker)
 
 
 def _cause(error: Any) -> BaseException:

@@ -9,9 +9,9 @@ import work
 from ray import cloudpickle
 
 from cosmic_tl import CosmicOptions, RefusalTokenOptions, RunSettings, load_model, run, select_cosmic
-from cosmic_tl._util.spreading import Piece, contiguous, spread_over
+from cosmic_tl._util.spreading import Piece, contiguous
 from cosmic_tl.activations import class_means
-from cosmic_tl.backends.ray_backend import RayBackend
+from cosmic_tl.backends import RayBackend, shared_by
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.runs.logs import ScoreLog
 from cosmic_tl.runs.pieces import PIECES, read_pieces
@@ -100,7 +100,7 @@ def test_refusal_tokens_are_scored_by_workers_alike(backend, demo, prompts, tmp_
 
 
 def test_a_selection_alone_can_be_shared(backend, demo, prompts):
-    with spread_over(backend):
+    with shared_by(backend, demo):
         shared = select_cosmic(demo, prompts, OPTIONS)
         means = class_means(demo, prompts, seeds=[0])
     assert shared.table.equals(select_cosmic(demo, prompts, OPTIONS).table)
@@ -144,14 +144,12 @@ def test_what_a_function_raises_comes_through(backend):
 
 def test_another_model_is_refused(prompts, tmp_path, backend):
     other = load_model("demo-weak", device="cpu")
-    for worker in [*backend._idle]:  # they are asked again
-        backend._idle.remove(worker)
-        backend._start(worker)
-    try:
-        with pytest.raises(CosmicError, match=r"workers: they loaded .* with other weights"):
-            run(other, prompts, tmp_path / "run", SETTINGS, backend=backend)
-    finally:
-        backend.expected = None
+    with pytest.raises(CosmicError, match=r"workers: they loaded .* with other weights"):
+        run(other, prompts, tmp_path / "run", SETTINGS, backend=backend)
+    half = load_model("demo", device="cpu", dtype="bfloat16")
+    with pytest.raises(CosmicError, match=r"another number format"), shared_by(backend, half):
+        select_cosmic(half, prompts, OPTIONS)
+    backend.expected = None
 
 
 def test_more_than_there_is_is_refused():
