@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 RESULTS, KEPT = (Path(__file__).with_name(name) for name in ("RESULTS.md", "results.json"))
-ORDER = ("real", "selection", "causal", "stability", "extraction", "generation", "scaling", "startup")
+ORDER = ("real", "selection", "causal", "stability", "extraction", "generation", "scaling", "workers", "startup")
 COMMANDS = {
     "real": "python -m benchmarks.real MODEL --prompts PROMPTS",
+    "workers": "python -m benchmarks.workers MODEL --prompts PROMPTS",
     "causal": "python -m benchmarks.causal MODEL --prompts PROMPTS",
     "stability,": "python -m benchmarks.stability MODEL --prompts PROMPTS",
 }
@@ -38,6 +39,14 @@ BARS = {
         **{f"{mode} memory for the products, MB": "≤ 80" for mode in MODES},
     },
     "extraction": {"time over a bare pass": "≤ 1.15", "peak memory, 10 000 over 100": "≤ 1.10"},
+    "workers": {
+        "speed over one worker of one thread": "≥ 1.7",
+        "speed over one process with all threads": "≥ 0.9",
+        "one worker over one process, all threads": "≤ 1.1",
+        "one worker over one process, one thread": "≤ 1.1",
+        "max_score_difference, same threads": "0",
+        "max_score_difference, other threads": "≤ 1e-6",
+    },
     "generation": {"time over plain generate": "≤ 1.15"},
     "startup": {
         "cosmic-tl --help, seconds": "≤ 0.5",

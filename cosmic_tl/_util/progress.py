@@ -72,11 +72,21 @@ def stage(name: str) -> None:
     if (plan := _plan.get()) is None or name not in plan.names:
         return
     label = f"[{plan.names.index(name) + 1}/{len(plan.names)}] {name}"
-    if label != plan.label and sys.stderr.isatty():
+    if label != plan.label:
+        remark(label)
+    plan.label = label
+
+
+def remark(text: str) -> None:
+    """Say something beside the progress, in a terminal.
+
+    Example:
+        >>> remark("A worker died, and another is started.")
+    """
+    if sys.stderr.isatty():
         from tqdm.auto import tqdm  # here and below: it takes longer to import than a command line may
 
-        tqdm.write(label, file=sys.stderr)
-    plan.label = label
+        tqdm.write(text, file=sys.stderr)
 
 
 @contextmanager

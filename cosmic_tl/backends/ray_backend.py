@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from cosmic_tl._util.border import checked
+from cosmic_tl._util.progress import remark
 from cosmic_tl._util.spreading import Piece
 from cosmic_tl.errors import CosmicError, check_count, first_line
 from cosmic_tl.model.batching import sizes_kept
@@ -245,6 +246,7 @@ class RayBackend:
                             f"workers: {stage}, {pieces[number].name} was lost {TRIES} times with its worker "
                             f"({first_line(error)}); is there memory enough? The same command goes on with what is missing"
                         ) from error
+                    remark(f"Worker {self._names[worker]} died; {pieces[number].name} is done again.")
                     waiting.appendleft(number)
                     on_change(number, "waiting", "")
                     self._start(worker)

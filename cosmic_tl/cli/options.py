@@ -1,5 +1,6 @@
 """Options of the command line alone: which model, which prompts, which finished run."""
 
+import os
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -168,6 +169,8 @@ class WorkerOptions:
         """
         if not self.workers:
             return None
+        # Ray would print the deaths of workers among the results; a terminal hears of them as `track` shows progress.
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".*")
         from cosmic_tl.backends.ray_backend import RayBackend
 
         asked = asdict(self)

@@ -1,0 +1,122 @@
+"""A COSMIC selection shared by Ray workers on this machine, against the same in one process.
+
+python -m benchmarks.workers MODEL --prompts PROMPTS
+
+Each selection is a process of its own, timed from its start to its end: imports, the model, Ray's start and end, and the workers'
+imports and models among it.
+
+* one process with one thread, and with all;
+* one worker with one thread;
+* as many workers as there are cores, with one thread each;
+* one worker with all threads.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from benchmarks.results import record
+
+
+def select(model: str, prompts: str, n_train: int, n_val: int, workers: int, threads: int, out: Path) -> None:
+    """One selection; its scores go into a file."""
+    import torch
+
+    from cosmic_tl import CosmicOptions, load_model, load_prompts, select_cosmic
+    from cosmic_tl.backends import RayBackend, shared_by
+
+    options = CosmicOptions(n_train=n_train, n_val=n_val)
+    if not workers:
+        torch.set_num_threads(threads)
+        found = select_cosmic(load_model(model, device="cpu"), load_prompts(prompts), options)
+    else:
+        with RayBackend(model, workers=workers, cpus_per_worker=threads, device="cpu") as backend:
+            bridge = load_model(model, device="cpu")
+            with shared_by(backend, bridge):
+                found = select_cosmic(bridge, load_prompts(prompts), options)
+    out.write_text(found.table[["layer", "position", "s_comply", "s_refuse", "status"]].to_json())
+
+
+def timed(
+    asked: argparse.Namespace, workers: int, threads: int, folder: Path
+) -> tuple[float, dict[str, dict[str, object]]]:
+    """Seconds of one selection, and its table."""
+    out = folder / f"{workers}-{threads}.json"
+    # One thread per worker; the process that waits for them has all.
+    env = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    command = [sys.executable, "-m", "benchmarks.workers", asked.model, "--prompts", asked.prompts]
+    command += [
+        "--n-train",
+        str(asked.n_train),
+        "--n-val",
+        str(asked.n_val),
+        "--one",
+        str(workers),
+        str(threads),
+        str(out),
+    ]
+    started = time.perf_counter()
+    subprocess.run(command, check=True, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    seconds = time.perf_counter() - started
+    print(f"{workers} workers, {threads} threads each: {seconds:.1f} s", flush=True)
+    return seconds, json.loads(out.read_text())
+
+
+def apart(one: dict[str, dict[str, object]], other: dict[str, dict[str, object]]) -> float:
+    """The largest difference between two tables' scores; infinite where another candidate is chosen."""
+    if one["status"] != other["status"]:
+        return float("inf")
+    pairs = [(one[name][row], other[name][row]) for name in ("s_comply", "s_refuse") for row in one[name]]
+    return max(abs(float(a) - float(b)) for a, b in pairs if a is not None and b is not None)  # type: ignore[arg-type]
+
+
+def measure(asked: argparse.Namespace) -> dict[str, float]:
+    """Seconds, speed-up and the largest difference between scores."""
+    cores = os.cpu_count() or 1
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        plain, expected = timed(asked, 0, cores, folder)
+        shared, of_all = timed(asked, cores, 1, folder)
+        single, of_one = timed(asked, 1, 1, folder)
+        whole, of_whole = timed(asked, 1, cores, folder)
+        slow, of_slow = timed(asked, 0, 1, folder)
+    return {
+        "cores": cores,
+        "seconds, one process with all threads": plain,
+        "seconds, one process with one thread": slow,
+        "seconds, one worker with one thread": single,
+        "seconds, one worker with all threads": whole,
+        f"seconds, {cores} workers with one thread": shared,
+        "speed over one worker of one thread": single / shared,
+        "speed over one process with all threads": plain / shared,
+        "one worker over one process, all threads": whole / plain,
+        "one worker over one process, one thread": single / slow,
+        "max_score_difference, same threads": max(apart(of_all, of_slow), apart(of_one, of_slow)),
+        "max_score_difference, other threads": max(apart(of_all, expected), apart(of_whole, expected)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--prompts", default="demo")
+    parser.add_argument("--n-train", type=int, default=64)
+    parser.add_argument("--n-val", type=int, default=32)
+    parser.add_argument("--one", nargs=3, metavar=("WORKERS", "THREADS", "FILE"), help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.one:
+        workers, threads, out = asked.one
+        select(asked.model, asked.prompts, asked.n_train, asked.n_val, int(workers), int(threads), Path(out))
+        return
+    values = measure(asked)
+    print(json.dumps(values))
+    record("workers", values)
+
+
+if __name__ == "__main__":
+    main()
