@@ -9,11 +9,12 @@ from torch import Tensor
 
 from cosmic_tl._util.border import checked
 from cosmic_tl._util.progress import ACTIVATIONS, stage, track
-from cosmic_tl._util.spreading import Piece, current_spread
+from cosmic_tl._util.spreading import Piece
 from cosmic_tl.data.contrast_set import Prompts, sides_of
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.model.batching import batches
 from cosmic_tl.model.chat import ChatFormat, tokenize
+from cosmic_tl.model.copies import copies_of
 from cosmic_tl.model.fingerprint import model_fingerprint
 from cosmic_tl.model.forward import Resume, check_positions, forward, read
 from cosmic_tl.model.hooks import Site
@@ -172,7 +173,7 @@ def _sums_by_batch(
 ) -> Iterator[tuple[tuple[int, ...], _Sums]]:
     """Numbers of the prompts of each batch and what they add, in order; copies of the model share the batches, if any."""
     groups = [batch.rows for batch in batches(model, [row[n_prefix:] for row in rows], batch_size)]
-    copies = current_spread()
+    copies = copies_of(model)
     if copies is None or len(groups) < 2:
         start = Resume(past=prefix_keys_values(model, rows[0][:n_prefix]))
         for numbers in groups:

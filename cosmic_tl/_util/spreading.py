@@ -31,6 +31,10 @@ class Spread(Protocol):
     def count(self) -> int:
         """Number of copies."""
 
+    @property
+    def model(self) -> tuple[str, ...]:
+        """What tells the model that they are of from others."""
+
     def map(
         self, stage: str, function: Callable[..., Any], shared: tuple[Any, ...], pieces: Sequence[Piece]
     ) -> Iterator[tuple[int, Any]]:

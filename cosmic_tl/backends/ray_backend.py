@@ -2,6 +2,7 @@
 
 import logging
 import os
+import platform
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
@@ -17,11 +18,13 @@ from cosmic_tl._util.progress import remark
 from cosmic_tl._util.spreading import Piece
 from cosmic_tl.errors import CosmicError, check_count, first_line
 from cosmic_tl.model.batching import sizes_kept
-from cosmic_tl.model.fingerprint import model_fingerprint
+from cosmic_tl.model.copies import as_loaded
 from cosmic_tl.model.load import TransformerBridge, load_model
 
 TRIES = 3
 """How often a piece is handed out before a run gives up on it."""
+PATIENCE = 60.0
+"""Seconds after which one says that nothing happens."""
 Change = Callable[[int, str, str], object]
 """Takes a piece's number, its state ("waiting", "running" or "done") and the worker's name."""
 
@@ -34,10 +37,9 @@ class _Copy:
         self.model: TransformerBridge | None = None
         self.sizes: dict[tuple[str, int], int] = {}
 
-    def ready(self) -> tuple[str, str, str]:
+    def ready(self) -> tuple[tuple[str, ...], str]:
         """Load the model; say which one it is, and where."""
-        model = self._loaded()
-        return model_fingerprint(model), str(model.cfg.dtype), f"{os.uname().nodename}:{os.getpid()}"
+        return as_loaded(self._loaded()), f"{platform.node()}:{os.getpid()}"
 
     def _loaded(self) -> TransformerBridge:
         if self.model is None:
@@ -96,8 +98,8 @@ class RayBackend:
         if find_spec("ray") is None:
             raise CosmicError("workers: the package ray is missing; pip install 'cosmic_tl[ray]'")
         self.count = workers
-        self.expected: tuple[str, str] | None = None
-        """Fingerprint and number format of the model that the workers have to have."""
+        self.model: tuple[str, ...] = ()
+        """From `as_loaded`: the model that the workers have to have; empty for any."""
         # Workers have another working directory.
         self._load = {"name_or_path": str(Path(model).resolve()) if Path(model).exists() else model, **load}
         self._asked = (address, cpus_per_worker, gpus_per_worker, memory_per_worker)
@@ -115,7 +117,12 @@ class RayBackend:
         import ray
 
         address, cpus, gpus, memory = self._asked
-        if not ray.is_initialized():
+        if ray.is_initialized():
+            if address is not None:
+                raise CosmicError(
+                    "ray: this process has connected already; leave the address out, or call ray.shutdown() first"
+                )
+        else:
             try:
                 ray.init(
                     address=address or "local",
@@ -229,7 +236,12 @@ class RayBackend:
                     worker, number = self._idle.pop(), waiting.popleft()
                     running[worker.work.remote(function, inputs, pieces[number].args)] = worker, number
                     on_change(number, "running", self._names[worker])
-                (done, *_), _ = ray.wait([*running, *self._starting], num_returns=1)
+                ended, _ = ray.wait([*running, *self._starting], num_returns=1, timeout=PATIENCE)
+                if not ended:
+                    if not running:
+                        remark("Still waiting for Ray to start a worker; `ray status` says what it has room for.")
+                    continue
+                (done,) = ended
                 if done in self._starting:
                     self._welcome(done)
                     continue
@@ -275,15 +287,15 @@ class RayBackend:
                 ) from error
             self._start(worker)
             return
-        *model, self._names[worker] = found
-        self._models[worker], self._starts[worker] = tuple(model), 1
+        self._models[worker], self._names[worker] = found
+        self._starts[worker] = 1
         self._idle.append(worker)
 
     def _check(self, worker: Any) -> None:
-        if self.expected is not None and self._models[worker] != self.expected:
+        if self.model and self._models[worker] != self.model:
             raise CosmicError(
-                f"workers: they loaded {self._load['name_or_path']!r} with other weights or another number format than the model "
-                "that was given; load both alike"
+                f"workers: they loaded {self._load['name_or_path']!r} with other weights, another number format or another "
+                "chat template than the model that was given; load both alike"
             )
 
 

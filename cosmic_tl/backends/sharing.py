@@ -6,14 +6,16 @@ from contextlib import contextmanager
 from cosmic_tl._util.border import checked
 from cosmic_tl._util.spreading import spread_over
 from cosmic_tl.backends.ray_backend import RayBackend
-from cosmic_tl.model.fingerprint import model_fingerprint
+from cosmic_tl.model.copies import as_loaded
 from cosmic_tl.model.load import TransformerBridge
 
 
 @checked
 @contextmanager
 def shared_by(backend: RayBackend, model: TransformerBridge) -> Iterator[None]:
-    """Let a backend's workers take part in all that a model is asked for: means, score passes and the conditions of effects.
+    """Let a backend's workers take part in what a model is asked for: means, score passes and the conditions of effects.
+
+    Not while `steering` is around it, since workers know nothing of that, and not in what another model is asked for.
 
     Args:
         backend: Its workers, which are running.
@@ -28,6 +30,6 @@ def shared_by(backend: RayBackend, model: TransformerBridge) -> Iterator[None]:
         >>> with shared_by(backend, load_model("demo", device="cpu")):  # and `with backend:` around it
         ...     pass
     """
-    backend.expected = model_fingerprint(model), str(model.cfg.dtype)
+    backend.model = as_loaded(model)
     with spread_over(backend):
         yield

@@ -10,7 +10,7 @@ import pandas as pd
 from cosmic_tl._util.border import checked
 from cosmic_tl._util.progress import each, track
 from cosmic_tl._util.results import Result
-from cosmic_tl._util.spreading import Piece, current_spread
+from cosmic_tl._util.spreading import Piece
 from cosmic_tl.data.contrast_set import Prompts, Side, labels_of, sides_of
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.experiments.answer_rows import answer_rows
@@ -24,6 +24,7 @@ from cosmic_tl.judges.substring import SubstringJudge
 from cosmic_tl.metrics.fluency import garbled_share, mark_garbled, measure_fluency
 from cosmic_tl.metrics.rates import Rate, rate
 from cosmic_tl.model.chat import ChatFormat
+from cosmic_tl.model.copies import copies_of
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.selection.result import Selection
 
@@ -307,7 +308,7 @@ def _written(
     how: Mapping[str, Any],
 ) -> Iterator[tuple[Condition, _Answers]]:
     """What the model writes under each condition; copies of the model share the conditions if there are any."""
-    copies = current_spread()
+    copies = copies_of(model)
     if copies is None or len(conditions) < 2:
         for condition in each(conditions, "conditions"):
             yield condition, _answers(model, asked, settings, how, condition)

@@ -33,6 +33,7 @@ from cosmic_tl.experiments.placebos import (
 from cosmic_tl.judges.base import Judge, strip_thinking, unfinished_thinking
 from cosmic_tl.model.batching import sizes_kept
 from cosmic_tl.model.chat import chat_notes
+from cosmic_tl.model.copies import as_loaded
 from cosmic_tl.model.fingerprint import model_fingerprint
 from cosmic_tl.model.load import TransformerBridge, short_label
 from cosmic_tl.model.positions import post_instruction_positions
@@ -205,9 +206,9 @@ def run(
         # Another process may have finished it since.
         if (done := _finished(out)) is not None:
             return done
-        pieces = None if backend is None else RunPieces(backend, out)
         if backend is not None:
-            backend.expected = identity["fingerprint"], identity["dtype"]
+            backend.model = as_loaded(model)
+        pieces = None if backend is None else RunPieces(backend, out)
         with sizes_kept(SizeLog(out / RESUME / RESUME_FILES[5])), spread_over(pieces):
             done = _run(model, prompts, out, settings, judge, command, identity, notes)
         remove_pieces(out)

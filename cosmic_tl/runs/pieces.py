@@ -38,7 +38,7 @@ class RunPieces:
     """
 
     def __init__(self, backend: "RayBackend", out: Path) -> None:
-        self.backend, self.count = backend, backend.count
+        self.backend, self.count, self.model = backend, backend.count, backend.model
         self.folder = out / RESUME / PIECES
         self.rows: list[dict[str, Any]] = []
 

@@ -13,13 +13,14 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from cosmic_tl._util.progress import SCORES, stage, track
-from cosmic_tl._util.spreading import PIECES_PER_WORKER, Piece, Spread, contiguous, current_spread
+from cosmic_tl._util.spreading import PIECES_PER_WORKER, Piece, Spread, contiguous
 from cosmic_tl.data.contrast_set import ContrastSet
 from cosmic_tl.directions.candidates import Candidates
 from cosmic_tl.engine import Outcome, Reading, intervened, shared_passes
 from cosmic_tl.interventions.edits import Interventions
 from cosmic_tl.interventions.modes import Edits
 from cosmic_tl.metrics.divergence import kl_divergence
+from cosmic_tl.model.copies import copies_of
 from cosmic_tl.model.load import TransformerBridge, has_float64
 from cosmic_tl.selection.options import Cell, CosmicOptions
 from cosmic_tl.selection.resampling import Grid, Weights
@@ -170,7 +171,7 @@ class Scorer(ABC):
         asked = {measure: self._asked(measure, cells) for measure, cells in listed.items()}
         stage(SCORES)
         left = {measure: self._unknown(measure, cells) for measure, cells in asked.items()}
-        if (copies := current_spread()) is None or not self._spread(copies, asked, left):
+        if (copies := copies_of(self.model)) is None or not self._spread(copies, asked, left):
             for measure, cells in asked.items():
                 if left[measure]:
                     with track(len(left[measure]), self._label(measure)) as advance:

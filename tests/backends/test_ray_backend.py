@@ -8,7 +8,7 @@ import torch
 import work
 from ray import cloudpickle
 
-from cosmic_tl import CosmicOptions, RefusalTokenOptions, RunSettings, load_model, run, select_cosmic
+from cosmic_tl import CosmicOptions, RefusalTokenOptions, RunSettings, load_model, run, select_cosmic, steering
 from cosmic_tl._util.spreading import Piece, contiguous
 from cosmic_tl.activations import class_means
 from cosmic_tl.backends import RayBackend, shared_by
@@ -109,6 +109,26 @@ def test_a_selection_alone_can_be_shared(backend, demo, prompts):
         assert torch.equal(one.resid_pre, other.resid_pre) and torch.equal(one.splits[0], other.splits[0])
 
 
+def test_what_workers_cannot_know_is_done_here(backend, demo, prompts):
+    torch.set_num_threads(1)
+    chosen = select_cosmic(demo, prompts, OPTIONS)
+    other = load_model("demo-weak", device="cpu")
+    with steering(demo, chosen.removal()):
+        expected = class_means(demo, prompts)[0].resid_pre, class_means(other, prompts)[0].resid_pre
+    with shared_by(backend, demo), steering(demo, chosen.removal()):
+        found = class_means(demo, prompts)[0].resid_pre, class_means(other, prompts)[0].resid_pre
+    assert all(map(torch.equal, found, expected))
+    assert not torch.equal(found[0], class_means(demo, prompts)[0].resid_pre)
+
+
+def test_another_chat_template_is_another_model(backend, prompts, tmp_path):
+    other = load_model("demo", device="cpu")
+    other.tokenizer.chat_template = other.tokenizer.chat_template + " "
+    with pytest.raises(CosmicError, match=r"workers: they loaded .* chat template"):
+        run(other, prompts, tmp_path / "run", SETTINGS, backend=backend)
+    backend.model = ()
+
+
 def test_a_piece_of_a_worker_that_dies_is_done_by_another(backend, tmp_path):
     changes = []
     pieces = [Piece(str(number), (number,)) for number in range(6)]
@@ -149,7 +169,7 @@ def test_another_model_is_refused(prompts, tmp_path, backend):
     half = load_model("demo", device="cpu", dtype="bfloat16")
     with pytest.raises(CosmicError, match=r"another number format"), shared_by(backend, half):
         select_cosmic(half, prompts, OPTIONS)
-    backend.expected = None
+    backend.model = ()
 
 
 def test_more_than_there_is_is_refused():
