@@ -56,8 +56,9 @@ def _shown(found: "Progress") -> "Table | str":
     if found.pieces.empty:
         return printable(found.said)
     table = Table(title=printable(found.said), title_justify="left", title_style="", box=SIMPLE)
-    for name in found.pieces:
-        table.add_column(name, justify="right" if name in ("tries", "seconds") else "left", no_wrap=True)
+    for name in found.pieces:  # in a narrow terminal it is the pieces' names that are broken
+        right = name in ("tries", "seconds")
+        table.add_column(name, justify="right" if right else "left", no_wrap=name != "piece")
     # What is under way first: a terminal cuts a long table off at its end.
     order = found.pieces.state.map({"running": 0, "waiting": 1}).fillna(2)
     for row in found.pieces.loc[order.sort_values(kind="stable").index].itertuples(index=False):
