@@ -1,0 +1,7 @@
+from .passes import (
+    Outcome as Outcome,
+    Reading as Reading,
+)
+from .resumed import (
+    intervened as intervened,
+)
