@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 RESULTS, KEPT = (Path(__file__).with_name(name) for name in ("RESULTS.md", "results.json"))
-ORDER = ("real", "selection", "causal", "stability", "extraction", "generation", "scaling", "startup")
+ORDER = ("real", "plan", "selection", "causal", "stability", "extraction", "generation", "scaling", "startup")
 COMMANDS = {
     "real": "python -m benchmarks.real MODEL --prompts PROMPTS",
+    "plan": "python -m benchmarks.plan MODEL --prompts PROMPTS",
     "causal": "python -m benchmarks.causal MODEL --prompts PROMPTS",
     "stability,": "python -m benchmarks.stability MODEL --prompts PROMPTS",
 }

@@ -145,6 +145,9 @@ def forward(
     options = _options(inner, mask, batch.ids.shape[1], 1)
     cache = DynamicCache()
     for layer, (keys, values) in enumerate(resume.past or ()):
+        if layer < resume.layer:  # its block does not run, and only their number counts
+            cache.update(keys[:1, :1], values[:1, :1], layer)
+            continue
         times = batch.ids.shape[0] // keys.shape[0]
         cache.update(keys.repeat_interleave(times, 0), values.repeat_interleave(times, 0), layer)
     if resume.past or keep_keys_values:
