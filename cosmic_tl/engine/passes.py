@@ -1,6 +1,7 @@
 """Passes of the clean model and of edits that share a batch: where they start, what they share, what they give."""
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -181,6 +182,12 @@ class Clean:
                 yield number, reached
                 number += 1
 
+    def copy(self) -> "Clean":
+        """The same at this layer, which stays there when the original moves on."""
+        found = copy(self)
+        found.batches, found.read = list(self.batches), {at: dict(read) for at, read in self.read.items()}
+        return found
+
     def outcome(self, rows: tuple[int, ...]) -> Outcome:
         """What the clean model gave on some prompts so far."""
         known = {at: torch.stack([read[row] for row in rows]) for at, read in self.read.items() if read}
@@ -190,12 +197,12 @@ class Clean:
 class Steered:
     """Some edits at the same places, batched from where the clean stream stands."""
 
-    def __init__(self, clean: Clean, edits: Sequence[Interventions]) -> None:
+    def __init__(self, clean: Clean, edits: Sequence[Interventions], *, prefix: bool = True) -> None:
         self.clean, self.n_edits, reading = clean, len(edits), clean.reading
         self.hooks = batched_hooks(clean.model, edits)
         self.sites: list[tuple[int, Site]] = [(r, "hook_resid_post") for r in reading.layers if r >= clean.layer]
         self.past: KeysValues = ()
-        if clean.prefix is not None:
+        if prefix and clean.prefix is not None:
             last = int(clean.model.cfg.n_layers) - 1 if reading.logits else max(reading.layers)
             found = self._forward(clean.prefix, [(last, "hook_resid_post")], keep_keys_values=True).keys_values or ()
             below = tuple((k.expand(len(edits), -1, -1, -1), v.expand(len(edits), -1, -1, -1)) for k, v in clean.past)
@@ -209,10 +216,9 @@ class Steered:
         self, batch: Rows, sites: list[tuple[int, Site]], logits: bool = False, keep_keys_values: bool = False
     ) -> Reached:
         clean, times = self.clean, self.n_edits
-        ids, mask, rows = batch.tokens.ids, batch.tokens.mask, batch.tokens.rows
         return forward(
             clean.model,
-            TokenBatch(ids.repeat(times, 1), mask.repeat(times, 1), rows * times),
+            batch.tokens.tiled(times),
             sites,
             n_positions=clean.reading.n_positions,
             logits=logits,

@@ -6,11 +6,13 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from cosmic_tl.engine.by_block import advance_by_block, scored_by_block
 from cosmic_tl.engine.passes import Clean, Outcome, Reading, Steered, layout
 from cosmic_tl.errors import CosmicError, check_count
 from cosmic_tl.interventions.edits import Interventions, as_sequence, check_interventions
 from cosmic_tl.model.hooks import check_scopes_around
 from cosmic_tl.model.load import TransformerBridge
+from cosmic_tl.model.offload import is_offloaded
 from cosmic_tl.model.shortcuts import out_of_memory, shortcuts
 
 
@@ -47,6 +49,10 @@ def _by_source(edits: Sequence[Interventions], reading: Reading, n_layers: int) 
     source = [max(0, min((layer for layer, _ in some), default=top)) for some in places]
     key = lambda i: (source[i], places[i])  # noqa: E731
     return [(layer, list(group)) for (layer, _), group in groupby(sorted(range(len(edits)), key=key), key=key)]
+
+
+def _cut(group: Sequence[int], together: int) -> list[Sequence[int]]:
+    return [group[start : start + together] for start in range(0, len(group), together)]
 
 
 def intervened(
@@ -103,21 +109,26 @@ def intervened(
     groups = _by_source(edits, reading, int(model.cfg.n_layers))
     most = max((len(group) for _, group in groups), default=1)
     shared = layout(model, rows, most, reading.n_positions, batch_size)
-    together, clean = shared.together, Clean(model, rows, reading, allowed, shared)
+    clean = Clean(model, rows, reading, allowed, shared)
+    chunks = [(layer, chunk) for layer, group in groups for chunk in _cut(group, shared.together)]
+    chunks = [(layer, chunk) for layer, chunk in chunks if any(i not in known for i in chunk)]
+    highest = max(reading.layers, default=-1)
+    above = [i for layer, chunk in chunks if allowed.resume and not reading.logits and layer > highest for i in chunk]
+    passing = [(layer, chunk) for layer, chunk in chunks if chunk[0] not in above]
+    in_turn = allowed.resume and is_offloaded(model)
     try:
-        for layer, group in groups:
-            chunks = [group[start : start + together] for start in range(0, len(group), together)]
-            chunks = [chunk for chunk in chunks if any(i not in known for i in chunk)]
-            if not chunks:
-                continue
-            if allowed.resume and not reading.logits and layer > max(reading.layers):
-                clean.advance(max(reading.layers) + 1)
-                outcome = clean.outcome(tuple(range(len(rows))))
-                yield from ((i, reduce(outcome).cpu()) for chunk in chunks for i in chunk)
-                continue
-            clean.advance(layer)
-            for chunk in chunks:
+        if in_turn:
+            yield from scored_by_block(clean, edits, passing, reduce)
+        else:
+            for layer, chunk in passing:
+                clean.advance(layer)
                 yield from ((chunk[i], found) for i, found in _score(clean, [edits[j] for j in chunk], reduce))
+        if above:  # what they give is what the clean model gives
+            if in_turn:
+                advance_by_block(clean, highest + 1)
+            clean.advance(highest + 1)
+            outcome = clean.outcome(tuple(range(len(rows))))
+            yield from ((i, reduce(outcome).cpu()) for i in above)
     except RuntimeError as error:
         if not out_of_memory(error):
             raise

@@ -33,6 +33,10 @@ class TokenBatch:
         """Each prompt `n` times, one after the other."""
         return TokenBatch(self.ids.repeat_interleave(n, 0), self.mask.repeat_interleave(n, 0), self.rows * n)
 
+    def tiled(self, n: int) -> "TokenBatch":
+        """All prompts, and all of them again, `n` times."""
+        return TokenBatch(self.ids.repeat(n, 1), self.mask.repeat(n, 1), self.rows * n)
+
 
 KeysValues = tuple[tuple[Tensor, Tensor], ...]
 """Keys and values of some tokens, `[row, head, token, d_head]`, one pair per layer."""

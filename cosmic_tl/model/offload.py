@@ -31,6 +31,20 @@ def outside_blocks(model: TransformerBridge, logits: bool = True) -> list[torch.
     return [module for module in left if isinstance(module, torch.nn.Module)]
 
 
+def block_bytes(model: TransformerBridge) -> int:
+    """Bytes of the largest block's offloaded weights, of those that are brought in together.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> block_bytes(load_model("demo", device="cpu"))
+        0
+    """
+    return max(
+        sum(one.numel() * one.element_size() for module, _ in _offloading([block]) for one in module.parameters(False))
+        for block in model.blocks
+    )
+
+
 @contextmanager
 def loaded(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
     """Bring offloaded weights of some modules in once, and keep them within the context.
