@@ -34,7 +34,7 @@ from cosmic_tl.model.chat import tokenize
 from cosmic_tl.model.shortcuts import shared_prefix
 from cosmic_tl.selection.layer_rules import evaluation_layers, layer_similarity
 from cosmic_tl.selection.options import Cell
-from cosmic_tl.selection.plan import Tokens, block_costs
+from cosmic_tl.selection.pass_costs import Tokens, block_costs
 from cosmic_tl.selection.scores import undefined
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-3}

@@ -8,9 +8,21 @@ from pathlib import Path
 import torch
 
 RESULTS, KEPT = (Path(__file__).with_name(name) for name in ("RESULTS.md", "results.json"))
-ORDER = ("real", "selection", "causal", "stability", "extraction", "generation", "scaling", "workers", "startup")
+ORDER = (
+    "real",
+    "plan",
+    "selection",
+    "causal",
+    "stability",
+    "extraction",
+    "generation",
+    "scaling",
+    "workers",
+    "startup",
+)
 COMMANDS = {
     "real": "python -m benchmarks.real MODEL --prompts PROMPTS",
+    "plan": "python -m benchmarks.plan MODEL --prompts PROMPTS",
     "workers": "python -m benchmarks.workers MODEL --prompts PROMPTS",
     "causal": "python -m benchmarks.causal MODEL --prompts PROMPTS",
     "stability,": "python -m benchmarks.stability MODEL --prompts PROMPTS",

@@ -119,6 +119,9 @@ from .metrics.projection import (
 from .model.load import (
     load_model as load_model,
 )
+from .model.on_paper import (
+    load_on_paper as load_on_paper,
+)
 from .model.options import (
     ChatFormat as ChatFormat,
 )

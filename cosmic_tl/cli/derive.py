@@ -31,7 +31,7 @@ FLAGS = {
 """Fields that have another name on the command line."""
 GROUPS = {
     "Run": ("directory", "prompt", "file"),
-    "Model": ("LoadOptions", "PairOptions", "model"),
+    "Model": ("LoadOptions", "PairOptions", "model", "weights"),
     "Workers": ("WorkerOptions", "watch"),
     "Prompts": ("DataOptions", "n_test", "n_prompts", "n", "texts", "instructions"),
     "Chat": ("ChatFormat",),
@@ -50,6 +50,7 @@ GROUPS = {
         "statistic",
     ),
     "COSMIC": ("CosmicOptions", "folds"),
+    "Forecast": ("probe", "workers"),
     "Refusal tokens": ("RefusalTokenOptions",),
     "Map": ("CausalOptions", "plan"),
     "Search": ("SuffixOptions",),

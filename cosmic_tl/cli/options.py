@@ -135,6 +135,23 @@ class ModelOptions(LoadOptions):
         """
         return self.boot(self.model)
 
+    def load_for_plan(self, weights: bool) -> "tuple[TransformerBridge, bool]":
+        """The model, and whether it is one on paper: because that is asked for, or since its directory has no weights.
+
+        Args:
+            weights: Whether to load them where there are any.
+
+        Example:
+            >>> ModelOptions(device="cpu").load_for_plan(weights=False)[1]
+            True
+        """
+        from cosmic_tl.model.on_paper import lacks_weights, load_on_paper
+
+        if weights and not lacks_weights(self.model):
+            return self.load(), False
+        stage(LOADING)
+        return load_on_paper(self.model, dtype=self.dtype, trust_remote_code=self.trust_remote_code), True
+
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerOptions:

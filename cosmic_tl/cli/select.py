@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,6 +12,7 @@ from cosmic_tl._util.progress import LOADING
 from cosmic_tl.cli.derive import derived
 from cosmic_tl.cli.options import TESTING, DataOptions, ModelOptions, WorkerOptions, check_paths, generation
 from cosmic_tl.cli.output import print_frame, print_result, say, write_csv
+from cosmic_tl.errors import CosmicError, check_count
 from cosmic_tl.model.options import ChatFormat
 from cosmic_tl.runs.settings import STAGES, RunSettings
 from cosmic_tl.selection.options import CosmicOptions, RefusalTokenOptions
@@ -66,17 +68,52 @@ def _say_cost_of_null(
 
 
 @derived(LOADING)
-def plan(model: ModelOptions, data: DataOptions, chat: ChatFormat, options: CosmicOptions) -> None:
-    """Print the passes that a COSMIC selection would make and skip, and what they cost, without making them.
+def plan(
+    model: ModelOptions,
+    data: DataOptions,
+    chat: ChatFormat,
+    options: CosmicOptions,
+    *,
+    probe: bool = True,
+    weights: bool = True,
+    workers: int | None = None,
+    batch_size: int | None = None,
+) -> None:
+    """Print the passes that a COSMIC selection would make and skip, what they cost, and the time and memory that it takes.
 
     Takes the options that `run` has for COSMIC. Without --evaluation-layers the last layer is assumed, which is the most
-    expensive.
+    expensive. A directory with config.json and a tokenizer, and no weights, is planned on paper: memory, and no time.
+
+    Args:
+        probe: Time some of the model's own passes, about ten seconds, and predict seconds from them.
+        weights: Load the model's weights. Without them a model is planned on paper, and a hub id downloads none.
+        workers: Also say how long as many such processes would take together.
+        batch_size: Rows (prompts times candidates) per forward pass. By default it follows the available memory.
     """
+    check_count("workers", workers)
+    check_count("batch_size", batch_size)
     contrast = data.load()
-    bridge = model.load()
+    started = time.perf_counter()
+    bridge, on_paper = model.load_for_plan(weights)
+    start = time.perf_counter() - started
+    if on_paper:
+        say("Planned on paper: no weights are loaded, and all shortcuts are taken to hold.")
     from cosmic_tl.selection.cosmic import plan_selection
 
-    say(plan_selection(bridge, contrast, options, chat=chat))
+    found = plan_selection(bridge, contrast, options, chat=chat, batch_size=batch_size, probe=probe and not on_paper)
+    say(found)
+    if workers is None or found.forecast is None:
+        return
+    alone, together = found.forecast.seconds, found.forecast.with_workers(workers, start)
+    if alone is None or together is None:
+        raise CosmicError(
+            "workers: nothing is known of time without a probe; give a model with weights, and no --no-probe"
+        )
+    say(
+        f"With {workers} workers about {number(together)} s, with one process {number(alone + start)} s, both with the "
+        f"{number(start)} s that loading the model took. Assumed: each worker computes as fast as this process does now, alone "
+        "on its cores or device; each makes the clean passes for itself; divergences are taken one candidate after another."
+    )
 
 
 @derived(LOADING, "selection by COSMIC", "selection by refusal tokens", "completions")

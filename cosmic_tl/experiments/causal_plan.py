@@ -16,7 +16,7 @@ from cosmic_tl.experiments.options import CausalOptions
 from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.model.positions import post_instruction_positions
-from cosmic_tl.selection.plan import BlockCost, Tokens, block_costs, macs
+from cosmic_tl.selection.pass_costs import BlockCost, Tokens, block_costs, macs
 
 
 @checked

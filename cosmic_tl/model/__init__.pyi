@@ -5,6 +5,9 @@ from .load import (
     load_model as load_model,
     model_label as model_label,
 )
+from .on_paper import (
+    load_on_paper as load_on_paper,
+)
 from .options import (
     ChatFormat as ChatFormat,
 )

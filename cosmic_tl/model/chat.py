@@ -15,6 +15,7 @@ from cosmic_tl.errors import CosmicError, check_texts, first_line
 from cosmic_tl.model.batching import batches
 from cosmic_tl.model.forward import next_token_logits
 from cosmic_tl.model.options import ChatFormat as ChatFormat
+from cosmic_tl.model.weightless import is_on_paper
 
 THINKING_TAGS = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("[THINK]", "[/THINK]"))
 """Tags that open and close a thinking block."""
@@ -133,7 +134,7 @@ def _begins_with(model: TransformerBridge, prompt: str, tag: str) -> bool:
     generates.
     """
     token = model.tokenizer.get_added_vocab().get(tag)
-    if token is None:
+    if token is None or is_on_paper(model):  # which gives no answer
         return False
     said = _answers_begin.setdefault(model, {})
     if (prompt, tag) not in said:

@@ -33,6 +33,10 @@ class TokenBatch:
         """Each prompt `n` times, one after the other."""
         return TokenBatch(self.ids.repeat_interleave(n, 0), self.mask.repeat_interleave(n, 0), self.rows * n)
 
+    def tiled(self, n: int) -> "TokenBatch":
+        """All prompts, and all of them again, `n` times."""
+        return TokenBatch(self.ids.repeat(n, 1), self.mask.repeat(n, 1), self.rows * n)
+
 
 KeysValues = tuple[tuple[Tensor, Tensor], ...]
 """Keys and values of some tokens, `[row, head, token, d_head]`, one pair per layer."""
@@ -145,6 +149,9 @@ def forward(
     options = _options(inner, mask, batch.ids.shape[1], 1)
     cache = DynamicCache()
     for layer, (keys, values) in enumerate(resume.past or ()):
+        if layer < resume.layer:  # its block does not run, and only their number counts
+            cache.update(keys[:1, :1], values[:1, :1], layer)
+            continue
         times = batch.ids.shape[0] // keys.shape[0]
         cache.update(keys.repeat_interleave(times, 0), values.repeat_interleave(times, 0), layer)
     if resume.past or keep_keys_values:

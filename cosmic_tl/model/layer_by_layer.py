@@ -9,8 +9,9 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl._util.progress import track
 from cosmic_tl.model.batching import batches
-from cosmic_tl.model.forward import Reached, Resume, forward
+from cosmic_tl.model.forward import KeysValues, Reached, Resume, TokenBatch, forward
 from cosmic_tl.model.hooks import Site
+from cosmic_tl.model.offload import loaded
 from cosmic_tl.model.shortcuts import prefix_keys_values, shared_prefix, shortcuts
 
 
@@ -60,9 +61,10 @@ def layer_by_layer(
                 ]
                 last = [stream[:, -n_positions:] for stream in streams]
             else:
-                for i, batch in enumerate(some):  # in place, so that one layer's streams are held
-                    resume = Resume(layer - 1, streams[i], past)
-                    streams[i] = _at(forward(model, batch, [site], n_positions=None, resume=resume), site)
+                with loaded([model.blocks[layer - 1]]):
+                    for i, batch in enumerate(some):  # in place, so that one layer's streams are held
+                        resume = Resume(layer - 1, streams[i], past)
+                        streams[i] = _at(forward(model, batch, [site], n_positions=None, resume=resume), site)
                 last = [stream[:, -n_positions:] for stream in streams]
             found = torch.empty(len(rows), *last[0].shape[1:])
             for batch, part in zip(some, last, strict=True):
@@ -73,3 +75,40 @@ def layer_by_layer(
 
 def _at(found: Reached, site: tuple[int, Site]) -> Tensor:
     return found.activations[site]
+
+
+def block_by_block(
+    model: TransformerBridge, some: Sequence[TokenBatch], past: KeysValues, *, n_positions: int = 1
+) -> Iterator[tuple[int, int, dict[Site, Float[Tensor, "prompt position d_model"]]]]:
+    """What enters and leaves each block at the last positions, all batches through one block before the next is read.
+
+    For models with offloaded blocks, of which each is read once. It holds the stream of all batches at one layer.
+
+    Args:
+        model: A `TransformerBridge` that can go on from a layer (`shortcuts`).
+        some: Batches of prompts.
+        past: Keys and values of the tokens before them, or nothing.
+        n_positions: How many of the last positions.
+
+    Yields:
+        Layer, number of the batch, and its activations by site.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> model = load_model("demo", device="cpu")
+        >>> found = list(block_by_block(model, list(batches(model, [[5, 6], [7, 8]], 1)), ()))
+        >>> len(found), found[-1][:2], found[-1][2]["hook_resid_post"].shape
+        (16, (7, 1), torch.Size([1, 1, 128]))
+    """
+    n_layers = int(model.cfg.n_layers)
+    streams: list[Tensor | None] = [None] * len(some)
+    for layer in range(n_layers):
+        reads: list[tuple[int, Site]] = [(layer, "hook_resid_pre"), (layer, "hook_resid_post")]
+        if layer + 1 < n_layers:
+            reads.append((layer + 1, "hook_resid_pre"))
+        with loaded([model.blocks[layer]]):
+            for number, batch in enumerate(some):
+                resume = Resume(layer, streams[number], past)
+                found = forward(model, batch, reads, n_positions=None, resume=resume).activations
+                streams[number] = found.pop((layer + 1, "hook_resid_pre"), None)
+                yield layer, number, {site: x[:, -n_positions:] for (_, site), x in found.items()}

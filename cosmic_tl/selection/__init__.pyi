@@ -2,6 +2,9 @@ from .cosmic import (
     plan_selection as plan_selection,
     select_cosmic as select_cosmic,
 )
+from .forecast import (
+    Forecast as Forecast,
+)
 from .generators import (
     GeneratorChoices as GeneratorChoices,
 )
@@ -22,6 +25,10 @@ from .null_grid import (
 from .options import (
     CosmicOptions as CosmicOptions,
     RefusalTokenOptions as RefusalTokenOptions,
+)
+from .peak_memory import (
+    MemoryUse as MemoryUse,
+    memory_use as memory_use,
 )
 from .plan import (
     Plan as Plan,

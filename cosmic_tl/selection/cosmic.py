@@ -19,6 +19,7 @@ from cosmic_tl.selection.among import best_of
 from cosmic_tl.selection.cosmic_scores import CosmicScorer, shared_by_both
 from cosmic_tl.selection.cosmic_table import cosmic_table
 from cosmic_tl.selection.filters import check_places, choose, settle
+from cosmic_tl.selection.forecast import forecast_of
 from cosmic_tl.selection.layer_rules import layer_similarity, layers_by_rule
 from cosmic_tl.selection.notes import (
     before_any_edit,
@@ -91,20 +92,25 @@ def plan_selection(
     options: CosmicOptions | None = None,
     *,
     chat: ChatFormat | None = None,
+    batch_size: int | None = None,
+    probe: bool = False,
 ) -> Plan:
-    """The passes that `select_cosmic` would make, without making them.
+    """The passes that `select_cosmic` would make, without making them, and the memory and time that they take.
 
     Which evaluation layers the ranking will choose is not known before; unless the options name them, the last layer is
     assumed, which is the most expensive.
 
     Args:
-        model: A `TransformerBridge`.
+        model: A `TransformerBridge`; also one on paper (`load_on_paper`).
         prompts: The concept's contrast set.
         options: Thresholds and numbers. Default the paper's.
         chat: Formatting. Defaults to the plain chat template.
+        batch_size: Rows (prompts times candidates) per forward pass. Default: by available memory.
+        probe: Whether to time some of the model's own passes, about ten seconds, and predict seconds from them
+            (`Plan.forecast`). Default False.
 
     Raises:
-        CosmicError: As `select_cosmic`.
+        CosmicError: As `select_cosmic`; or if a probe is asked for of a model without weights, or with offloaded ones.
 
     Example:
         >>> from cosmic_tl import load_model, load_prompts
@@ -118,7 +124,22 @@ def plan_selection(
     rows = [tokenize(model, prompts.side(side, "val", options.n_val), chat) for side in ("positive", "negative")]
     layers = options.named_layers or (int(model.cfg.n_layers) - 1,)
     plan = plan_cosmic(model, rows[0], rows[1], len(positions), layers, options)
-    return replace(plan, n_generators=len(options.directions))
+    train = None
+    if prompts.positive.get("train") and prompts.negative.get("train"):  # else means are given
+        some = prompts.sides("train", options.n_train)
+        train = tokenize(model, some[0], chat), tokenize(model, some[1], chat)
+    found = forecast_of(
+        model,
+        (rows[0], rows[1]),
+        train,
+        plan.cells,
+        len(positions),
+        layers,
+        options,
+        batch_size=batch_size,
+        probe=probe,
+    )
+    return replace(plan, n_generators=len(options.directions), forecast=found)
 
 
 @checked

@@ -5,7 +5,7 @@ import torch
 
 from cosmic_tl import CosmicError, Direction
 from cosmic_tl.experiments import CausalOptions, causal_map, plan_causal_map
-from cosmic_tl.selection.plan import block_costs
+from cosmic_tl.selection.pass_costs import block_costs
 
 SIDES = ["Rob the old bank clerk.", "Steal a car."], ["Thank the old bank clerk.", "Wash a car now."]
 

@@ -10,6 +10,7 @@ import torch
 
 from cosmic_tl import AffineEdit, CosmicError, CosmicOptions, Direction, RunSettings, engine, run
 from cosmic_tl._util.files import read_lines
+from cosmic_tl.engine import passes
 from cosmic_tl.model import batching
 from cosmic_tl.model.chat import tokenize
 from cosmic_tl.runs.logs import SizeLog
@@ -158,7 +159,7 @@ def test_fewer_rows_are_remembered_once_memory_has_run_out(demo, prompts, tmp_pa
     edits = [
         AffineEdit(Direction(torch.ones(128), torch.zeros(128), layer=3, position=-1), alpha) for alpha in (0.0, 1.0)
     ]
-    plain, tried = engine.forward, []
+    plain, tried = passes.forward, []
 
     def small(model, batch, *args, **kwargs):
         tried.append(len(batch.rows))
@@ -166,7 +167,7 @@ def test_fewer_rows_are_remembered_once_memory_has_run_out(demo, prompts, tmp_pa
             raise torch.OutOfMemoryError("out of memory")
         return plain(model, batch, *args, **kwargs)
 
-    monkeypatch.setattr(engine, "forward", small)
+    monkeypatch.setattr(passes, "forward", small)
     sizes = SizeLog(tmp_path / "sizes.jsonl")
     with batching.sizes_kept(sizes):
         _ = dict(

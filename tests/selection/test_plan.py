@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from cosmic_tl import ChatFormat, CosmicError, CosmicOptions, load_model, plan_selection, select_cosmic
-from cosmic_tl.selection.plan import BlockCost, Tokens, block_costs, macs
+from cosmic_tl.selection.pass_costs import BlockCost, Tokens, block_costs, macs
 
 
 def test_a_pass_costs_what_counting_by_hand_gives():

@@ -1,33 +1,23 @@
-"""Means of activations in one streaming pass, and caches for figures."""
+"""Means of activations in one streaming pass."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 from torch import Tensor
 
 from cosmic_tl._util.border import checked
 from cosmic_tl._util.progress import ACTIVATIONS, stage, track
-from cosmic_tl._util.spreading import Piece
+from cosmic_tl.activations.sums import SITES, Splits, Sums, added
 from cosmic_tl.data.contrast_set import Prompts, sides_of
 from cosmic_tl.errors import CosmicError
-from cosmic_tl.model.batching import batches
 from cosmic_tl.model.chat import ChatFormat, tokenize
-from cosmic_tl.model.copies import copies_of
 from cosmic_tl.model.fingerprint import model_fingerprint
-from cosmic_tl.model.forward import Resume, check_positions, forward, read
-from cosmic_tl.model.hooks import Site
+from cosmic_tl.model.forward import check_positions
 from cosmic_tl.model.load import TransformerBridge, short_label
 from cosmic_tl.model.positions import Positions, post_instruction_positions
-from cosmic_tl.model.shortcuts import prefix_keys_values, shared_prefix
-
-Splits = Mapping[int, Float64[Tensor, " prompt"]]
-"""Seed to the weight of each prompt in the difference between the means of two random halves."""
-SITES: tuple[Site, ...] = ("hook_resid_pre", "hook_resid_post")
-"""Where activations are taken."""
-_Sums = dict[str, Tensor]
-"""Sums over prompts, by what is summed."""
+from cosmic_tl.model.shortcuts import shared_prefix
 
 
 @checked
@@ -142,12 +132,12 @@ def mean_of_rows(
     n_layers = int(model.cfg.n_layers)
     check_positions(min(map(len, rows)), n_positions)
     n_prefix = shared_prefix(model, rows, n_positions)
-    total: _Sums = {}
+    total: Sums = {}
     with track(len(rows), label) as advance:
-        for numbers, sums in _sums_by_batch(model, rows, n_positions, n_prefix, batch_size, label, splits or {}):
+        for done, where, sums in added(model, rows, n_positions, n_prefix, batch_size, label, splits or {}):
             for name, some in sums.items():
-                total[name] = total[name] + some if name in total else some
-            advance(len(numbers))
+                total.setdefault(name, some.new_zeros(n_layers, *some.shape[1:]))[where] += some
+            advance(done)
     means = {site: total[site] / len(rows) for site in SITES}
     for layer in range(n_layers):
         if not all(mean[layer].isfinite().all() for mean in means.values()):
@@ -160,63 +150,6 @@ def mean_of_rows(
     return MeanActivations(
         means["hook_resid_pre"], means["hook_resid_post"], len(rows), *origin, halves, total["squares"] / len(rows)
     )
-
-
-def _sums_by_batch(
-    model: TransformerBridge,
-    rows: Sequence[Sequence[int]],
-    n_positions: int,
-    n_prefix: int,
-    batch_size: int | None,
-    label: str,
-    splits: Splits,
-) -> Iterator[tuple[tuple[int, ...], _Sums]]:
-    """Numbers of the prompts of each batch and what they add, in order; copies of the model share the batches, if any."""
-    groups = [batch.rows for batch in batches(model, [row[n_prefix:] for row in rows], batch_size)]
-    copies = copies_of(model)
-    if copies is None or len(groups) < 2:
-        start = Resume(past=prefix_keys_values(model, rows[0][:n_prefix]))
-        for numbers in groups:
-            yield numbers, _sums(model, rows, n_positions, n_prefix, splits, start, numbers)
-        return
-    pieces = []
-    for number, numbers in enumerate(groups, 1):
-        weights = {seed: some[list(numbers)].tolist() for seed, some in splits.items()}
-        key = [label, n_positions, n_prefix, weights, [list(rows[i]) for i in numbers]]
-        pieces.append(Piece(f"{label.removeprefix('activations, ')}, batch {number}", (None, numbers), key))
-    found: dict[int, _Sums] = {}
-    done = 0
-    for number, sums in copies.map("activations", _sums, (rows, n_positions, n_prefix, splits), pieces):
-        found[number] = sums
-        while done in found:  # added in order, so that the means are those of one process
-            yield groups[done], found.pop(done)
-            done += 1
-
-
-def _sums(
-    model: TransformerBridge,
-    rows: Sequence[Sequence[int]],
-    n_positions: int,
-    n_prefix: int,
-    splits: Splits,
-    start: Resume | None,
-    numbers: Sequence[int],
-) -> _Sums:
-    """What the prompts of one batch add to all sums; `start` has the keys and values of what all prompts begin with."""
-    n_layers, total = int(model.cfg.n_layers), _Sums()
-    sites = [(layer, site) for layer in range(n_layers) for site in SITES]
-    start = start or Resume(past=prefix_keys_values(model, rows[0][:n_prefix]))
-    (batch,) = batches(model, [rows[i][n_prefix:] for i in numbers], len(numbers))
-    found = forward(model, batch, sites, n_positions=n_positions, resume=start).activations
-    order = [numbers[i] for i in batch.rows]
-    for site in SITES:
-        layers = torch.stack([found[layer, site].cpu() for layer in range(n_layers)]).double()
-        total[site] = layers.sum(1)
-        if site == "hook_resid_pre":
-            total["squares"] = layers.square().sum((1, 3))
-            for seed, weights in splits.items():
-                total[f"half {seed}"] = torch.einsum("b,lbpd->lpd", weights[order], layers)
-    return total
 
 
 def random_splits(sizes: Sequence[int], seeds: Sequence[int]) -> tuple[Splits, ...]:
@@ -300,90 +233,3 @@ def class_means(
             "that the two sides differ"
         )
     return found[0], found[1]
-
-
-@checked
-def cache_activations(
-    model: TransformerBridge,
-    prompts: Sequence[str],
-    *,
-    site: Site = "hook_resid_pre",
-    positions: Positions | None = None,
-    chat: ChatFormat | None = None,
-    batch_size: int | None = None,
-) -> Float[Tensor, "prompt layer position d_model"]:
-    """Every prompt's activations at every layer and post-instruction position, in the order of the prompts.
-
-    Holds all of them in memory, for figures and probes. Use `mean_activations` for means.
-
-    Args:
-        model: A `TransformerBridge`.
-        prompts: Instructions.
-        site: Which of a block's hook points. Default the stream that enters it.
-        positions: From `post_instruction_positions` (the default).
-        chat: Formatting. Defaults to the plain chat template.
-        batch_size: Prompts per forward pass. Default: by memory, at most 32.
-
-    Raises:
-        CosmicError: As `mean_activations`.
-
-    Example:
-        >>> from cosmic_tl import load_model
-        >>> cache_activations(load_model("demo", device="cpu"), ["hi", "hello there"]).shape
-        torch.Size([2, 8, 5, 128])
-    """
-    positions = positions or post_instruction_positions(model, chat)
-    rows = tokenize(model, prompts, chat)
-    layers = range(int(model.cfg.n_layers))
-    found: list[Tensor] = [torch.empty(0)] * len(rows)
-    for batch in batches(model, rows, batch_size):
-        acts = read(model, batch, [(layer, site) for layer in layers], n_positions=len(positions))
-        stacked = torch.stack([acts[layer, site].float().cpu() for layer in layers], dim=1)
-        for row, activation in zip(batch.rows, stacked, strict=True):
-            found[row] = activation
-    return torch.stack(found)
-
-
-def stream_at(
-    model: TransformerBridge,
-    prompts: Sequence[str],
-    layer: int,
-    position: int,
-    *,
-    chat: ChatFormat | None = None,
-    batch_size: int | None = None,
-) -> Float64[Tensor, "prompt d_model"]:
-    """`x[l, i]` of every prompt at one layer and position, from passes that stop there.
-
-    Args:
-        model: A `TransformerBridge`.
-        prompts: Instructions.
-        layer: From 0.
-        position: Counted from the end.
-        chat: Formatting. Defaults to the plain chat template.
-        batch_size: Prompts per forward pass. Default: by memory, at most 32.
-
-    Raises:
-        CosmicError: If layer or position is out of range, or a prompt is blank or too long.
-
-    Example:
-        >>> from cosmic_tl import load_model
-        >>> stream_at(load_model("demo", device="cpu"), ["hi", "hello there"], 4, -1).shape
-        torch.Size([2, 128])
-    """
-    if not 0 <= layer < int(model.cfg.n_layers) or position >= 0:
-        raise CosmicError(
-            f"layer, position: found {layer} and {position}; layers are 0 to {int(model.cfg.n_layers) - 1}, and positions count "
-            "from the end: -1 is the last"
-        )
-    rows = tokenize(model, prompts, chat)
-    if (shortest := min(map(len, rows))) < -position:
-        raise CosmicError(f"position: found {position}, and a prompt has only {shortest} tokens; take a later one")
-    n_prefix = shared_prefix(model, rows, -position)
-    start = Resume(past=prefix_keys_values(model, rows[0][:n_prefix]))
-    site: tuple[int, Site] = (layer, "hook_resid_pre")
-    found = torch.empty(len(rows), int(model.cfg.d_model), dtype=torch.float64)
-    for batch in batches(model, [row[n_prefix:] for row in rows], batch_size):
-        reached = forward(model, batch, [site], n_positions=-position, resume=start)
-        found[list(batch.rows)] = reached.activations[site][:, 0].cpu().double()
-    return found
