@@ -19,7 +19,7 @@ from cosmic_tl._util.spreading import Piece
 from cosmic_tl.errors import CosmicError, check_count, first_line
 from cosmic_tl.model.batching import sizes_kept
 from cosmic_tl.model.copies import as_loaded
-from cosmic_tl.model.load import TransformerBridge, load_model
+from cosmic_tl.model.load import DEMOS, TransformerBridge, load_model
 
 TRIES = 3
 """How often a piece is handed out before a run gives up on it."""
@@ -100,8 +100,9 @@ class RayBackend:
         self.count = workers
         self.model: tuple[str, ...] = ()
         """From `as_loaded`: the model that the workers have to have; empty for any."""
-        # Workers have another working directory.
-        self._load = {"name_or_path": str(Path(model).resolve()) if Path(model).exists() else model, **load}
+        if model not in DEMOS and Path(model).exists():
+            model = str(Path(model).resolve())  # workers have another working directory
+        self._load = {"name_or_path": model, **load}
         self._asked = (address, cpus_per_worker, gpus_per_worker, memory_per_worker)
         self._own = False
         self._starting: dict[Any, Any] = {}
