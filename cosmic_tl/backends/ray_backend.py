@@ -5,6 +5,7 @@ import os
 import platform
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from math import inf
 from pathlib import Path
@@ -58,7 +59,7 @@ class RayBackend:
     """Copies of a model in Ray actors, for `run(…, backend=…)`.
 
     Extraction, score passes and completions are spread; the process that holds this object does everything else with its own
-    model, and alone writes files. A worker that dies is started again by Ray, and its piece is handed out again, to any worker.
+    model, and alone writes files. A worker that dies is replaced, on whatever machine has room, and its piece is done again.
 
     Args:
         model: As for `load_model`, which every worker calls with it.
@@ -110,7 +111,10 @@ class RayBackend:
         self._idle: list[Any] = []
         self._names: dict[Any, str] = {}
         self._models: dict[Any, tuple[str, ...]] = {}
-        self._starts: Counter[Any] = Counter()
+        self._workers: list[Any] = []
+        self._new: Callable[[], Any] | None = None
+        self._lost = 0
+        """Workers that died one after the other while they loaded the model."""
 
     def __enter__(self) -> "RayBackend":
         """Start the workers; they load the model while this process goes on."""
@@ -166,14 +170,17 @@ class RayBackend:
         placed = gpus or self._load.get("device") or self._load.get("device_map")
         load = self._load if placed else {**self._load, "device": "cpu"}  # a GPU that Ray does not know is not taken
         reserved = {"memory": int(memory * 2**30)} if memory else {}
-        actor: Any = ray.remote(_Copy).options(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, **reserved)
+        actor: Any = ray.remote(_Copy).options(num_cpus=cpus, num_gpus=gpus, **reserved)
+        self._new = partial(actor.remote, load, cpus)
         for _ in range(self.count):
-            self._start(actor.remote(load, cpus))
+            self._start()
 
-    def _start(self, worker: Any) -> None:
-        """Have a worker load the model, once Ray has started it or started it again."""
-        self._starts[worker] += 1
-        self._starting[worker.ready.options(max_task_retries=-1).remote()] = worker
+    def _start(self) -> None:
+        """A new worker, which loads the model once Ray has room for it."""
+        assert self._new is not None
+        worker = self._new()
+        self._workers.append(worker)
+        self._starting[worker.ready.remote()] = worker
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Stop the workers."""
@@ -185,13 +192,13 @@ class RayBackend:
         Example:
             >>> RayBackend("demo", workers=1).close()  # which had not been started
         """
-        if not (self._own or self._starts):
+        if not (self._own or self._workers):
             return
         import ray
 
-        for worker in self._starts:
+        for worker in self._workers:
             ray.kill(worker)
-        self._starting, self._idle, self._starts = {}, [], Counter()
+        self._starting, self._idle, self._workers, self._lost = {}, [], [], 0
         if self._own:
             ray.shutdown()
             self._own = False
@@ -226,7 +233,7 @@ class RayBackend:
         """
         import ray
 
-        if not self._starts:
+        if not self._workers:
             raise CosmicError("backend: its workers are not running; use it in `with RayBackend(…) as backend:`")
         inputs, waiting, tries = ray.put(shared), deque(range(len(pieces))), Counter[int]()
         running: dict[Any, tuple[Any, int]] = {}
@@ -262,14 +269,15 @@ class RayBackend:
                     remark(f"Worker {self._names[worker]} died; {pieces[number].name} is done again.")
                     waiting.appendleft(number)
                     on_change(number, "waiting", "")
-                    self._start(worker)
+                    self._workers.remove(worker)
+                    self._start()
                     continue
                 self._idle.append(worker)
                 yield number, found
                 on_change(number, "done", self._names[worker])
         finally:
             for worker, _ in running.values():  # all was given up; it answers once it has finished
-                self._start(worker)
+                self._starting[worker.ready.remote()] = worker
 
     def _welcome(self, done: Any) -> None:
         """Take in a worker that is ready."""
@@ -281,15 +289,20 @@ class RayBackend:
         except ray.exceptions.RayTaskError as error:
             raise _cause(error) from error
         except ray.exceptions.RayError as error:
-            if self._starts[worker] > TRIES:
+            self._workers.remove(worker)
+            self._lost += 1
+            if self._lost < TRIES:
+                self._start()
+            elif self._workers:
+                remark(f"Workers died {TRIES} times while they loaded the model; going on with {len(self._workers)}.")
+            else:
                 raise CosmicError(
-                    f"workers: one died {TRIES} times while it loaded the model ({first_line(error)}); is there memory "
-                    f"enough for {self.count} copies? Ask for fewer workers"
+                    f"workers: all died while they loaded the model ({first_line(error)}); is there memory enough for "
+                    f"{self.count} copies? Ask for fewer workers"
                 ) from error
-            self._start(worker)
             return
         self._models[worker], self._names[worker] = found
-        self._starts[worker] = 1
+        self._lost = 0
         self._idle.append(worker)
 
     def _check(self, worker: Any) -> None:

@@ -4,6 +4,7 @@ import signal
 from dataclasses import replace
 
 import pytest
+import ray
 import torch
 import work
 from ray import cloudpickle
@@ -152,6 +153,14 @@ def test_a_piece_that_kills_every_worker_is_named(backend, monkeypatch):
     monkeypatch.setattr("cosmic_tl.backends.ray_backend.TRIES", 2)  # each takes a new worker
     with pytest.raises(CosmicError, match="workers: tests, the bad one was lost 2 times with its worker"):
         list(backend.map("tests", work.die, (), [Piece("the bad one", ())]))
+
+
+def test_a_model_for_which_there_is_no_memory_is_an_error(backend, monkeypatch):
+    starved = RayBackend("demo", workers=1)
+    monkeypatch.setattr(starved, "_new", ray.remote(work.Starved).options(num_cpus=0).remote)
+    starved._start()
+    with pytest.raises(CosmicError, match="workers: all died while they loaded the model"):
+        list(starved.map("tests", work.layers, (1,), [Piece("a", (1,))]))
 
 
 def test_what_a_function_raises_comes_through(backend):
