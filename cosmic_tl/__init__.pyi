@@ -12,6 +12,7 @@ from . import (
     model as model,
     patching as patching,
     selection as selection,
+    studies as studies,
     suffixes as suffixes,
 )
 from .activations import (
