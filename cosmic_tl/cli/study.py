@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cosmic_tl._util.progress import LOADING
 from cosmic_tl.cli.derive import derived
-from cosmic_tl.cli.output import print_frame, say
+from cosmic_tl.cli.output import say
 from cosmic_tl.runs.settings import STAGES
 
 if TYPE_CHECKING:
@@ -38,15 +38,9 @@ def study(study: Path, *, out: Path = Path("cosmic-study"), list: bool = False) 
 
     command = shlex.join(["cosmic-tl", *sys.argv[1:]])
     found = run_study(asked, out, command=command, on_run=_said)
-    bad = found.problems
-    if len(found.selections) > len(bad):
-        print_frame(found._shown())
-    for row in bad.itertuples():
-        say(f"Failed: {row.run}: {row.problem}")
-    if found.others:
-        say(f"Not part of the study any more: {', '.join(found.others)}")
+    say(found)
     say(f"Tables are in {out / 'study.csv'} and {out / 'selections.csv'}; open {out / 'study.html'}")
-    return 1 if len(bad) else 0
+    return 1 if len(found.problems) else 0
 
 
 def _said(outcome: "Outcome") -> None:

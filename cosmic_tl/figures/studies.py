@@ -11,11 +11,14 @@ from cosmic_tl._util.border import checked
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.experiments.study_result import EDITS, StudyResult
 from cosmic_tl.figures.heatmaps import Panel, heatmaps, height_of, mark_cells
-from cosmic_tl.figures.style import BLUE, COLOURS, LINE, PALE, UNKNOWN, finish, token_label, whiskers
+from cosmic_tl.figures.style import BLUE, COLOURS, UNKNOWN, finish, token_label
 from cosmic_tl.figures.text import as_text
 
-BAR = 0.34
-"""Height of a bar, in rows."""
+BAR, THIN = 0.3, 0.12
+"""Height of bars, and of those of placebos, in rows."""
+BASELINE, EDIT, PLACEBO = -0.27, 0.04, 0.29
+"""Where a row's bars are."""
+PLACEBOS = "#6b6b6b"
 
 
 @checked
@@ -43,7 +46,7 @@ def plot_study(study: StudyResult) -> go.Figure:
     names = [as_text(one) for one in rates.run]
     figure = make_subplots(1, 2, shared_yaxes=True)
     for k, (side, edit) in enumerate(EDITS.items(), 1):
-        for condition, beside in (("baseline", -BAR / 2), (edit, BAR / 2)):
+        for condition, beside in (("baseline", BASELINE), (edit, EDIT)):
             name = f"{side}_{condition}"
             if name in rates:
                 _bars(figure, k, rates, name, condition, beside, names)
@@ -54,15 +57,16 @@ def plot_study(study: StudyResult) -> go.Figure:
         figure.add_annotation(
             name=f"panel {k}", text=f"{as_text(study.terms.sides[side])} prompts: {edit}", showarrow=False
         )
-    figure.update_xaxes(range=[-0.03, 1.03], tickvals=[0, 0.5, 1], tickformat=".0%", tickangle=0, showgrid=True)
+    figure.update_xaxes(range=[-0.03, 1.03], tickvals=[0, 0.5, 1], tickangle=0, showgrid=True)
     figure.update_xaxes(title_text=study.terms.rate)
+    figure.update_layout(barmode="overlay")  # bars stand where they are put
     _rows(figure, names)
     published = any(trace.name == "published" for trace in figure.data)
     rate = study.terms.rate
     return finish(
         figure,
         f"{rate[:1].upper()}{rate[1:]} without and with the edit",
-        "lines: 95 % intervals; grey bands: from the lowest to the highest placebo"
+        "lines: 95 % intervals; thin bars: from the lowest to the highest placebo"
         + ("; diamonds: published" if published else ""),
         columns=2,
         flow=False,
@@ -88,8 +92,11 @@ def _bars(
         name=label,
         legendgroup=label,
         showlegend=k == 1 or condition != "baseline",
-        marker_color=COLOURS[condition],
-        error_x=whiskers(rates[name], low, high),
+        marker={
+            "color": COLOURS[condition],
+            "line": {"color": COLOURS[condition], "width": 1.5},
+        },  # a rate of 0 is seen
+        error_x={"type": "data", "symmetric": False, "array": high - rates[name], "arrayminus": rates[name] - low},
         customdata=list(zip(names, low, high, strict=True)),
         hovertemplate=f"%{{customdata[0]}}, {label}: %{{x:.1%}} [%{{customdata[1]:.1%}}, %{{customdata[2]:.1%}}]<extra></extra>",
         row=1,
@@ -98,25 +105,21 @@ def _bars(
 
 
 def _placebos(figure: go.Figure, k: int, rates: pd.DataFrame, side: str, names: Sequence[str]) -> None:
-    """The placebos' range, as a band over the edit's bar."""
-    low, high = rates[f"{side}_placebo_low"], rates[f"{side}_placebo_high"]
-    known = low.notna()
-    figure.add_scatter(
-        x=((low + high) / 2)[known],
-        y=[row + BAR / 2 for row in range(len(rates)) if known.iloc[row]],
-        error_x={
-            "type": "data",
-            "array": ((high - low) / 2)[known] + 0.004,  # so that a range of nothing is seen
-            "color": LINE,
-            "thickness": 7,
-            "width": 0,
-        },
-        mode="markers",
-        marker={"color": PALE, "size": 1},
+    """The placebos' range, as a thin bar below that of the edit."""
+    known = rates[f"{side}_placebo_low"].notna().to_numpy()
+    low, high = (rates[f"{side}_placebo_{end}"][known].astype(float) for end in ("low", "high"))
+    shown = [name for name, here in zip(names, known, strict=True) if here]
+    figure.add_bar(
+        base=low - 0.005,  # so that a range of nothing is seen
+        x=high - low + 0.01,
+        y=[row + PLACEBO for row in range(len(rates)) if known[row]],
+        width=THIN,
+        orientation="h",
         name="placebos",
         legendgroup="placebos",
         showlegend=k == 1,
-        customdata=[(name, one, other) for name, one, other, here in zip(names, low, high, known, strict=True) if here],
+        marker_color=PLACEBOS,
+        customdata=list(zip(shown, low, high, strict=True)),
         hovertemplate="%{customdata[0]}, placebos: %{customdata[1]:.1%} to %{customdata[2]:.1%}<extra></extra>",
         row=1,
         col=k,
@@ -127,7 +130,7 @@ def _published_rates(figure: go.Figure, k: int, study: StudyResult, side: str, e
     found = study.published
     if found.empty:
         return
-    for condition, beside in (("baseline", -BAR / 2), (edit, BAR / 2)):
+    for condition, beside in (("baseline", BASELINE), (edit, EDIT)):
         some = found[(found.measure == f"{side}_{condition}") & found.run.isin(runs)]
         if some.empty:
             continue
@@ -135,7 +138,12 @@ def _published_rates(figure: go.Figure, k: int, study: StudyResult, side: str, e
             x=some.published,
             y=[runs.index(run) + beside for run in some.run],
             mode="markers",
-            marker={"symbol": "diamond-open", "size": 9, "color": COLOURS[condition], "line": {"width": 2}},
+            marker={
+                "symbol": "diamond",
+                "size": 8,
+                "color": "#ffffff",
+                "line": {"color": COLOURS[condition], "width": 2},
+            },
             name="published",
             legendgroup="published",
             showlegend=not any(trace.name == "published" for trace in figure.data),

@@ -10,7 +10,7 @@ from cosmic_tl.errors import CosmicError, check_alphas, check_seed, one_of
 from cosmic_tl.experiments.study_result import MEASURES
 from cosmic_tl.model.paths import check_model_path
 from cosmic_tl.runs.settings import RunSettings
-from cosmic_tl.studies.values import build_settings, given
+from cosmic_tl.studies.values import build_settings, fitting, given, procedure_of
 
 if TYPE_CHECKING:
     from cosmic_tl.data.contrast_set import ContrastSet
@@ -58,7 +58,8 @@ class StudyModel:
     prompts: tuple[str, ...] | None = None
     """Names of the prompt sets that it is run on. By default all that are shared."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Settings that take precedence over those of every settings entry, nested in the same way."""
+    """Settings that take precedence over those of every settings entry, nested in the same way. What only one procedure has
+    stands for the entries that select by it."""
     published: tuple[Published, ...] = ()
     """What others found, to be shown beside what is found here."""
 
@@ -219,7 +220,9 @@ class Study:
         self, model: StudyModel, prompts: PromptSet, entry: SettingsEntry, seed: int | None, alpha: float | None
     ) -> Case:
         where = f"settings {entry.name!r} of {model.name!r}" if model.settings else f"settings {entry.name!r}"
-        layers = [entry.values, model.settings]
+        procedures = [procedure_of(one.values, model.settings) for one in self.settings]
+        own = fitting(model.settings, procedure_of(entry.values, model.settings), procedures)
+        layers = [entry.values, own]
         for name, value, path in (("seeds", seed, ("seed",)), ("alpha", alpha, ("selection", "alpha"))):
             if value is None:
                 continue

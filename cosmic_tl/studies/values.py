@@ -1,7 +1,7 @@
 """A run's settings from partial ones, by the names that the option classes give them."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -58,7 +58,7 @@ def build_settings(where: str, *layers: Mapping[str, Any]) -> RunSettings:
         >>> found.selection.n_train, found.selection.n_val, found.n_test, found.max_new_tokens
         (8, 32, 2, 64)
     """
-    chosen = next((layer[SELECT] for layer in reversed(layers) if SELECT in layer), "cosmic")
+    chosen = procedure_of(*layers)
     try:
         one_of(SELECT, chosen, PROCEDURES)
     except CosmicError as error:
@@ -71,6 +71,36 @@ def build_settings(where: str, *layers: Mapping[str, Any]) -> RunSettings:
         return replace(RunSettings.from_json(merged), batch_size=batch_size)
     except CosmicError as error:
         raise CosmicError(f"{where}: {error}") from error
+
+
+def procedure_of(*layers: Mapping[str, Any]) -> str:
+    """Name of the procedure that partial settings select, of which later ones take precedence.
+
+    Example:
+        >>> procedure_of({"select": "refusal-tokens"}, {}), procedure_of({})
+        ('refusal-tokens', 'cosmic')
+    """
+    return str(next((layer[SELECT] for layer in reversed(layers) if SELECT in layer), "cosmic"))
+
+
+def fitting(values: Mapping[str, Any], procedure: str, others: Iterable[str]) -> Mapping[str, Any]:
+    """Settings without those that another of a study's procedures has and this one has not.
+
+    Args:
+        values: Partial settings of a model, which stand for all entries.
+        procedure: That of one entry.
+        others: Those of all entries.
+
+    Example:
+        >>> fitting({"selection": {"min_induce": 1.0}}, "cosmic", ["cosmic", "refusal-tokens"])
+        {'selection': {}}
+    """
+    selection = values.get("selection")
+    if procedure not in PROCEDURES or not isinstance(selection, Mapping):
+        return values
+    own = {one.name for one in fields(PROCEDURES[procedure])}
+    elsewhere = {one.name for other in others if other in PROCEDURES for one in fields(PROCEDURES[other])} - own
+    return {**values, "selection": {name: value for name, value in selection.items() if name not in elsewhere}}
 
 
 def given(values: Mapping[str, Any], *path: str) -> bool:
