@@ -26,14 +26,13 @@ def model_files(model: str, revision: str | None = None) -> str:
         return digest(_about(path))
     if path.is_dir():
         return digest(sorted(_about(one) for one in path.iterdir() if one.is_file()))
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
+    from transformers.utils import cached_file
 
     try:
-        cached = try_to_load_from_cache(model, "config.json", revision=revision)
-    except HFValidationError:
+        cached = cached_file(model, "config.json", revision=revision or "main", local_files_only=True)
+    except OSError:
         return ""
-    return Path(cached).parent.name if isinstance(cached, str) else ""
+    return "" if cached is None else Path(cached).parent.name
 
 
 def _about(path: Path) -> list[str | int]:
