@@ -117,5 +117,7 @@ class StudyResult(Result):
         done = self.selections[self.selections.problem == ""]
         names = ["run", "layer", "position", "depth", "score", "kl", "stability"]
         shown = done[[name for name in names if name in done]]
-        rates = [f"{side}_{name}" for side, edit in EDITS.items() for name in ("baseline", edit)]
-        return shown.merge(self.rates[["run", *rates]], on="run") if len(shown) else shown
+        if shown.empty:
+            return shown
+        rates, names = self.rates, [f"{side}_{name}" for side, edit in EDITS.items() for name in ("baseline", edit)]
+        return shown.merge(rates[["run", *(name for name in names if name in rates)]], on="run")

@@ -126,6 +126,7 @@ class SettingsEntry:
     """Nested as `RunSettings.to_json` nests them, and `select`: "cosmic" or "refusal-tokens"."""
 
 
+@checked
 @dataclass(frozen=True)
 class Case:
     """One combination of a study: a run."""
