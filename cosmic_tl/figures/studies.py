@@ -184,7 +184,7 @@ def plot_study_choices(study: StudyResult) -> go.Figure:
         "seconds": done.seconds,
         "peak memory (GB)": memory,
     }
-    figure = make_subplots(1, len(panels), shared_yaxes=True)
+    figure = make_subplots(1, len(panels))
     for k, (title, values) in enumerate(panels.items(), 1):
         numbers = values.astype(float)
         trace: dict[str, Any] = {"x": numbers, "y": list(range(len(names))), "customdata": names, "showlegend": False}
@@ -209,7 +209,6 @@ def plot_study_choices(study: StudyResult) -> go.Figure:
         "wins: resamples of the validation prompts that choose the same candidate; memory: of the GPU where there is one, else "
         "of the process" + ("; hollow diamonds: published layers" if published else ""),
         columns=len(panels),
-        flow=False,
         height=max(5.0, 1.9 * len(names)),
     )
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from cosmic_tl._util.border import checked
 from cosmic_tl.errors import CosmicError
-from cosmic_tl.experiments.conditions import REFUSAL, Terms
+from cosmic_tl.experiments.conditions import CONCEPT, REFUSAL, Terms
 from cosmic_tl.experiments.study_result import EDITS, RUN, StudyResult
 from cosmic_tl.runs.directory import RESULTS
 from cosmic_tl.runs.result import Run
@@ -90,10 +90,18 @@ def collect(out: Path, record: Record) -> StudyResult:
         _frame(selections, (*RUN, *_CHOICE, *_TOOK)),
         pd.concat(scores, ignore_index=True) if scores else pd.DataFrame(columns=list(_CELLS)),
         pd.DataFrame(columns=list(_PUBLISHED)),
-        terms[0] if terms and all(one == terms[0] for one in terms) else REFUSAL,
+        _common(terms),
         _others(out, record),
     )
     return replace(result, published=_published(result, record))
+
+
+def _common(terms: Sequence[Terms]) -> Terms:
+    """What all runs call their sides and what is counted, as far as they agree."""
+    if not terms or all(one == terms[0] for one in terms):
+        return terms[0] if terms else REFUSAL
+    same = all((one.outcome, one.rate) == (terms[0].outcome, terms[0].rate) for one in terms)
+    return replace(terms[0], sides=CONCEPT.sides) if same else CONCEPT
 
 
 def _labels(entries: Sequence[Entry]) -> list[str]:

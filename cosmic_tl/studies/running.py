@@ -106,10 +106,11 @@ def run_study(
         sets = {name: prompts[case.prompts.name, case.seed] for name, case in cases.items()}
         working = _Working(out, record, cases, sets, command, on_run)
         record.write(out)
-        for model in study.models:
-            working.runs_of(model)
-            result = working.report()
-    return result
+        for model in study.models[:-1]:
+            if working.runs_of(model):
+                working.report()  # hours may pass until the next model is done
+        working.runs_of(study.models[-1])
+        return working.report()
 
 
 def _used(study: Study, name: str) -> bool:
@@ -136,8 +137,8 @@ class _Working:
         self.out, self.record, self.cases, self.prompts = out, record, cases, prompts
         self.command, self.on_run = command, on_run
 
-    def runs_of(self, model: StudyModel) -> None:
-        """Make the runs of one model that are not there yet."""
+    def runs_of(self, model: StudyModel) -> bool:
+        """Make the runs of one model that are not there yet; returns whether there were any."""
         own = [one for one in self.record.asked if self.cases[one.folder].model == model]
         files = model_files(model.model, model.revision)
         missing = []
@@ -149,9 +150,10 @@ class _Working:
         if missing:
             with suppress(_NotLoaded):
                 self._made(self._loaded(model, missing), missing)
-        gc.collect()  # the model is in cycles with its hooks
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+            gc.collect()  # the model is in cycles with its hooks
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        return bool(missing)
 
     def report(self) -> StudyResult:
         """Write tables and report of what is there."""
