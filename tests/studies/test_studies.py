@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 import torch
 
-from cosmic_tl import ChatFormat, CosmicError, CosmicOptions, RunSettings, load_prompts, run
+from cosmic_tl import ChatFormat, CosmicError, CosmicOptions, RefusalTokenOptions, RunSettings, load_prompts, run
 from cosmic_tl.model.load import TransformerBridge
+from cosmic_tl.runs.directory import RESULTS
 from cosmic_tl.runs.lock import locked
 from cosmic_tl.studies import PromptSet, SettingsEntry, Study, StudyModel, load_study, read_study, run_study
 from cosmic_tl.studies.record import entry_of
@@ -23,6 +24,8 @@ FEW = {
     "n_placebos": 1,
 }
 ROOT = Path(__file__).parents[2]
+LOOSE = {"selection": {"max_kl": 1000.0, "n_resamples": 0}}
+"""For random models."""
 DEMO = PromptSet("demo", {"source": "demo"})
 TWO = Study(
     "two",
@@ -36,8 +39,16 @@ ONE = replace(TWO, models=TWO.models[:1])
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     """A finished study, and what was said of its runs."""
-    out, said = tmp_path_factory.mktemp("study") / "two", []
-    return run_study(TWO, out, on_run=said.append), out, said
+    out, said, alive = tmp_path_factory.mktemp("study") / "two", [], []
+    before = _alive()
+    result = run_study(TWO, out, on_run=lambda one: (said.append(one), alive.append(_alive() - before)))
+    return result, out, said, [*alive, _alive() - before]
+
+
+def _alive():
+    """How many models are in memory."""
+    gc.collect()
+    return sum(isinstance(one, TransformerBridge) for one in gc.get_objects())
 
 
 @pytest.fixture
@@ -60,7 +71,7 @@ def stamps(folder):
 
 
 def test_each_run_is_the_same_as_run_alone(done, demo, prompts, tmp_path):
-    result, out, _ = done
+    result, out, *_ = done
     settings = RunSettings(
         CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=10.0, n_resamples=20),
         n_test=2,
@@ -80,7 +91,7 @@ def test_each_run_is_the_same_as_run_alone(done, demo, prompts, tmp_path):
 
 
 def test_the_tables_say_what_the_runs_found(done):
-    result, out, said = done
+    result, out, said, _ = done
     assert [(one.number, one.total, one.name, one.problem, one.was_complete) for one in said] == [
         (1, 2, "demo, demo, few", "", False),
         (2, 2, "weak, demo, few", "", False),
@@ -120,83 +131,73 @@ def test_what_is_finished_is_left_as_it_is_and_no_model_is_loaded_for_it(copy):
     assert stamps(copy / "runs") == before
 
 
-def test_one_model_is_loaded_at_a_time_and_freed(tmp_path):
-    gc.collect()
-    alive = lambda: sum(isinstance(one, TransformerBridge) for one in gc.get_objects())  # noqa: E731
-    before, seen = alive(), []
-    seeds = replace(TWO, seeds=(0, 1)).with_settings({"selection": {"n_resamples": 0}})
-    run_study(seeds, tmp_path / "out", on_run=lambda one: seen.append((gc.collect(), alive() - before)[1]))
-    assert seen == [1, 1, 1, 1]
-    gc.collect()
-    assert alive() == before
+def test_one_model_is_loaded_at_a_time_and_freed(done):
+    assert done[3] == [1, 1, 0]
 
 
-def test_one_broken_model_is_reported_and_the_others_finish(save_model, tmp_path):
+def test_one_broken_model_is_reported_and_the_others_finish(save_model, tmp_path, copy):
     folder = save_model(_new(tmp_path / "model"), "llama")
     weights = folder / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
-    loose = {"selection": {"max_kl": 1000.0, "n_resamples": 0}}
-    study = replace(ONE, models=(StudyModel(str(folder), "broken", settings=loose), *ONE.models))
+    study = replace(TWO, models=(StudyModel(str(folder), "broken", settings=LOOSE), *TWO.models))
     said = []
-    result = run_study(study, tmp_path / "out", on_run=said.append)
-    assert [bool(one.problem) for one in said] == [True, False]
+    result = run_study(study, copy, on_run=said.append)
+    assert [(bool(one.problem), one.was_complete) for one in said] == [(True, False), (False, True), (False, True)]
     (problem,) = result.problems.itertuples()
     assert (
         problem.run == "broken" and problem.problem.startswith("model: could not load") and "\n" not in problem.problem
     )
     assert result.table[result.table.run == "broken"].problem.tolist() == [problem.problem]
-    assert result.rates.run.tolist() == ["demo"] and problem.problem in (tmp_path / "out" / "study.csv").read_text()
-    page = (tmp_path / "out" / "study.html").read_text()
-    assert "1 of 2 runs are not there" in page and "could not load" in page
+    assert result.rates.run.tolist() == ["demo", "weak"] and problem.problem in (copy / "study.csv").read_text()
+    page = (copy / "study.html").read_text()
+    assert "1 of 3 runs are not there" in page and "could not load" in page
     weights.write_bytes(whole)
     said.clear()
-    result = run_study(study, tmp_path / "out", on_run=said.append)
-    assert [(one.problem, one.was_complete) for one in said] == [("", False), ("", True)]
-    assert result.problems.empty and result.selections.n_layers.tolist() == [3, 8]
+    result = run_study(study, copy, on_run=said.append)
+    assert [(one.problem, one.was_complete) for one in said] == [("", False), ("", True), ("", True)]
+    assert result.problems.empty and result.selections.n_layers.tolist() == [3, 8, 8]
 
 
-def test_one_run_that_fails_does_not_stop_its_model(tmp_path):
+def test_one_run_that_fails_does_not_stop_its_model(copy):
     entries = (SettingsEntry("strict", {**FEW, "selection": {**FEW["selection"], "max_kl": 1e-12}}), *ONE.settings)
-    result = run_study(replace(ONE, settings=entries), tmp_path / "out")
+    result = run_study(replace(ONE, settings=entries), copy)
     assert result.problems.run.tolist() == ["demo, strict"] and "max_kl" in result.problems.problem[0]
     assert result.rates.run.tolist() == ["demo, few"]
 
 
-def test_a_study_that_was_stopped_goes_on(done, tmp_path):
+def test_a_study_that_was_stopped_goes_on_in_the_middle_of_a_run(done, copy):
     def stop(outcome):
         raise KeyboardInterrupt
 
-    out = tmp_path / "out"
+    half = copy / "runs" / done[0].selections.folder[1]
+    for name in RESULTS:
+        (half / name).unlink()
+    kept = (half / "resume" / "completions.jsonl").read_bytes()
     with pytest.raises(KeyboardInterrupt):
-        run_study(TWO, out, on_run=stop)
-    half = load_study(out)
-    assert half.problems.problem.tolist() == ["not finished yet"] and half.rates.run.tolist() == ["demo"]
-    before = stamps(out / "runs")
-    said = []
-    result = run_study(TWO, out, on_run=said.append)
+        run_study(TWO, copy, on_run=stop)
+    found = load_study(copy)
+    assert found.problems.problem.tolist() == ["not finished yet"] and found.rates.run.tolist() == ["demo"]
+    before, said = stamps(copy / "runs"), []
+    result = run_study(TWO, copy, on_run=said.append)
     assert [one.was_complete for one in said] == [True, False]
-    assert stamps(out / "runs").items() >= before.items()
-    names = [name for name in result.table if name != "seconds"]
-    pd.testing.assert_frame_equal(result.table[names], done[0].table[names])
+    assert stamps(copy / "runs").items() >= before.items()  # nothing was computed twice
+    assert (half / "resume" / "completions.jsonl").read_bytes() == kept
+    pd.testing.assert_frame_equal(result.table, done[0].table)
 
 
 def test_a_changed_study_keeps_what_it_still_asks_for_and_names_what_it_no_longer_does(done, copy):
-    first, _, _ = done
+    first = done[0]
     before, said = stamps(copy / "runs"), []
-    changed = replace(ONE, alphas=(1, 2.0))
-    result = run_study(changed, copy, on_run=said.append)
-    assert [(one.name, one.was_complete) for one in said] == [
-        ("demo, demo, few, α 1", False),
-        ("demo, demo, few, α 2", False),
-    ]
+    result = run_study(replace(ONE, alphas=(2,)), copy, on_run=said.append)
+    assert [(one.name, one.was_complete) for one in said] == [("demo, demo, few, α 2", False)]
     assert result.others == tuple(sorted(first.selections.folder)) and result.others[0] in repr(result)
     assert stamps(copy / "runs").items() >= before.items()
-    assert result.table[["alpha", "run"]].drop_duplicates().values.tolist() == [[1.0, "demo, α 1"], [2.0, "demo, α 2"]]
+    assert result.table[["alpha", "run"]].drop_duplicates().values.tolist() == [[2.0, "demo"]]
     assert all(name in (copy / "study.html").read_text() for name in result.others)
     said.clear()
     back = run_study(TWO, copy, on_run=said.append)
-    assert [one.was_complete for one in said] == [True, True] and len(back.others) == 2
+    assert [one.was_complete for one in said] == [True, True] and len(back.others) == 1
     assert back.selections.memory_gb.notna().all()
 
 
@@ -223,18 +224,13 @@ def test_the_folder_depends_on_everything_that_the_run_depends_on(tmp_path):
 def test_other_weights_at_the_same_place_are_not_taken_for_the_old_ones(save_model, tmp_path):
     folder = save_model(_new(tmp_path / "a"), "llama")
     other = save_model(_new(tmp_path / "b"), "llama", intermediate_size=48)
-    study = replace(
-        ONE, models=(StudyModel(str(folder), "tiny", settings={"selection": {"max_kl": 1000.0, "n_resamples": 0}}),)
-    )
+    study = replace(ONE, models=(StudyModel(str(folder), "tiny", settings=LOOSE),))
     assert run_study(study, tmp_path / "out").problems.empty
     for name in ("model.safetensors", "config.json"):
         shutil.copy(other / name, folder / name)
-    said = []
-    result = run_study(study, tmp_path / "out", on_run=said.append)
+    result = run_study(study, tmp_path / "out")
     assert "it is not the one that runs/tiny-demo-few-" in result.problems.problem[0]
     assert result.rates.empty
-    shutil.rmtree(tmp_path / "out" / "runs" / result.selections.folder[0])
-    assert run_study(study, tmp_path / "out").problems.empty
 
 
 def test_only_one_process_works_in_a_study(copy):
@@ -269,55 +265,54 @@ def test_a_damaged_run_is_reported_and_made_again(copy, done):
 
 
 RECIPES = {
-    ("single-direction.yaml", "Llama-3 8B"): "llama",
-    ("cosmic.yaml", "Gemma-2 9B"): "gemma2",
-    ("cosmic.yaml", "Qwen2.5 7B"): "qwen2",
-    ("ace.yaml", "Llama-3 70B"): "llama",
+    ("single-direction", "Llama-3 8B", 0): "llama",
+    ("cosmic", "Gemma-2 9B", 0): "gemma2",
+    ("cosmic", "Qwen2.5 7B", 1): "qwen2",
+    ("ace", "Llama-3 70B", 0): "llama",
 }
 TINY = {
     **FEW,
-    "selection": {
-        "n_train": 8,
-        "n_val": 4,
-        "n_positions": 1,
-        "max_kl": 1e4,
-        "max_layer_share": 1.0,
-        "n_resamples": 0,
-        "tokens": ["I"],
-        "filter_prompts": False,
-        "min_induce": -1e4,
-    },
+    "selection": {**FEW["selection"], "max_kl": 1e4, "max_layer_share": 1.0, "n_resamples": 0, "tokens": ["I"]},
 }
 
 
-@pytest.mark.parametrize(("recipe", "name"), RECIPES)
-def test_recipes_run_at_tiny_size(save_model, tmp_path, recipe, name):
-    folder = save_model(_new(tmp_path / "model"), RECIPES[recipe, name])
-    whole = read_study(ROOT / "studies" / recipe)
-    values = (
-        TINY
-        if "single" in recipe
-        else {**TINY, "selection": {k: v for k, v in TINY["selection"].items() if k != "min_induce"}}
-    )
+@pytest.mark.parametrize(("recipe", "name", "entry"), RECIPES)
+def test_recipes_run_at_tiny_size(save_model, tmp_path, recipe, name, entry):
+    folder = save_model(_new(tmp_path / "model"), RECIPES[recipe, name, entry])
+    whole = read_study(ROOT / "studies" / f"{recipe}.yaml")
+    # A random model does not refuse.
+    random = {"filter_prompts": False, "min_induce": -1e4} if recipe == "single-direction" else {}
+    values = {**TINY, "selection": TINY["selection"] | random}
     study = whole.with_models({name: str(folder)}).with_prompts("demo").with_settings(values)
-    assert {case.settings.selection.mode for case in study.cases} <= {"linear", "affine"}
-    result = run_study(study, tmp_path / "out")
-    assert result.problems.empty and len(result.rates) == len(whole.settings)
+    result = run_study(replace(study, settings=study.settings[entry : entry + 1]), tmp_path / "out")
+    assert result.problems.empty and result.selections.dtype.tolist() == ["bfloat16"]
     asked = next(one for one in whole.models if one.name == name)
     assert result.published.measure.tolist() == [one.measure for one in asked.published]
     assert result.published.ours.notna().all()
 
 
+def test_recipes_have_the_papers_settings():
+    read = {path.stem: read_study(path) for path in (ROOT / "studies").glob("*.yaml")}
+    assert {name: len(study.models) for name, study in read.items() if name != "demo"} == {
+        "single-direction": 13,
+        "cosmic": 6,
+        "ace": 4,
+    }
+    arditi = RunSettings(RefusalTokenOptions(), n_test=100, max_new_tokens=512)
+    assert all(case.settings == arditi for case in read["single-direction"].cases)
+    for case in read["cosmic"].cases:
+        assert case.settings == RunSettings(CosmicOptions(mode=case.entry), n_test=512, max_new_tokens=512)
+
+
 def test_every_published_figure_says_where_it_stands():
-    n = 0
-    for path in sorted((ROOT / "studies").glob("*.yaml")):
-        study = read_study(path)
-        for model in study.models:
-            for one in model.published:
-                n += 1
-                assert "@" in one.source or "Table" in one.source, one
-                if one.measure.startswith(("positive_", "negative_")):
-                    assert 0 <= one.value <= 1
-    assert n > 40
-    sizes = {path.stem: len(read_study(path).models) for path in (ROOT / "studies").glob("*.yaml")}
-    assert sizes["single-direction"] == 13 and sizes["cosmic"] == 6 and sizes["ace"] == 4
+    published = [
+        one
+        for path in (ROOT / "studies").glob("*.yaml")
+        for model in read_study(path).models
+        for one in model.published
+    ]
+    assert len(published) > 40
+    for one in published:
+        assert "@" in one.source or "Table" in one.source, one
+        if one.measure.startswith(("positive_", "negative_")):
+            assert 0 <= one.value <= 1
