@@ -384,7 +384,7 @@ def test_a_study_is_a_page_like_the_report(browser, tmp_path, width):
         expect(page.locator("h1")).to_contain_text("</script><script>window.hacked = 1</script>")
         expect(page.locator("svg[role=img][aria-label]")).to_have_count(3)
         expect(page.get_by_role("region", name="Rates without and with the edit").locator("tbody tr")).to_have_count(3)
-        expect(page.get_by_role("region", name="Published figures").locator("tbody tr")).to_have_count(3)
+        expect(page.get_by_role("region", name="Published and found").locator("tbody tr")).to_have_count(3)
         expect(page.get_by_role("region", name="Runs that are not there, and why").locator("tbody tr")).to_have_count(1)
         found = Axe().run(page)
         assert found.violations_count == 0, found.generate_report()
