@@ -13,6 +13,7 @@ from . import (
     model as model,
     patching as patching,
     selection as selection,
+    studies as studies,
     suffixes as suffixes,
 )
 from .activations import (

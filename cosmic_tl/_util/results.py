@@ -48,6 +48,7 @@ FIGURES = {
     "SmallestEdit": "smallest.plot_smallest_edit",
     "Stability": "stability.plot_stability",
     "StrongestActivations": "strongest.plot_strongest_activations",
+    "StudyResult": "studies.plot_study",
     "Suffix": "suffixes.plot_suffix_losses",
     "SuffixAnalysis": "suffixes.plot_suffix_cosines",
     "Sweep": "sweeps.plot_sweep",

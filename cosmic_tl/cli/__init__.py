@@ -8,7 +8,7 @@ import warnings
 import cyclopts
 
 import cosmic_tl
-from cosmic_tl.cli import causal, edit, evaluate, export, follow, pair, select, status, suffix
+from cosmic_tl.cli import causal, edit, evaluate, export, follow, pair, select, status, study, suffix
 from cosmic_tl.cli.errors import in_one_line
 from cosmic_tl.cli.output import printable
 from cosmic_tl.errors import CosmicError
@@ -22,7 +22,9 @@ app = cyclopts.App(
     suppress_keyboard_interrupt=False,
 )
 for number, command in enumerate(
-    one for part in (select, status, edit, export, causal, follow, evaluate, pair, suffix) for one in part.COMMANDS
+    one
+    for part in (select, study, status, edit, export, causal, follow, evaluate, pair, suffix)
+    for one in part.COMMANDS
 ):
     app.command(command, sort_key=number)
 

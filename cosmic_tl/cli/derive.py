@@ -15,10 +15,8 @@ import cyclopts
 
 from cosmic_tl._util.progress import stages
 from cosmic_tl.errors import CosmicError
-from cosmic_tl.selection.options import CosmicOptions, RefusalTokenOptions
+from cosmic_tl.selection.options import PROCEDURES
 
-PROCEDURES = {"cosmic": CosmicOptions, "refusal-tokens": RefusalTokenOptions}
-"""What `--select` chooses from."""
 FLAGS = {
     "selection": "select",
     "n_positions": "positions",
@@ -30,7 +28,7 @@ FLAGS = {
 }
 """Fields that have another name on the command line."""
 GROUPS = {
-    "Run": ("directory", "prompt", "file"),
+    "Run": ("directory", "prompt", "file", "study"),
     "Model": ("LoadOptions", "PairOptions", "model", "weights"),
     "Workers": ("WorkerOptions", "watch"),
     "Prompts": ("DataOptions", "n_test", "n_prompts", "n", "texts", "instructions"),
@@ -101,7 +99,7 @@ def help_texts(owner: type) -> dict[str, str]:
     """The docstrings of a dataclass's fields, as plain text; of a field that is declared again, the text of the base class.
 
     Example:
-        >>> help_texts(RefusalTokenOptions)["n_val"]
+        >>> help_texts(PROCEDURES["refusal-tokens"])["n_val"]
         'Validation prompts per side.'
     """
     found: dict[str, str] = {}

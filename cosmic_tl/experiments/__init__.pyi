@@ -99,6 +99,9 @@ from .smallest import (
     SmallestEdit as SmallestEdit,
     smallest_edit as smallest_edit,
 )
+from .study_result import (
+    StudyResult as StudyResult,
+)
 from .sweeps import (
     Sweep as Sweep,
     sweep as sweep,

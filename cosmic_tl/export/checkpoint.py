@@ -16,8 +16,8 @@ from cosmic_tl.errors import CosmicError
 from cosmic_tl.export.folder import check_folder, whole_folder
 from cosmic_tl.interventions.orthogonalize import WeightEdit
 from cosmic_tl.model.components import plain_modules, plain_parameters, unreadable_weight_reason
-from cosmic_tl.model.load import DEMOS, TransformerBridge, gguf_tokenizer, model_label
-from cosmic_tl.model.paths import GGUF
+from cosmic_tl.model.load import TransformerBridge, gguf_tokenizer, model_label
+from cosmic_tl.model.paths import DEMOS, GGUF
 
 
 @checked

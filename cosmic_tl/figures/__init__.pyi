@@ -97,6 +97,11 @@ from .stability import (
 from .strongest import (
     plot_strongest_activations as plot_strongest_activations,
 )
+from .studies import (
+    plot_study as plot_study,
+    plot_study_choices as plot_study_choices,
+    plot_study_scores as plot_study_scores,
+)
 from .suffixes import (
     plot_head_attention as plot_head_attention,
     plot_head_contributions as plot_head_contributions,

@@ -1,6 +1,6 @@
 """Panels of layer × position heatmaps, which the figures of selections share."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -188,12 +188,33 @@ def mark_choice(figure: go.Figure, k: int, selection: Selection) -> None:
         ['filtered', 'chosen']
     """
     labels = dict(zip(selection.positions.indices, candidate_labels(selection), strict=True))
-    dropped, chosen = selection.table[~selection.table.kept], selection.direction
-    mark_cell(figure, k, chosen.layer, chosen.position + len(labels))
+    chosen = selection.direction
+    mark_cells(figure, k, labels, selection.table[~selection.table.kept], (chosen.layer, chosen.position))
+
+
+def mark_cells(
+    figure: go.Figure, k: int, labels: Mapping[int, str], dropped: pd.DataFrame, chosen: tuple[int, int]
+) -> None:
+    """Frame and star one cell in panel `k`, and cross out others.
+
+    Args:
+        figure: Changed in place.
+        k: Number of the panel.
+        labels: Position to the label of its row, in order.
+        dropped: Layers and positions of cells to cross out.
+        chosen: Layer and position of the cell to frame.
+
+    Example:
+        >>> figure = heatmaps([Panel("a", np.ones((8, 1)), ["x"])])
+        >>> mark_cells(figure, 0, {-1: "x"}, pd.DataFrame({"layer": [2], "position": [-1]}), (3, -1))
+        >>> [list(trace.x) for trace in figure.data[1:]]
+        [[2], [3]]
+    """
+    mark_cell(figure, k, chosen[0], chosen[1] + len(labels))
     axis = str(k + 1) if k else ""
     for layers, positions, symbol, name in (
         (dropped.layer, dropped.position, "x", "filtered"),
-        ([chosen.layer], [chosen.position], "star", "chosen"),
+        ([chosen[0]], [chosen[1]], "star", "chosen"),
     ):
         figure.add_trace(
             go.Scatter(

@@ -115,6 +115,8 @@ def continuation_batches(
                 f"continuations: row {i} takes {length} tokens with its prompt and the model's context holds {limit}; "
                 "shorten it"
             )
+    if not prompts:  # every completion may be empty
+        return
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), len(continuations[i])))
     n_logits = at_once * max(map(len, continuations))
     for batch in batches(model, [prompts[i] for i in order], batch_size, n_logits=n_logits):

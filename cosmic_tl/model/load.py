@@ -18,12 +18,9 @@ from transformer_lens.utilities.multi_gpu import resolve_device_map
 from cosmic_tl._util.border import checked
 from cosmic_tl.errors import CosmicError, first_line
 from cosmic_tl.model.adapters import check_adapter, merged
-from cosmic_tl.model.paths import GGUF, check_model_path
+from cosmic_tl.model.paths import DEMO, DEMOS, GGUF, check_model_path
 from cosmic_tl.model.weights import CheckedReading, check_weights
 
-DEMO = "demo"
-DEMOS = {DEMO: "model", "demo-weak": "weak"}
-"""Demo models and their folders: the demo, and the same model fine-tuned to refuse hardly anything."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 

@@ -8,7 +8,9 @@ from cosmic_tl.errors import CosmicError
 GGUF = ".gguf"
 """Suffix of a file that holds a whole model: weights, configuration, tokenizer and chat template."""
 
-
+DEMO = "demo"
+DEMOS = {DEMO: "model", "demo-weak": "weak"}
+"""Demo models and their folders: the demo, and the same model fine-tuned to refuse hardly anything."""
 ADAPTER = "adapter_config.json"
 """What makes a folder a PEFT adapter."""
 

@@ -160,3 +160,10 @@ class RefusalTokenOptions(CommonOptions):
     """Validation prompts per side."""
     min_induce: float = 0.0
     """Drop candidates whose induction does not raise the refusal score on negative prompts above this."""
+
+
+PROCEDURES: dict[str, type[CosmicOptions] | type[RefusalTokenOptions]] = {
+    "cosmic": CosmicOptions,
+    "refusal-tokens": RefusalTokenOptions,
+}
+"""What `--select` and the `select` of a study choose from."""

@@ -47,6 +47,14 @@ def _suffix_analysis():
     return SuffixAnalysis(pd.DataFrame({"group": ["harmful"], "n": [4], "rate": [0.5]}), frame, frame, frame)
 
 
+def _study():
+    place = {"run": "demo", "model": "demo", "prompts": "demo", "settings": "cosmic", "seed": None, "alpha": None}
+    row = {**place, "side": "positive", "rate": 0.5, "low": 0.2, "high": 0.8, "placebo_low": 0.4, "placebo_high": 0.6}
+    table = pd.DataFrame([{**row, "condition": name, "problem": ""} for name in ("baseline", "removal")])
+    chosen = pd.DataFrame([{**place, "layer": 3, "depth": 0.4, "problem": ""}])
+    return ct.experiments.StudyResult("one", table, chosen, pd.DataFrame(), pd.DataFrame())
+
+
 MAKE = {
     "Agreement": lambda demo, prompts, selection: agreement(["refusal", "neither"], ["refusal", "compliance"]),
     "BehaviourSweep": lambda demo, prompts, selection: _behaviour(demo),
@@ -160,6 +168,7 @@ MAKE = {
     ),
     "Sensitivity": lambda demo, prompts, selection: ct.experiments.measure_sensitivity(demo, prompts, SMALL),
     "Stability": lambda demo, prompts, selection: selection.stability,
+    "StudyResult": lambda demo, prompts, selection: _study(),
     "Suffix": lambda demo, prompts, selection: Suffix(
         " x", (5,), (2.0, 1.0), ("hi",), ("Hi",), ("Hi!",), ("compliance",)
     ),

@@ -111,3 +111,9 @@ def test_an_unknown_condition_is_named_with_those_there_are():
         effects.rate("negative", "removal")
     with pytest.raises(CosmicError, match="garbled: no condition without interventions"):
         effects.garbled("positive", "removal")
+
+
+def test_completions_may_all_be_empty(demo):
+    """Under some edit a model may end every answer at once."""
+    found = measure_fluency(demo, ["Bake a pie.", "Rob a clerk."], ["", "\N{REPLACEMENT CHARACTER}"])
+    assert found.cross_entropy.isna().all() and found.repetition.tolist() == [0.0, 0.0]

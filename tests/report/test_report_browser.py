@@ -12,9 +12,11 @@ from playwright.sync_api import expect, sync_playwright
 
 from cosmic_tl import CosmicOptions, Direction, RunSettings, run
 from cosmic_tl.experiments import Conversation
+from cosmic_tl.experiments.study_result import EDITS, StudyResult
 from cosmic_tl.experiments.sweeps import Sweep
 from cosmic_tl.report.experiment_pages import write_conversations, write_suffix, write_sweep
 from cosmic_tl.report.page import write_report
+from cosmic_tl.report.study_page import write_study
 from cosmic_tl.runs.directory import read_settings
 from cosmic_tl.suffixes import Suffix, SuffixAnalysis
 from cosmic_tl.suffixes.groups import ADVERSARIAL, HARMFUL, HARMLESS, RANDOM, REGIONS
@@ -310,6 +312,80 @@ def test_other_pages_are_like_the_report(browser, result, tmp_path, make):
         expect(page.locator("#command")).to_contain_text("<img src=x onerror='window.hacked = 1'>")
         expect(page.locator("figcaption")).to_have_count(n_plots)
         expect(page.locator("svg[role=img][aria-label]")).to_have_count(n_plots)
+        found = Axe().run(page)
+        assert found.violations_count == 0, found.generate_report()
+
+
+def study_result(name, n_runs):
+    """A study of runs whose names, tokens and sources are somebody else's, one of which is not there."""
+    runs = [f"{name} {k}" for k in range(n_runs)]
+    place = {"prompts": name, "settings": name, "seed": None, "alpha": None}
+    rate = {"rate": 0.5, "low": 0.2, "high": 0.8, "placebo_low": 0.4, "placebo_high": 0.6, "problem": ""}
+    rows = [
+        {**place, "run": run, "model": run, "side": side, "condition": condition, **rate}
+        for run in runs
+        for side, edit in EDITS.items()
+        for condition in ("baseline", edit)
+    ]
+    chosen = {
+        "method": "COSMIC",
+        "mode": "affine",
+        "layer": 3,
+        "position": -1,
+        "token": name,
+        "depth": 0.4,
+        "score": 1.9,
+    }
+    chosen |= {
+        "s_comply": 0.9,
+        "s_refuse": 1.0,
+        "kl": 0.1,
+        "stability": 0.5,
+        "null_p": None,
+        "n_layers": 8,
+        "d_model": 4,
+    }
+    chosen |= {"dtype": "float32", "seconds": 9.0, "memory_gb": 1.0, "gpu_gb": None, "folder": name, "problem": ""}
+    selections = pd.DataFrame(
+        [{**place, "run": run, "model": run, **chosen} for run in runs]
+        + [{**place, "run": f"{name} bad", "model": name, "folder": name, "problem": name}]
+    )
+    cell = {"token": name, "kl": 0.1, "kept": True}
+    scores = pd.DataFrame(
+        [
+            {"run": run, "layer": layer, "position": place, **cell, "score": layer, "chosen": (layer, place) == (3, -1)}
+            for run in runs
+            for layer in range(8)
+            for place in (-2, -1)
+        ]
+    )
+    published = [
+        {
+            "model": runs[0],
+            "settings": None,
+            "measure": measure,
+            "published": value,
+            "source": name,
+            "run": runs[0],
+            "ours": 0.5,
+        }
+        for measure, value in (("layer", 3.0), ("positive_baseline", 0.9), ("negative_induction", 0.1))
+    ]
+    return StudyResult(name, pd.DataFrame(rows), selections, scores, pd.DataFrame(published), others=(name,))
+
+
+@pytest.mark.parametrize("width", [390, 1100])
+def test_a_study_is_a_page_like_the_report(browser, tmp_path, width):
+    path = tmp_path / "study.html"
+    path.write_text(write_study(study_result(HOSTILE, 3), command=HOSTILE), "utf-8")
+    with opened(browser, path, 3, viewport={"width": width, "height": 844}) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        assert page.evaluate("window.hacked") is None and page.locator("img, main a:not([href^='#'])").count() == 0
+        expect(page.locator("h1")).to_contain_text("</script><script>window.hacked = 1</script>")
+        expect(page.locator("svg[role=img][aria-label]")).to_have_count(3)
+        expect(page.get_by_role("region", name="Rates without and with the edit").locator("tbody tr")).to_have_count(3)
+        expect(page.get_by_role("region", name="Published and found").locator("tbody tr")).to_have_count(3)
+        expect(page.get_by_role("region", name="Runs that are not there, and why").locator("tbody tr")).to_have_count(1)
         found = Axe().run(page)
         assert found.violations_count == 0, found.generate_report()
 

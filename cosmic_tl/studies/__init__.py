@@ -1,0 +1,5 @@
+"""Many models in one study: models × prompt sets × settings, each combination a run."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
