@@ -20,7 +20,8 @@ from cosmic_tl._util.spreading import Piece
 from cosmic_tl.errors import CosmicError, check_count, first_line
 from cosmic_tl.model.batching import sizes_kept
 from cosmic_tl.model.copies import as_loaded
-from cosmic_tl.model.load import DEMOS, TransformerBridge, load_model
+from cosmic_tl.model.load import TransformerBridge, load_model
+from cosmic_tl.model.paths import DEMOS
 
 TRIES = 3
 """How often a piece is handed out before a run gives up on it."""

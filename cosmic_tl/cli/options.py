@@ -178,20 +178,23 @@ class WorkerOptions:
             if name != "workers" and value is not None:
                 raise CosmicError(f"{name}: found {value} without workers; say how many, as in --workers 2")
 
-    def backend(self, model: ModelOptions) -> "RayBackend | None":
-        """Workers with the model, to be started with `with`; None for this process alone.
+    def backend(self, name: str, **how: Any) -> "RayBackend":
+        """Workers with a model, to be started with `with`.
+
+        Args:
+            name: As for `load_model`.
+            **how: Its other arguments.
 
         Example:
-            >>> WorkerOptions().backend(ModelOptions(device="cpu"))
+            >>> WorkerOptions(workers=2).backend("demo", device="cpu").count
+            2
         """
-        if not self.workers:
-            return None
         # Ray would print the deaths of workers among the results; a terminal hears of them as `track` shows progress.
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".*")
         from cosmic_tl.backends.ray_backend import RayBackend
 
         asked = asdict(self)
-        return RayBackend(model.model, address=asked.pop("ray"), **asked, **model.how())
+        return RayBackend(name, address=asked.pop("ray"), **asked, **how)
 
 
 @dataclass(frozen=True, kw_only=True)

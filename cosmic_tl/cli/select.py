@@ -44,7 +44,8 @@ def run(
     """
     contrast = data.load()  # before the imports that take seconds
     # A complete run is read, and nothing is shared.
-    backend = sharing.backend(model) if overwrite or not (out / "summary.json").exists() else None
+    done = (out / "summary.json").exists() and not overwrite
+    backend = sharing.backend(model.model, **model.how()) if sharing.workers and not done else None
     with backend or nullcontext():  # workers load their models while this process loads its own
         bridge = model.load()
         from cosmic_tl.runs.job import run as run_all

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from cosmic_tl._util.progress import LOADING
 from cosmic_tl.cli.derive import derived
+from cosmic_tl.cli.options import WorkerOptions
 from cosmic_tl.cli.output import say
 from cosmic_tl.runs.settings import STAGES
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @derived(LOADING, *STAGES)
-def study(study: Path, *, out: Path = Path("cosmic-study"), list: bool = False) -> int:
+def study(study: Path, sharing: WorkerOptions, *, out: Path = Path("cosmic-study"), list: bool = False) -> int:
     """Run many models in one study: models × prompt sets × settings, each a run that resumes by itself.
 
     A study that was stopped goes on where it was when the same command is given again, and runs that failed are tried again.
@@ -37,7 +38,8 @@ def study(study: Path, *, out: Path = Path("cosmic-study"), list: bool = False) 
     from cosmic_tl.studies.running import run_study
 
     command = shlex.join(["cosmic-tl", *sys.argv[1:]])
-    found = run_study(asked, out, command=command, on_run=_said)
+    backend = (lambda model: sharing.backend(model.model, **model.how())) if sharing.workers else None
+    found = run_study(asked, out, command=command, on_run=_said, backend=backend)
     say(found)
     say(f"Tables are in {out / 'study.csv'} and {out / 'selections.csv'}; open {out / 'study.html'}")
     return 1 if len(found.problems) else 0

@@ -7,8 +7,8 @@ import torch
 import transformers
 
 from cosmic_tl.errors import CosmicError, first_line
-from cosmic_tl.model.load import DEMOS, DTYPES, TransformerBridge, demo_path, load_model
-from cosmic_tl.model.paths import GGUF, check_model_path
+from cosmic_tl.model.load import DTYPES, TransformerBridge, demo_path, load_model
+from cosmic_tl.model.paths import DEMOS, GGUF, check_model_path
 from cosmic_tl.model.weightless import is_on_paper as is_on_paper
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")

@@ -3,7 +3,7 @@
 import gc
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import torch
 from cosmic_tl._util.border import checked
 from cosmic_tl._util.files import write_atomically
 from cosmic_tl._util.progress import LOADING, stage
+from cosmic_tl.backends.ray_backend import RayBackend
 from cosmic_tl.data.contrast_set import ContrastSet
 from cosmic_tl.errors import CosmicError, first_line
 from cosmic_tl.experiments.study_result import StudyResult
@@ -22,7 +23,6 @@ from cosmic_tl.runs.directory import RESULTS, read_settings
 from cosmic_tl.runs.job import run
 from cosmic_tl.runs.lock import locked
 from cosmic_tl.runs.result import Run
-from cosmic_tl.runs.settings import RunSettings
 from cosmic_tl.studies.collected import collect
 from cosmic_tl.studies.files import model_files
 from cosmic_tl.studies.memory import PeakMemory
@@ -61,6 +61,7 @@ def run_study(
     *,
     command: str = "",
     on_run: Callable[[Outcome], object] = lambda outcome: None,
+    backend: Callable[[StudyModel], RayBackend] | None = None,
 ) -> StudyResult:
     """Make every run of a study that is not there yet, and write tables and a report of all of them.
 
@@ -76,6 +77,7 @@ def run_study(
         out: The study's directory; made if needed.
         command: How it was started, for the report.
         on_run: Called with what became of each run.
+        backend: Gives workers with a model, not started yet, which then share all its runs. Default: this process alone.
 
     Raises:
         CosmicError: If prompts cannot be loaded, the directory holds something else, or another process works in it.
@@ -104,7 +106,7 @@ def run_study(
         record = planned(study, prompts, read_record(out) if (out / RECORD).is_file() else None)
         cases = dict(zip((one.folder for one in record.asked), study.cases, strict=True))
         sets = {name: prompts[case.prompts.name, case.seed] for name, case in cases.items()}
-        working = _Working(out, record, cases, sets, command, on_run)
+        working = _Working(out, record, cases, sets, command, on_run, backend)
         record.write(out)
         for model in study.models[:-1]:
             if working.runs_of(model):
@@ -115,11 +117,6 @@ def run_study(
 
 def _used(study: Study, name: str) -> bool:
     return any(case.prompts.name == name for case in study.cases)
-
-
-def _run(model: TransformerBridge, prompts: ContrastSet, folder: Path, settings: RunSettings, command: str) -> Run:
-    """The one place where a run of a study is made."""
-    return run(model, prompts, folder, settings, command=command)
 
 
 class _Working:
@@ -133,9 +130,10 @@ class _Working:
         prompts: dict[str, ContrastSet],
         command: str,
         on_run: Callable[[Outcome], object],
+        backend: Callable[[StudyModel], RayBackend] | None,
     ) -> None:
         self.out, self.record, self.cases, self.prompts = out, record, cases, prompts
-        self.command, self.on_run = command, on_run
+        self.command, self.on_run, self.backend = command, on_run, backend
 
     def runs_of(self, model: StudyModel) -> bool:
         """Make the runs of one model that are not there yet; returns whether there were any."""
@@ -148,8 +146,8 @@ class _Working:
             else:
                 missing.append(entry)
         if missing:
-            with suppress(_NotLoaded):
-                self._made(self._loaded(model, missing), missing)
+            with suppress(_NotLoaded), ExitStack() as stack:
+                self._made(*self._loaded(model, missing, stack), missing)
             gc.collect()  # the model is in cycles with its hooks
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -179,21 +177,25 @@ class _Working:
             return found == identity_of(case, self.prompts[entry.folder])
         return False
 
-    def _loaded(self, model: StudyModel, missing: Sequence[Entry]) -> TransformerBridge:
+    def _loaded(
+        self, model: StudyModel, missing: Sequence[Entry], stack: ExitStack
+    ) -> tuple[TransformerBridge, RayBackend | None]:
+        """The model, and its workers if there are to be any, which are stopped with the stack."""
         stage(LOADING)
         try:
-            return model.load()
+            workers = None if self.backend is None else stack.enter_context(self.backend(model))
+            return model.load(), workers
         except Exception as error:  # whatever it is, the other models are not to wait for it
             for entry in missing:
                 self._failed(entry, error)
             raise _NotLoaded from error
 
-    def _made(self, model: TransformerBridge, missing: Sequence[Entry]) -> None:
+    def _made(self, model: TransformerBridge, workers: RayBackend | None, missing: Sequence[Entry]) -> None:
         asked = self.cases[missing[0].folder].model
         files = model_files(asked.model, asked.revision) or "unknown"  # which may have come from the hub just now
         for entry in missing:
             memory = PeakMemory()
-            found = self._one(model, entry)
+            found = self._one(model, workers, entry)
             if found is None:
                 continue
             entry = replace(entry, problem="", trace="", files=files)
@@ -201,13 +203,13 @@ class _Working:
                 entry = replace(entry, memory_gb=memory.memory_gb(), gpu_gb=memory.gpu_gb())
             self._done(entry, found.was_complete, found)
 
-    def _one(self, model: TransformerBridge, entry: Entry) -> Run | None:
+    def _one(self, model: TransformerBridge, workers: RayBackend | None, entry: Entry) -> Run | None:
         folder = self.out / RUNS / entry.folder
         case = self.cases[entry.folder]
         try:
             _check_same_model(model, folder)
             folder.parent.mkdir(exist_ok=True)
-            return _run(model, self.prompts[entry.folder], folder, case.settings, self.command)
+            return run(model, self.prompts[entry.folder], folder, case.settings, command=self.command, backend=workers)
         except Exception as error:
             self._failed(entry, error)
         return None

@@ -79,9 +79,18 @@ class StudyModel:
         """
         from cosmic_tl.model.load import load_model
 
+        return load_model(self.model, **self.how())
+
+    def how(self) -> dict[str, Any]:
+        """What `load_model` takes besides the model's name.
+
+        Example:
+            >>> StudyModel("demo", device="cpu").how()
+            {'device': 'cpu', 'dtype': 'float32'}
+        """
         options: dict[str, Any] = {"trust_remote_code": True} if self.trust_remote_code else {}
         options |= {name: value for name in ("device_map", "revision") if (value := getattr(self, name)) is not None}
-        return load_model(self.model, device=self.device, dtype=self.dtype, **options)
+        return {"device": self.device, "dtype": self.dtype, **options}
 
 
 @checked

@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -16,6 +17,7 @@ from cosmic_tl.backends import RayBackend, shared_by
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.runs.logs import ScoreLog
 from cosmic_tl.runs.pieces import PIECES, read_pieces
+from cosmic_tl.studies import PromptSet, SettingsEntry, Study, StudyModel, run_study
 
 # Two batches of training prompts per side, and scores and conditions for several pieces.
 OPTIONS = CosmicOptions(n_train=40, n_val=4, n_positions=2, max_kl=10.0)
@@ -89,6 +91,28 @@ def test_a_stopped_run_goes_on_with_workers_and_with_what_they_had_done(
     run(demo, prompts, tmp_path / "run", SETTINGS, backend=backend)
     assert made.count("activations") == 2
     assert contents(tmp_path / "run") == alone
+
+
+def test_workers_share_the_runs_of_a_study(backend, prompts, alone, tmp_path, monkeypatch):
+    selection = {"n_train": 40, "n_val": 4, "n_positions": 2, "max_kl": 10.0}
+    values = {"selection": selection, "n_test": 2, "max_new_tokens": 2, "n_placebos": 1}
+    study = Study(
+        "one",
+        (StudyModel("demo", device="cpu"),),
+        (PromptSet("demo", {"source": "demo"}),),
+        (SettingsEntry("few", values),),
+    )
+    made, whole = [], RayBackend.map
+
+    def noted(self, stage, *args):
+        made.append(stage)
+        return whole(self, stage, *args)
+
+    monkeypatch.setattr(RayBackend, "map", noted)
+    run_study(study, tmp_path / "study", backend=lambda model: nullcontext(backend))
+    assert {"activations", "scores", "completions"} == set(made)
+    (folder,) = (tmp_path / "study" / "runs").iterdir()
+    assert contents(folder) == alone
 
 
 def test_refusal_tokens_are_scored_by_workers_alike(backend, demo, prompts, tmp_path):
