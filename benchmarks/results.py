@@ -40,6 +40,12 @@ BARS = {
     },
     "extraction": {"time over a bare pass": "≤ 1.15", "peak memory, 10 000 over 100": "≤ 1.10"},
     "generation": {"time over plain generate": "≤ 1.15"},
+    "gpu": {
+        "seconds": "≤ 60",
+        "over_floor": "≤ 2.5",
+        "largest score difference from float32": "≤ 5e-3",
+        "time over plain generate": "≤ 1.15",
+    },
     "startup": {
         "cosmic-tl --help, seconds": "≤ 0.5",
         "import cosmic_tl, seconds": "≤ that of transformer_lens + 0.3",

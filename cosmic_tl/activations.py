@@ -16,11 +16,10 @@ from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.fingerprint import model_fingerprint
 from cosmic_tl.model.forward import Resume, check_positions, forward, read
 from cosmic_tl.model.hooks import Site
-from cosmic_tl.model.layer_by_layer import block_by_block
+from cosmic_tl.model.layer_by_layer import at_all_blocks
 from cosmic_tl.model.load import TransformerBridge, short_label
-from cosmic_tl.model.offload import is_offloaded, loaded, outside_blocks
 from cosmic_tl.model.positions import Positions, post_instruction_positions
-from cosmic_tl.model.shortcuts import prefix_keys_values, shared_prefix, shortcuts
+from cosmic_tl.model.shortcuts import prefix_keys_values, shared_prefix
 
 Splits = Mapping[int, Float64[Tensor, " prompt"]]
 """Seed to the weight of each prompt in the difference between the means of two random halves."""
@@ -140,37 +139,22 @@ def mean_of_rows(
         site: torch.zeros(n_layers, n_positions, int(model.cfg.d_model), dtype=torch.float64)
         for site in ("hook_resid_pre", "hook_resid_post")
     }
-    sites = [(layer, site) for layer in range(n_layers) for site in sums]
     check_positions(min(map(len, rows)), n_positions)
     squares = torch.zeros(n_layers, n_positions, dtype=torch.float64)
     n_prefix = shared_prefix(model, rows, n_positions)
     past = prefix_keys_values(model, rows[0][:n_prefix])
     halves = {seed: torch.zeros_like(sums["hook_resid_pre"]) for seed in splits or {}}
     some = list(batches(model, [row[n_prefix:] for row in rows], batch_size))
-
-    def add(prompts: Sequence[int], where: slice, found: Mapping[Site, Tensor]) -> None:
-        """Add a batch's activations `[layer, prompt, position, d_model]` at some layers."""
-        for site in sums:
-            layers = found[site].double()
-            sums[site][where] += layers.sum(1)
-            if site == "hook_resid_pre":
-                squares[where] += layers.square().sum((1, 3))
-                for seed, weights in (splits or {}).items():
-                    halves[seed][where] += torch.einsum("b,lbpd->lpd", weights[list(prompts)], layers)
-
     with track(len(rows), label) as advance:
-        if is_offloaded(model) and shortcuts(model, rows).resume:
-            with loaded(outside_blocks(model, logits=False)):
-                for layer, number, found in block_by_block(model, some, past, n_positions=n_positions):
-                    batch = some[number]
-                    add(batch.rows, slice(layer, layer + 1), {site: x[None].cpu() for site, x in found.items()})
-                    advance(len(batch.rows) if layer == n_layers - 1 else 0)
-        else:
-            for batch in some:
-                reached = forward(model, batch, sites, n_positions=n_positions, resume=Resume(past=past)).activations
-                stacked = {site: torch.stack([reached[at, site].cpu() for at in range(n_layers)]) for site in sums}
-                add(batch.rows, slice(None), stacked)
-                advance(len(batch.rows))
+        for number, where, found in at_all_blocks(model, rows, some, past, n_positions=n_positions):
+            for site in sums:
+                layers = found[site].cpu().double()
+                sums[site][where] += layers.sum(1)
+                if site == "hook_resid_pre":
+                    squares[where] += layers.square().sum((1, 3))
+                    for seed, weights in (splits or {}).items():
+                        halves[seed][where] += torch.einsum("b,lbpd->lpd", weights[list(some[number].rows)], layers)
+            advance(len(some[number].rows) if where.stop == n_layers else 0)
     means = {site: total / len(rows) for site, total in sums.items()}
     for layer in range(n_layers):
         if not all(mean[layer].isfinite().all() for mean in means.values()):
