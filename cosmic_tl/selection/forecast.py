@@ -163,7 +163,7 @@ def forecast_of(
         some = made[made.measure == measure]
         groups = some.groupby("source").size()
         shared = layout(model, rows[side], int(groups.max()) if len(groups) else 1, 1, batch_size)
-        shapes.append(_shape(shared))
+        shapes.append(_shape(shared, None if measure == "kl" else last + 1))
         if measure != "kl" or len(some):
             stages.append(_edited(measure, some, groups, blocks, shared))
         if measure == "s_comply":
@@ -193,9 +193,9 @@ def forecast_of(
     return Forecast(pd.DataFrame(stages), memory, timing)
 
 
-def _shape(shared: Layout) -> SideShape:
+def _shape(shared: Layout, depth: int | None = None) -> SideShape:
     sizes = tuple((int(batch.ids.shape[0]), int(batch.ids.shape[1])) for batch in shared.batches)
-    return SideShape(shared.n_prefix, shared.together, sizes)
+    return SideShape(shared.n_prefix, shared.together, sizes, depth)
 
 
 def _training(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from torch import Tensor
 
 from cosmic_tl._util.border import checked
+from cosmic_tl.engine.by_block import HELD
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.selection.options import PLACEBOS
 
@@ -75,6 +76,8 @@ class SideShape:
     """Edits per pass, at most."""
     batches: tuple[tuple[int, int], ...]
     """Prompts and tokens of each, without the prefix, of every batch. A pass takes one batch under each of its edits."""
+    depth: int | None = None
+    """Blocks that a pass runs at most; None for all."""
 
     @property
     def prompts(self) -> int:
@@ -109,7 +112,7 @@ class MemoryUse:
     readouts: int
     """What the unedited model gave: last-token activations in float64, and logits in float32, of both sides."""
     stream: int
-    """The stream of one side's prompts at one layer, all their tokens."""
+    """The stream of one side's prompts at one layer, all their tokens; of offloaded blocks also under the edits under way."""
     prefix: int
     """Keys and values of the shared prefix in every layer, once per edit of a pass."""
     activations: int
@@ -157,7 +160,7 @@ def memory_use(
 
     Args:
         shape: The model.
-        sides: Positive and negative validation prompts.
+        sides: Positive and negative validation prompts in the passes of their scores, then any other passes on the same prompts.
         n_positions: Candidates per layer.
         n_layers_read: Evaluation layers.
         n_features: Layers that are kept side by side: `n_layers_read` for the target "concatenated", or 1.
@@ -176,22 +179,24 @@ def memory_use(
     keys_values = 2 * shape.n_kv_heads * shape.d_head * s  # of one token in one layer
     vectors = 4 + 3 * PLACEBOS + 2  # means of both sides before and after a block; halves of both, placebos; candidates
     read = n_layers_read * d * s + n_features * d * DOUBLE
-    prompts = sum(side.prompts for side in sides)
+    prompts = sum(side.prompts for side in sides[:2])
     most = max(sides, key=lambda side: side.tokens)
+    # Between two offloaded blocks the streams of many edits wait.
+    waiting = min(candidates * most.tokens * d * s, max(HELD, shape.block)) if shape.block else 0
     first_pass = 0
     if train is not None:
         for n, width in train.batches:
             kept = candidates * n * d  # numbers at one of the two points of every block
-            reached = 2 * kept * s + max(kept * (2 * s + 2 * DOUBLE), _pass(shape, n, width, train.prefix))
+            reached = 2 * kept * s + max(kept * (2 * s + 2 * DOUBLE), _pass(shape, n, width, train.prefix, 0, None))
             first_pass = max(first_pass, reached)
     return MemoryUse(
         shape.weights + shape.block,
         (2 if train is None else vectors) * candidates * d * DOUBLE,
         prompts * (read + shape.d_vocab * SINGLE),
-        most.tokens * d * s + max(n * width for n, width in most.batches) * d * s,
+        most.tokens * d * s + max(n * width for n, width in most.batches) * d * s + waiting,
         max(side.prefix * (side.together + 1) for side in sides) * shape.n_layers * keys_values,
         max(
-            _pass(shape, side.together * n, width, side.prefix, side.together)
+            _pass(shape, side.together * n, width, side.prefix, side.together, side.depth)
             for side in sides
             for n, width in side.batches
         ),
@@ -201,12 +206,14 @@ def memory_use(
     )
 
 
-def _pass(shape: ModelShape, rows: int, width: int, prefix: int, edits: int = 0) -> int:
+def _pass(shape: ModelShape, rows: int, width: int, prefix: int, edits: int, depth: int | None) -> int:
     """Bytes of one pass beyond the weights and what it resumes from; with edits also of its logits."""
     s, tokens, seen = shape.number, rows * width, prefix + width
     stream = tokens * shape.d_model * s
     own = (shape.n_heads + 2 * shape.n_kv_heads) * shape.d_head * s * tokens
-    past = 2 * shape.n_kv_heads * shape.d_head * s * rows * prefix * shape.n_layers
+    # A pass that goes on from a prefix keeps its own keys and values beside copies of the prefix's, in every block that it runs.
+    kept = rows * seen * (depth or shape.n_layers) if prefix else 0
+    past = 2 * shape.n_kv_heads * shape.d_head * s * kept
     pairs = rows * shape.n_heads * width * seen
     attention = 3 * stream + own + 2 * rows * seen * shape.n_heads * shape.d_head * s + pairs * (s + 2 * SINGLE)
     mlp = 3 * stream + 3 * tokens * shape.d_mlp * s
