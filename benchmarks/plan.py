@@ -2,13 +2,15 @@
 
 python -m benchmarks.plan MODEL [--prompts PROMPTS] [--n 16] [--device cuda]
 
-The plan is made with a probe of ten seconds (`plan_selection(…, probe=True)`), with the evaluation layers that the selection
-will rank, which a plan does not know on its own. Measured are the whole selection with its training means, and by how much the
-process grew. Beside them stand the memory of an 8 B and a 72 B shape, on paper, for 100 + 100 prompts in bfloat16.
+The plan is made with a probe of ten seconds, with the evaluation layers that the selection will rank, which a plan does not know
+on its own. Measured are the whole selection with its training means, and by how much the process grew. Seconds are also given as
+processor time, on both sides, which other programs on the machine do not change. Beside them stand the memory of an 8 B and a
+72 B shape, on paper, for 100 + 100 prompts in bfloat16.
 """
 
 import argparse
 import tempfile
+import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -22,8 +24,13 @@ from benchmarks.results import record
 from benchmarks.shapes import SHAPES, seconds
 from cosmic_tl import CosmicOptions, load_model, load_on_paper, load_prompts, plan_selection, select_cosmic
 from cosmic_tl.activations import class_means
+from cosmic_tl.engine.passes import layout
+from cosmic_tl.model.chat import tokenize
 from cosmic_tl.model.load import demo_path
+from cosmic_tl.model.positions import post_instruction_positions
 from cosmic_tl.selection.layer_rules import evaluation_layers, layer_similarity
+from cosmic_tl.selection.pass_costs import block_costs
+from cosmic_tl.selection.pass_timing import time_passes
 
 GB = 1e9
 PAPER: dict[str, PretrainedConfig] = {
@@ -57,13 +64,14 @@ def on_paper(config: PretrainedConfig, n: int = 100) -> dict[str, float]:
     }
 
 
-def selected(model: str, prompts: str, options: CosmicOptions, device: str) -> tuple[float, float, int]:
-    """Seconds of a selection, GB by which it grew the process, and candidates whose divergence it needed."""
+def selected(model: str, prompts: str, options: CosmicOptions, device: str) -> tuple[float, float, float, int]:
+    """Seconds of a selection and of the processor, GB by which it grew the process, and candidates whose divergence it needed."""
     bridge, contrast = _loaded(model, device), load_prompts(prompts)
     peak, found = PeakMemory(device), []
+    before = time.process_time()
     took = seconds(lambda: found.append(select_cosmic(bridge, contrast, options)), device)
-    table = found[0].table
-    return took, peak.grown * 2**30 / GB, sum("kl" not in missing for missing in table.not_needed)
+    table, busy = found[0].table, time.process_time() - before
+    return took, busy, peak.grown * 2**30 / GB, sum("kl" not in missing for missing in table.not_needed)
 
 
 def _loaded(model: str, device: str) -> TransformerBridge:
@@ -81,14 +89,19 @@ def measure(model: str, prompts: str = "demo", n: int = 16, device: str = "cpu")
     assert plan.forecast is not None
     predicted, memory = plan.forecast.seconds or float("nan"), plan.forecast.memory
     print(plan, flush=True)
+    rows = tokenize(bridge, contrast.side("positive", "val", n))
+    shared = layout(bridge, rows, len(post_instruction_positions(bridge)))
+    timing = time_passes(bridge, rows, shared, max(layers), block_costs(bridge), clock=time.process_time)
+    processor = replace(plan.forecast, timing=timing).seconds or float("nan")
     del bridge
     # In a process of its own, whose allocator holds nothing of the probe.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        took, grown, kls = pool.submit(selected, model, prompts, options, device).result()
+        took, busy, grown, kls = pool.submit(selected, model, prompts, options, device).result()
     values = {
         "seconds, predicted": predicted,
         "seconds, measured": took,
         "seconds, predicted over measured": predicted / took,
+        "processor seconds, predicted over measured": processor / busy,
         "memory beyond the weights, GB, predicted": (memory.total - memory.weights) / GB,
         "memory beyond the weights, GB, measured": grown,
         "divergences that were needed (predicted: 1)": kls,

@@ -60,6 +60,12 @@ BARS = {
         "max_score_difference, other threads": "≤ 1e-6",
     },
     "generation": {"time over plain generate": "≤ 1.15"},
+    "gpu": {
+        "seconds": "≤ 60",
+        "over_floor": "≤ 2.5",
+        "largest score difference from float32": "≤ 5e-3",
+        "time over plain generate": "≤ 1.15",
+    },
     "startup": {
         "cosmic-tl --help, seconds": "≤ 0.5",
         "import cosmic_tl, seconds": "≤ that of transformer_lens + 0.3",

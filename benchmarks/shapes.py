@@ -34,6 +34,16 @@ SHAPES: dict[str, PretrainedConfig] = {
         max_position_embeddings=1024,
         initializer_range=0.05,  # large enough that every block matters
     ),
+    "tiny": LlamaConfig(
+        vocab_size=2048,
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        initializer_range=0.1,
+    ),
     "llama-8b": LlamaConfig(
         vocab_size=128_256,
         hidden_size=4096,
@@ -55,10 +65,12 @@ class Pair:
 
     shape: str
     device: str = "cpu"
+    precision: torch.dtype | None = None
+    """Default float32 on a CPU, bfloat16 elsewhere."""
 
     @property
     def dtype(self) -> torch.dtype:
-        return torch.float32 if self.device == "cpu" else torch.bfloat16
+        return self.precision or (torch.float32 if self.device == "cpu" else torch.bfloat16)
 
     def _build(self, attention: str) -> PreTrainedModel:
         torch.manual_seed(0)

@@ -10,12 +10,10 @@ from torch import Tensor
 from cosmic_tl._util.spreading import Piece, Spread
 from cosmic_tl.model.batching import batches
 from cosmic_tl.model.copies import copies_of
-from cosmic_tl.model.forward import KeysValues, Resume, TokenBatch, forward
 from cosmic_tl.model.hooks import Site
-from cosmic_tl.model.layer_by_layer import block_by_block
+from cosmic_tl.model.layer_by_layer import at_all_blocks
 from cosmic_tl.model.load import TransformerBridge
-from cosmic_tl.model.offload import is_offloaded, loaded, outside_blocks
-from cosmic_tl.model.shortcuts import prefix_keys_values, shortcuts
+from cosmic_tl.model.shortcuts import prefix_keys_values
 
 Splits = Mapping[int, Float64[Tensor, " prompt"]]
 """Seed to the weight of each prompt in the difference between the means of two random halves."""
@@ -62,17 +60,11 @@ def added(
         for number, sums in enumerate(_in_order(copies, shared, [batch.rows for batch in some], label)):
             yield len(some[number].rows), slice(None), sums
         return
-    past = prefix_keys_values(model, rows[0][:n_prefix])
-    if not (is_offloaded(model) and shortcuts(model, rows).resume):
-        for batch in some:
-            yield len(batch.rows), slice(None), _sums(model, batch, n_positions, past, _weights(splits, batch.rows))
-        return
-    last = int(model.cfg.n_layers) - 1
-    with loaded(outside_blocks(model, logits=False)):
-        for layer, number, found in block_by_block(model, some, past, n_positions=n_positions):
-            batch = some[number]
-            sums = _summed({site: x[None].cpu() for site, x in found.items()}, _weights(splits, batch.rows))
-            yield len(batch.rows) if layer == last else 0, slice(layer, layer + 1), sums
+    past, n_layers = prefix_keys_values(model, rows[0][:n_prefix]), int(model.cfg.n_layers)
+    for number, where, found in at_all_blocks(model, rows, some, past, n_positions=n_positions):
+        batch = some[number]
+        sums = _summed(found, _weights(splits, batch.rows))
+        yield len(batch.rows) if where.stop == n_layers else 0, where, sums
 
 
 def _in_order(copies: Spread, shared: tuple[Any, ...], groups: Sequence[Sequence[int]], label: str) -> Iterator[Sums]:
@@ -101,17 +93,15 @@ def _sums_of(
     numbers: Sequence[int],
 ) -> Sums:
     """What the prompts of one batch add to all sums, in another process."""
-    (batch,) = batches(model, [rows[i][n_prefix:] for i in numbers], len(numbers))
-    order = [numbers[i] for i in batch.rows]
-    return _sums(model, batch, n_positions, prefix_keys_values(model, rows[0][:n_prefix]), _weights(splits, order))
-
-
-def _sums(model: TransformerBridge, batch: TokenBatch, n_positions: int, past: KeysValues, weights: Splits) -> Sums:
-    """What the prompts of one batch add to all sums."""
-    layers = range(int(model.cfg.n_layers))
-    sites = [(layer, site) for layer in layers for site in SITES]
-    found = forward(model, batch, sites, n_positions=n_positions, resume=Resume(past=past)).activations
-    return _summed({site: torch.stack([found[layer, site].cpu() for layer in layers]) for site in SITES}, weights)
+    own = [rows[i] for i in numbers]
+    some = list(batches(model, [row[n_prefix:] for row in own], len(numbers)))
+    order, past, total = [numbers[i] for i in some[0].rows], prefix_keys_values(model, rows[0][:n_prefix]), Sums()
+    for _, where, found in at_all_blocks(model, own, some, past, n_positions=n_positions):
+        for name, added_here in _summed(found, _weights(splits, order)).items():
+            total.setdefault(name, added_here.new_zeros(int(model.cfg.n_layers), *added_here.shape[1:]))[where] += (
+                added_here
+            )
+    return total
 
 
 def _weights(splits: Splits, numbers: Sequence[int]) -> Splits:
@@ -121,6 +111,6 @@ def _weights(splits: Splits, numbers: Sequence[int]) -> Splits:
 
 def _summed(found: Mapping[Site, Float[Tensor, "layer prompt position d_model"]], weights: Splits) -> Sums:
     """Sums over a batch's prompts."""
-    into, out = (found[site].double() for site in SITES)
+    into, out = (found[site].cpu().double() for site in SITES)
     halves = {f"half {seed}": torch.einsum("b,lbpd->lpd", some, into) for seed, some in weights.items()}
     return {SITES[0]: into.sum(1), SITES[1]: out.sum(1), "squares": into.square().sum((1, 3)), **halves}

@@ -11,8 +11,10 @@ from cosmic_tl._util.progress import track
 from cosmic_tl.model.batching import batches
 from cosmic_tl.model.forward import KeysValues, Reached, Resume, TokenBatch, forward
 from cosmic_tl.model.hooks import Site
-from cosmic_tl.model.offload import loaded
+from cosmic_tl.model.offload import is_offloaded, loaded, outside_blocks
 from cosmic_tl.model.shortcuts import prefix_keys_values, shared_prefix, shortcuts
+
+_SITES: tuple[Site, Site] = ("hook_resid_pre", "hook_resid_post")
 
 
 def layer_by_layer(
@@ -77,38 +79,57 @@ def _at(found: Reached, site: tuple[int, Site]) -> Tensor:
     return found.activations[site]
 
 
-def block_by_block(
-    model: TransformerBridge, some: Sequence[TokenBatch], past: KeysValues, *, n_positions: int = 1
-) -> Iterator[tuple[int, int, dict[Site, Float[Tensor, "prompt position d_model"]]]]:
-    """What enters and leaves each block at the last positions, all batches through one block before the next is read.
+def at_all_blocks(
+    model: TransformerBridge,
+    rows: Sequence[Sequence[int]],
+    some: Sequence[TokenBatch],
+    past: KeysValues,
+    *,
+    n_positions: int = 1,
+) -> Iterator[tuple[int, slice, dict[Site, Float[Tensor, "layer prompt position d_model"]]]]:
+    """What enters and leaves every block at the last positions, of every batch.
 
-    For models with offloaded blocks, of which each is read once. It holds the stream of all batches at one layer.
+    Takes one pass per batch. Of a model with offloaded blocks, all batches go through one block before the next, so that each is
+    read once; it then holds the stream of all batches at one layer.
 
     Args:
-        model: A `TransformerBridge` that can go on from a layer (`shortcuts`).
-        some: Batches of prompts.
+        model: A `TransformerBridge`.
+        rows: Token ids of the prompts.
+        some: The prompts in batches, without the tokens of `past`.
         past: Keys and values of the tokens before them, or nothing.
         n_positions: How many of the last positions.
 
     Yields:
-        Layer, number of the batch, and its activations by site.
+        Number of a batch, which layers, and its activations there by site.
 
     Example:
         >>> from cosmic_tl import load_model
-        >>> model = load_model("demo", device="cpu")
-        >>> found = list(block_by_block(model, list(batches(model, [[5, 6], [7, 8]], 1)), ()))
-        >>> len(found), found[-1][:2], found[-1][2]["hook_resid_post"].shape
-        (16, (7, 1), torch.Size([1, 1, 128]))
+        >>> model, rows = load_model("demo", device="cpu"), [[5, 6], [7, 8]]
+        >>> ((number, layers, found),) = at_all_blocks(model, rows, list(batches(model, rows, 2)), ())
+        >>> number, layers, found["hook_resid_post"].shape
+        (0, slice(0, 8, None), torch.Size([8, 2, 1, 128]))
     """
     n_layers = int(model.cfg.n_layers)
+    if not is_offloaded(model) or not shortcuts(model, rows).resume:
+        everywhere = [(layer, site) for layer in range(n_layers) for site in _SITES]
+        for number, batch in enumerate(some):
+            at = forward(model, batch, everywhere, n_positions=n_positions, resume=Resume(past=past)).activations
+            stacked = {site: torch.stack([at[layer, site].cpu() for layer in range(n_layers)]) for site in _SITES}
+            yield number, slice(0, n_layers), stacked
+        return
     streams: list[Tensor | None] = [None] * len(some)
-    for layer in range(n_layers):
-        reads: list[tuple[int, Site]] = [(layer, "hook_resid_pre"), (layer, "hook_resid_post")]
-        if layer + 1 < n_layers:
-            reads.append((layer + 1, "hook_resid_pre"))
-        with loaded([model.blocks[layer]]):
-            for number, batch in enumerate(some):
-                resume = Resume(layer, streams[number], past)
-                found = forward(model, batch, reads, n_positions=None, resume=resume).activations
-                streams[number] = found.pop((layer + 1, "hook_resid_pre"), None)
-                yield layer, number, {site: x[:, -n_positions:] for (_, site), x in found.items()}
+    with loaded(outside_blocks(model, logits=False)):
+        for layer in range(n_layers):
+            reads: list[tuple[int, Site]] = [(layer, site) for site in _SITES]
+            if layer + 1 < n_layers:
+                reads.append((layer + 1, "hook_resid_pre"))
+            with loaded([model.blocks[layer]]):
+                for number, batch in enumerate(some):
+                    resume = Resume(layer, streams[number], past)
+                    at = forward(model, batch, reads, n_positions=None, resume=resume).activations
+                    streams[number] = at.pop((layer + 1, "hook_resid_pre"), None)
+                    yield (
+                        number,
+                        slice(layer, layer + 1),
+                        {site: at[layer, site][None, :, -n_positions:] for site in _SITES},
+                    )

@@ -18,6 +18,7 @@ from transformer_lens.utilities.multi_gpu import resolve_device_map
 from cosmic_tl._util.border import checked
 from cosmic_tl.errors import CosmicError, first_line
 from cosmic_tl.model.adapters import check_adapter, merged
+from cosmic_tl.model.offload import input_device
 from cosmic_tl.model.paths import DEMO, DEMOS, GGUF, check_model_path
 from cosmic_tl.model.weights import CheckedReading, check_weights
 
@@ -139,6 +140,8 @@ def load_model(
         raise CosmicError(
             f"model: {str(name_or_path)!r} has no tokenizer files; add tokenizer.json, or pass tokenizer=…"
         )
+    if str(model.cfg.device) == "meta" and (place := input_device(model.original_model)) is not None:
+        model.cfg.device = place  # TransformerLens takes the embedding's, which is none while its weights are on disk
     model.eval()
     # RWKV halves some weights at its first pass, for range; done now, the fingerprint stays as it is.
     if (rescale := getattr(model.original_model.base_model, "_rescale_layers", None)) is not None:

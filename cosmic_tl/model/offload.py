@@ -19,6 +19,17 @@ def is_offloaded(model: TransformerBridge) -> bool:
     return any(True for _ in _offloading([model.original_model]))
 
 
+def input_device(model: torch.nn.Module) -> str | None:
+    """Where the modules of a plain model compute whose weights are offloaded; None if none are.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> input_device(load_model("demo", device="cpu").original_model) is None
+        True
+    """
+    return next((str(hook.execution_device) for _, hook in _offloading([model])), None)
+
+
 def outside_blocks(model: TransformerBridge, logits: bool = True) -> list[torch.nn.Module]:
     """The modules of a model that are in no block: embedding, final norm and, if logits are read, the unembedding.
 

@@ -155,15 +155,15 @@ def forecast_of(
     """
     blocks, last = block_costs(model), max(layers)
     made = cells[cells.status == "pass"]
-    whole = [_layout(model, side, 1, n_positions, batch_size) for side in rows]
-    stages = [] if train is None else [_means(model, train, blocks, n_positions, batch_size)]
+    whole = [layout(model, side, 1, 1, batch_size) for side in rows]
+    stages = [] if train is None else [_means(_training(model, train, n_positions, batch_size), blocks)]
     stages.append(_clean(made, blocks, whole))
     shapes, busiest = [], whole[0]
     for measure, side in (("s_comply", 0), ("s_refuse", 1), ("kl", 1)):
         some = made[made.measure == measure]
         groups = some.groupby("source").size()
-        shared = _layout(model, rows[side], int(groups.max()) if len(groups) else 1, n_positions, batch_size)
-        shapes.append(_shape(shared))
+        shared = layout(model, rows[side], int(groups.max()) if len(groups) else 1, 1, batch_size)
+        shapes.append(_shape(shared, None if measure == "kl" else last + 1))
         if measure != "kl" or len(some):
             stages.append(_edited(measure, some, groups, blocks, shared))
         if measure == "s_comply":
@@ -180,8 +180,7 @@ def forecast_of(
         n_layers_read=len(layers),
         n_features=len(layers) if options.target == "concatenated" else 1,
         resampled=bool(options.n_resamples) and options.cell is None and not options.successive_halving,
-        n_train=0 if train is None else min(batch_size or 32, max(map(len, train))),
-        train_tokens=0 if train is None else max(len(row) for side in train for row in side),
+        train=None if train is None else _training(model, train, n_positions, batch_size),
     )
     if probe and is_on_paper(model):
         raise CosmicError("probe: a model without weights makes no passes; plan it with probe=False (--no-probe)")
@@ -194,33 +193,32 @@ def forecast_of(
     return Forecast(pd.DataFrame(stages), memory, timing)
 
 
-def _layout(
-    model: TransformerBridge, rows: Sequence[Sequence[int]], n_edits: int, n_positions: int, batch_size: int | None
-) -> Layout:
-    return layout(model, rows, n_edits, 1, batch_size)  # one position is read
-
-
-def _shape(shared: Layout) -> SideShape:
+def _shape(shared: Layout, depth: int | None = None) -> SideShape:
     sizes = tuple((int(batch.ids.shape[0]), int(batch.ids.shape[1])) for batch in shared.batches)
-    return SideShape(shared.n_prefix, shared.together, sizes)
+    return SideShape(shared.n_prefix, shared.together, sizes, depth)
 
 
-def _means(
+def _training(
     model: TransformerBridge,
     train: tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]],
-    blocks: Sequence[BlockCost],
     n_positions: int,
     batch_size: int | None,
-) -> Row:
-    work = passes = 0
-    for side in train:
-        prefix = shared_prefix(model, side, n_positions)
-        for batch in batches(model, [row[prefix:] for row in side], batch_size):
-            n, width = batch.ids.shape
-            # All tokens go through the last block too.
-            work += padded_macs([*blocks, blocks[-1]], n, width, prefix, 0, len(blocks))
-            passes += 1
-    return {"stage": "means", "passes": passes, "macs": work, "logits": 0, "shared": True}
+) -> SideShape:
+    """The training prompts of both sides in their batches."""
+    prefixes = [shared_prefix(model, side, n_positions) for side in train]
+    some = [
+        (int(batch.ids.shape[0]), int(batch.ids.shape[1]))
+        for side, prefix in zip(train, prefixes, strict=True)
+        for batch in batches(model, [row[prefix:] for row in side], batch_size)
+    ]
+    return SideShape(max(prefixes), 1, tuple(some))
+
+
+def _means(train: SideShape, blocks: Sequence[BlockCost]) -> Row:
+    # All tokens go through the last block too.
+    whole = [*blocks, blocks[-1]]
+    work = sum(padded_macs(whole, n, width, train.prefix, 0, len(blocks)) for n, width in train.batches)
+    return {"stage": "means", "passes": len(train.batches), "macs": work, "logits": 0, "shared": True}
 
 
 def _clean(made: pd.DataFrame, blocks: Sequence[BlockCost], whole: Sequence[Layout]) -> Row:

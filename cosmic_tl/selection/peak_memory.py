@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from torch import Tensor
 
 from cosmic_tl._util.border import checked
+from cosmic_tl.engine.by_block import HELD
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.selection.options import PLACEBOS
 
@@ -75,6 +76,8 @@ class SideShape:
     """Edits per pass, at most."""
     batches: tuple[tuple[int, int], ...]
     """Prompts and tokens of each, without the prefix, of every batch. A pass takes one batch under each of its edits."""
+    depth: int | None = None
+    """Blocks that a pass runs at most; None for all."""
 
     @property
     def prompts(self) -> int:
@@ -109,7 +112,7 @@ class MemoryUse:
     readouts: int
     """What the unedited model gave: last-token activations in float64, and logits in float32, of both sides."""
     stream: int
-    """The stream of one side's prompts at one layer, all their tokens."""
+    """The stream of one side's prompts at one layer, all their tokens; of offloaded blocks also under the edits under way."""
     prefix: int
     """Keys and values of the shared prefix in every layer, once per edit of a pass."""
     activations: int
@@ -151,25 +154,24 @@ def memory_use(
     n_layers_read: int = 1,
     n_features: int = 1,
     resampled: bool = True,
-    n_train: int = 0,
-    train_tokens: int = 0,
+    train: SideShape | None = None,
 ) -> MemoryUse:
     """The memory of a COSMIC selection at its peak.
 
     Args:
         shape: The model.
-        sides: Positive and negative validation prompts.
+        sides: Positive and negative validation prompts in the passes of their scores, then any other passes on the same prompts.
         n_positions: Candidates per layer.
         n_layers_read: Evaluation layers.
         n_features: Layers that are kept side by side: `n_layers_read` for the target "concatenated", or 1.
         resampled: Whether inner products are kept.
-        n_train: Training prompts per pass; 0 if means are given.
-        train_tokens: Tokens of the longest training prompt.
+        train: Training prompts of a side in their batches; None if means are given.
 
     Example:
         >>> shape = ModelShape(32, 4096, 32, 8, 128, 14_336, 128_256, 2, 16_060_522_496)  # 8 B in bfloat16
         >>> side = SideShape(prefix=20, together=5, batches=((20, 30),) * 5)  # 100 prompts
-        >>> found = memory_use(shape, [side, side], n_positions=5, n_train=32, train_tokens=50)
+        >>> train = SideShape(prefix=20, together=1, batches=((32, 30),) * 3)
+        >>> found = memory_use(shape, [side, side], n_positions=5, train=train)
         >>> [round(part / 1e9, 2) for part in (found.weights, found.stream, found.total)]
         [16.06, 0.02, 17.4...]
     """
@@ -177,20 +179,24 @@ def memory_use(
     keys_values = 2 * shape.n_kv_heads * shape.d_head * s  # of one token in one layer
     vectors = 4 + 3 * PLACEBOS + 2  # means of both sides before and after a block; halves of both, placebos; candidates
     read = n_layers_read * d * s + n_features * d * DOUBLE
-    prompts = sum(side.prompts for side in sides)
+    prompts = sum(side.prompts for side in sides[:2])
     most = max(sides, key=lambda side: side.tokens)
+    # Between two offloaded blocks the streams of many edits wait.
+    waiting = min(candidates * most.tokens * d * s, max(HELD, shape.block)) if shape.block else 0
     first_pass = 0
-    if n_train:
-        kept = candidates * n_train * d  # numbers at one of the two points of every block
-        first_pass = 2 * kept * s + kept * (s + 2 * DOUBLE) + _pass(shape, n_train, train_tokens, 0, 1)
+    if train is not None:
+        for n, width in train.batches:
+            kept = candidates * n * d  # numbers at one of the two points of every block
+            reached = 2 * kept * s + max(kept * (2 * s + 2 * DOUBLE), _pass(shape, n, width, train.prefix, 0, None))
+            first_pass = max(first_pass, reached)
     return MemoryUse(
         shape.weights + shape.block,
-        vectors * candidates * d * DOUBLE if n_train else 2 * candidates * d * DOUBLE,
+        (2 if train is None else vectors) * candidates * d * DOUBLE,
         prompts * (read + shape.d_vocab * SINGLE),
-        most.tokens * d * s + max(n * width for n, width in most.batches) * d * s,
+        most.tokens * d * s + max(n * width for n, width in most.batches) * d * s + waiting,
         max(side.prefix * (side.together + 1) for side in sides) * shape.n_layers * keys_values,
         max(
-            _pass(shape, side.together * n, width, side.prefix, side.together)
+            _pass(shape, side.together * n, width, side.prefix, side.together, side.depth)
             for side in sides
             for n, width in side.batches
         ),
@@ -200,15 +206,17 @@ def memory_use(
     )
 
 
-def _pass(shape: ModelShape, rows: int, width: int, prefix: int, edits: int) -> int:
-    """Bytes of one pass beyond the weights and what it resumes from."""
+def _pass(shape: ModelShape, rows: int, width: int, prefix: int, edits: int, depth: int | None) -> int:
+    """Bytes of one pass beyond the weights and what it resumes from; with edits also of its logits."""
     s, tokens, seen = shape.number, rows * width, prefix + width
     stream = tokens * shape.d_model * s
     own = (shape.n_heads + 2 * shape.n_kv_heads) * shape.d_head * s * tokens
-    past = 2 * shape.n_kv_heads * shape.d_head * s * rows * prefix * shape.n_layers
+    # A pass that goes on from a prefix keeps its own keys and values beside copies of the prefix's, in every block that it runs.
+    kept = rows * seen * (depth or shape.n_layers) if prefix else 0
+    past = 2 * shape.n_kv_heads * shape.d_head * s * kept
     pairs = rows * shape.n_heads * width * seen
     attention = 3 * stream + own + 2 * rows * seen * shape.n_heads * shape.d_head * s + pairs * (s + 2 * SINGLE)
     mlp = 3 * stream + 3 * tokens * shape.d_mlp * s
     # Logits of all rows; of the divergence five float64 copies of one edit's rows, and the clean ones that it compares with.
-    logits = rows * shape.d_vocab * (s + SINGLE) + rows // edits * shape.d_vocab * (5 * DOUBLE + SINGLE)
+    logits = rows * shape.d_vocab * SINGLE + rows // edits * shape.d_vocab * (5 * DOUBLE + SINGLE) if edits else 0
     return stream + past + max(attention, mlp, logits)
