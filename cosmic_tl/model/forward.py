@@ -16,7 +16,7 @@ from transformers import DynamicCache
 
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.model.hooks import Hook, Site, alone, hook_name, without_hooks
-from cosmic_tl.model.matmul import FastLinear
+from cosmic_tl.model.matmul import fast_linear
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +153,7 @@ def forward(
     with ExitStack() as stack:
         stack.enter_context(alone(model))
         stack.enter_context(torch.inference_mode(not tangents))
-        for mode in (torch.no_grad(), sdpa_kernel(SDPBackend.MATH)) if tangents else (FastLinear(),):
+        for mode in (torch.no_grad(), sdpa_kernel(SDPBackend.MATH)) if tangents else (fast_linear(),):
             stack.enter_context(mode)
         stack.enter_context(_passing_through(model, resume.layer))
         stack.enter_context(model.hooks(fwd_hooks=everything))
