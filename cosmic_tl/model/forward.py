@@ -15,7 +15,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
 from cosmic_tl.errors import CosmicError
-from cosmic_tl.model.hooks import Hook, Site, alone, hook_name, without_hooks
+from cosmic_tl.model.hooks import Hook, Site, alone, hook_name, hooked, without_hooks
 from cosmic_tl.model.matmul import fast_linear
 
 
@@ -156,7 +156,7 @@ def forward(
         for mode in (torch.no_grad(), sdpa_kernel(SDPBackend.MATH)) if tangents else (fast_linear(),):
             stack.enter_context(mode)
         stack.enter_context(_passing_through(model, resume.layer))
-        stack.enter_context(model.hooks(fwd_hooks=everything))
+        stack.enter_context(hooked(model, everything))
         with suppress(_Stop):
             found = inner(batch.ids, attention_mask=mask, **options).logits[:, -1].float()
     return Reached(
