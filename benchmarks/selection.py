@@ -35,7 +35,7 @@ from cosmic_tl.directions.difference_in_means import difference_in_means
 from cosmic_tl.model.batching import batches
 from cosmic_tl.model.chat import tokenize
 from cosmic_tl.model.forward import TokenBatch
-from cosmic_tl.model.matmul import FastLinear
+from cosmic_tl.model.matmul import fast_linear
 from cosmic_tl.selection.plan import COSMIC_MEASURES
 
 N, SIDES = 32, ("positive", "negative")
@@ -149,7 +149,7 @@ def matmul_rate(config: PretrainedConfig, device: str, dtype: torch.dtype, token
         for weight in weights:
             torch.nn.functional.linear(inputs[weight.shape[1]], weight)
 
-    with torch.inference_mode(), FastLinear():
+    with torch.inference_mode(), fast_linear():
         work()
         started, times = time.perf_counter(), 0
         while time.perf_counter() - started < 2:

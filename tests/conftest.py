@@ -12,12 +12,11 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-import torch
 from tiny import ARCHITECTURES, save
-from transformers import AutoModelForCausalLM
 
-from cosmic_tl import Addition, Direction, cli, load_model, load_prompts
-from cosmic_tl.model.fingerprint import model_fingerprint
+import cosmic_tl as ct
+
+# Neither torch nor what needs it: the process that hands out the tests to others would import it too, while they wait.
 
 hypothesis.settings.register_profile("quick", max_examples=25, derandomize=True, deadline=None, database=None)
 hypothesis.settings.register_profile("fuzz", max_examples=3000, deadline=None)
@@ -53,12 +52,12 @@ def pytest_terminal_summary(terminalreporter, config):
 
 @pytest.fixture(scope="session")
 def demo():
-    return load_model("demo", device="cpu")
+    return ct.load_model("demo", device="cpu")
 
 
 @pytest.fixture(scope="session")
 def prompts():
-    return load_prompts("demo")
+    return ct.load_prompts("demo")
 
 
 @pytest.fixture(scope="session")
@@ -74,9 +73,12 @@ def chromium():
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def pair(request, tmp_path_factory):
     """The bridge, and a separate plain Hugging Face model with the same weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
     folder = save(tmp_path_factory.mktemp(request.param), request.param)
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    return load_model(folder, device="cpu"), plain
+    return ct.load_model(folder, device="cpu"), plain
 
 
 @pytest.fixture(scope="session")
@@ -87,13 +89,18 @@ def save_model():
 
 @pytest.fixture
 def direction():
+    import torch
+
     generator = torch.Generator().manual_seed(1)
-    return Direction(torch.randn(32, generator=generator), torch.randn(32, generator=generator), layer=1, position=-1)
+    return ct.Direction(
+        torch.randn(32, generator=generator), torch.randn(32, generator=generator), layer=1, position=-1
+    )
 
 
 @pytest.fixture
 def command(monkeypatch, capsys):
     """Runs the command line in this process; gives exit code, output and errors."""
+    from cosmic_tl import cli
 
     def call(*args):
         monkeypatch.setattr(sys, "argv", ["cosmic-tl", *map(str, args)])
@@ -107,5 +114,9 @@ def command(monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def addition(demo):
+    import torch
+
+    from cosmic_tl.model.fingerprint import model_fingerprint
+
     vector = torch.randn(128, generator=torch.Generator().manual_seed(1))
-    return Addition(Direction(vector, None, 3, -1, fingerprint=model_fingerprint(demo), model="demo"), alpha=2.0)
+    return ct.Addition(ct.Direction(vector, None, 3, -1, fingerprint=model_fingerprint(demo), model="demo"), alpha=2.0)

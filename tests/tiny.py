@@ -2,14 +2,13 @@
 
 import shutil
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
-
-from cosmic_tl.model.load import demo_path
-
 
 def write(model, folder, large=lambda param: param.ndim > 1):
     """Save a model with weights larger than the usual initialisation, so that every component matters, and a tokenizer."""
+    import torch  # here, because conftest.py imports this module
+
+    from cosmic_tl.model.load import demo_path
+
     with torch.no_grad():
         for param in filter(large, model.parameters()):
             param.normal_(0, 0.2)
@@ -47,6 +46,9 @@ ARCHITECTURES = {
 
 
 def save(folder, model_type, **extra):
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     options = {**COMMON, **ARCHITECTURES.get(model_type, {}), **extra}
     if model_type == "gpt2":
         options = {

@@ -17,7 +17,7 @@ from cosmic_tl.model.chat import THINKING_TAGS, ChatFormat, opened_block, tokeni
 from cosmic_tl.model.forward import tiny_batch
 from cosmic_tl.model.hooks import probed
 from cosmic_tl.model.load import TransformerBridge
-from cosmic_tl.model.matmul import FastLinear
+from cosmic_tl.model.matmul import fast_linear
 
 MOST_ANSWERS = 128
 """Largest default number of answers that are written at once. A step takes little longer for more of them; but all go on
@@ -129,7 +129,7 @@ def new_tokens(
             prompt_length = batch.ids.shape[1]
             with (
                 torch.inference_mode(),
-                FastLinear(),
+                fast_linear(),
                 steering(model, interventions, prompt_length=prompt_length),
                 only(model, config),
             ):

@@ -12,7 +12,17 @@ from cosmic_tl.errors import CosmicError
 from cosmic_tl.interventions.affine_map import apply, placed, stack
 from cosmic_tl.interventions.edits import EVERYWHERE, Intervention, Interventions, as_sequence, check_interventions
 from cosmic_tl.model.components import check_additive
-from cosmic_tl.model.hooks import Hook, Scope, ScopedHook, Site, alone, counting_tokens, hook_name, is_all_tokens
+from cosmic_tl.model.hooks import (
+    Hook,
+    Scope,
+    ScopedHook,
+    Site,
+    alone,
+    counting_tokens,
+    hook_name,
+    hooked,
+    is_all_tokens,
+)
 from cosmic_tl.model.load import TransformerBridge
 
 
@@ -178,5 +188,5 @@ def steering(
         stack.enter_context(alone(model))
         clock = stack.enter_context(counting_tokens(model))
         hooks = intervention_hooks(model, interventions, clock, prompt_length)
-        stack.enter_context(model.hooks(fwd_hooks=hooks))
+        stack.enter_context(hooked(model, hooks))
         yield model

@@ -19,7 +19,7 @@ from cosmic_tl.model.batching import batches
 from cosmic_tl.model.chat import ChatFormat, opened_block, tokenize
 from cosmic_tl.model.forward import TokenBatch, last_logits
 from cosmic_tl.model.load import TransformerBridge
-from cosmic_tl.model.matmul import FastLinear
+from cosmic_tl.model.matmul import fast_linear
 
 
 def continuation_logits(
@@ -65,7 +65,7 @@ def continuation_logits(
             model, prompts, continuations, batch_size, at_once=at_once
         ):
             length = None if plain_text else prompt_length
-            with torch.inference_mode(), FastLinear(), steering(model, interventions, prompt_length=length):
+            with torch.inference_mode(), fast_linear(), steering(model, interventions, prompt_length=length):
                 logits = last_logits(model, batch, n_tail)
             for row, scores in zip(rows, logits, strict=True):
                 yield row, scores[: len(continuations[row])].float()

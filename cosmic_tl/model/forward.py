@@ -15,8 +15,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
 from cosmic_tl.errors import CosmicError
-from cosmic_tl.model.hooks import Hook, Site, alone, hook_name, without_hooks
-from cosmic_tl.model.matmul import FastLinear
+from cosmic_tl.model.hooks import Hook, Site, alone, hook_name, hooked, without_hooks
+from cosmic_tl.model.matmul import fast_linear
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,10 +160,10 @@ def forward(
     with ExitStack() as stack:
         stack.enter_context(alone(model))
         stack.enter_context(torch.inference_mode(not tangents))
-        for mode in (torch.no_grad(), sdpa_kernel(SDPBackend.MATH)) if tangents else (FastLinear(),):
+        for mode in (torch.no_grad(), sdpa_kernel(SDPBackend.MATH)) if tangents else (fast_linear(),):
             stack.enter_context(mode)
         stack.enter_context(_passing_through(model, resume.layer))
-        stack.enter_context(model.hooks(fwd_hooks=everything))
+        stack.enter_context(hooked(model, everything))
         with suppress(_Stop):
             found = inner(batch.ids, attention_mask=mask, **options).logits[:, -1].float()
     return Reached(

@@ -1,7 +1,7 @@
 """Hook points: names, attached hooks, and which tokens a pass edits."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import RLock
@@ -43,15 +43,20 @@ def hook_name(model: TransformerBridge, layer: int, site: Site) -> str:
     n_layers = int(model.cfg.n_layers)
     if not 0 <= layer < n_layers:
         raise CosmicError(f"layer: found {layer}, and the model has layers 0 to {n_layers - 1}")
-    if model not in _names:  # iterating over all hook points takes milliseconds
-        _names[model] = {alias: str(point.name) for alias, point in model.hook_dict.items() if point.name is not None}
-    name = _names[model].get(f"blocks.{layer}.{site}")
+    name = _canonical_names(model).get(f"blocks.{layer}.{site}")
     if name is None:
         raise CosmicError(
             f"model: block {layer} of {type(model.original_model).__name__} has no {site}, so this edit has no place "
             "there; edits of one layer's input (Addition, AffineEdit) need hook_resid_pre alone"
         )
     return name
+
+
+def _canonical_names(model: TransformerBridge) -> dict[str, str]:
+    """Every name of every hook point, to the canonical one."""
+    if model not in _names:  # iterating over all hook points takes milliseconds
+        _names[model] = {alias: str(point.name) for alias, point in model.hook_dict.items() if point.name is not None}
+    return _names[model]
 
 
 def _hooked(model: TransformerBridge) -> list[HookPoint]:
@@ -98,6 +103,44 @@ def alone(model: TransformerBridge) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def hooked(model: TransformerBridge, hooks: Iterable[Hook]) -> Iterator[None]:
+    """Attach hooks within the context, as `model.hooks(fwd_hooks=…)`, which lists all names of all hook points each time.
+
+    Args:
+        model: The model.
+        hooks: Names of hook points, and functions.
+
+    Raises:
+        KeyError: If there is no hook point of such a name.
+        ValueError: If the hook point is switched off.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> model = load_model("demo", device="cpu")
+        >>> with hooked(model, [("blocks.3.hook_in", lambda x, hook: x)]):
+        ...     len(hooks_around(model))
+        1
+        >>> hooks_around(model)
+        []
+    """
+    level = model.context_level = int(getattr(model, "context_level", 0)) + 1
+    added: list[tuple[HookPoint, Any]] = []
+    try:
+        for name, function in hooks:
+            point = model.get_hook_point(_canonical_names(model).get(name, name))
+            if point is None:
+                raise KeyError(f"the model has no hook point {name!r}")
+            model.check_hooks_to_add(point, name, function)
+            added.append((point, point.add_hook(function, level=level)))
+        yield
+    finally:
+        for point, handle in added:
+            handle.hook.remove()
+            point.fwd_hooks[:] = [one for one in point.fwd_hooks if one is not handle]
+        model.context_level -= 1
 
 
 @contextmanager

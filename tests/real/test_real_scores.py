@@ -56,26 +56,46 @@ class Formulas:
         return float(comply), float(refuse), kl(self.logits, self.plain.run(self.negative, **removal)[2])
 
 
+@pytest.fixture(scope="module")
+def few(real_prompts):
+    """Training and validation prompts, each by side."""
+    return [[real_prompts.side(side, split)[:FEW] for side in ("positive", "negative")] for split in ("train", "val")]
+
+
+@pytest.fixture(scope="module")
+def candidates(real_model, few):
+    return difference_in_means(*(mean_activations(real_model, texts) for texts in few[0]))
+
+
+@pytest.fixture(scope="module")
+def plain_means(plain, few, candidates):
+    """Means of `x` and `y` of each side's training prompts on the plain model."""
+    return [[x.mean(0) for x in plain.run(texts, candidates.vectors.shape[1])[:2]] for texts in few[0]]
+
+
+@pytest.fixture(scope="module")
+def formulas(plain, few, plain_means):
+    """On the evaluation layers that the plain model's means give."""
+    (_, mu_y), (_, nu_y) = plain_means
+    similarity = cosine_similarity(mu_y[:, -1], nu_y[:, -1], dim=-1)
+    low = similarity.argsort()[: max(1, len(similarity) // 10)].tolist()
+    return Formulas(plain, *few[1], low)
+
+
 @pytest.mark.parametrize("mode", ["affine", "linear"])
-def test_a_grid_of_candidates_equals_plain_torch_hooks(real_model, plain, real_prompts, mode):
-    train, val = (
-        [real_prompts.side(side, split)[:FEW] for side in ("positive", "negative")] for split in ("train", "val")
-    )
+def test_a_grid_of_candidates_equals_plain_torch_hooks(real_model, plain, few, candidates, plain_means, formulas, mode):
     # The engine's own way from prompts to scores …
-    candidates = difference_in_means(*(mean_activations(real_model, texts) for texts in train))
     n_layers, n_positions, _ = candidates.vectors.shape
     layers = sorted({max(1, round(share * n_layers)) for share in (0.1, 0.4, 0.6, 0.75)})
     cells = [(layer, -1 - 2 * i % n_positions) for i, layer in enumerate(layers)]
-    (mu_x, mu_y, _), (nu_x, nu_y, _) = ([x.mean(0) for x in plain.run(texts, n_positions)] for texts in train)
-    similarity = cosine_similarity(mu_y[:, -1], nu_y[:, -1], dim=-1)
-    low = similarity.argsort()[: max(1, n_layers // 10)].tolist()
+    (mu_x, _), (nu_x, _) = plain_means
     found = {}
-    rows = [tokenize(real_model, texts) for texts in val]
-    scorer = CosmicScorer(real_model, *rows, candidates, sorted(low), CosmicOptions(mode=mode), None, found)
+    rows = [tokenize(real_model, texts) for texts in few[1]]
+    low = sorted(formulas.low)
+    scorer = CosmicScorer(real_model, *rows, candidates, low, CosmicOptions(mode=mode), None, found)
     for measure in ("s_comply", "s_refuse", "kl"):
         scorer.compute(measure, cells)
     # … and the formulas, from the plain model's own means on.
-    formulas = Formulas(plain, *val, low)
     for layer, position in cells:
         r, nu = ((x[layer, position]).float().to(plain.model.device) for x in (mu_x - nu_x, nu_x))
         expected = formulas.scores(*edits(mode, layer, r, nu))
@@ -83,12 +103,9 @@ def test_a_grid_of_candidates_equals_plain_torch_hooks(real_model, plain, real_p
         assert ours == pytest.approx(expected, abs=1e-4), (layer, position)
 
 
-def test_scores_without_a_prompt_are_those_of_the_rest(real_model, plain, real_prompts):
+def test_scores_without_a_prompt_are_those_of_the_rest(real_model, plain, few, candidates):
     """What stability rests on: scores for other weights of the prompts, from the passes that there were."""
-    train, val = (
-        [real_prompts.side(side, split)[:FEW] for side in ("positive", "negative")] for split in ("train", "val")
-    )
-    candidates = difference_in_means(*(mean_activations(real_model, texts) for texts in train))
+    val = few[1]
     n_layers, n_positions, _ = candidates.vectors.shape
     cell, low = (n_layers // 2, -1), [n_layers - 3, n_layers - 2]
     rows = [tokenize(real_model, texts) for texts in val]

@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from threading import RLock
 from typing import Any, NoReturn
@@ -39,6 +40,8 @@ OPTIONS = {
     "follow": "follow run --max-new-tokens 4",
     "judge": "judge run",
 }
+LATE = ("beartype.door", "plotly.graph_objects", "rich.live", "rich.progress", "rich.table", "scipy.stats")
+"""What the commands import on the way."""
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 Fault = Callable[[], None]
 LONGEST = 600
@@ -56,6 +59,8 @@ def warm() -> None:
     import cosmic_tl.suffixes.search  # noqa: F401
     from cosmic_tl import load_model
 
+    for name in LATE:
+        import_module(name)
     load_model("demo", device="cpu")
 
 
