@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 PIECES_PER_WORKER = 4
 """Several, so that no worker waits long for the slowest."""
@@ -24,6 +24,7 @@ class Piece:
     whoever asks for the piece keeps its result anyway."""
 
 
+@runtime_checkable
 class Spread(Protocol):
     """Copies of a model that share work."""
 
