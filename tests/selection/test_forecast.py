@@ -186,7 +186,9 @@ def test_large_shapes_are_planned_without_weights(prompts, tmp_path, name):
     assert memory.readouts == 40 * (config.vocab_size * 4 + config.hidden_size * (2 + 8))
     larger = plan_selection(model, prompts, replace(options, n_val=40)).forecast.memory
     assert larger.stream > memory.stream and larger.products == 4 * memory.products
-    assert plan_selection(model, prompts, options, batch_size=256).forecast.memory.activations > 1.2 * memory.activations
+    assert (
+        plan_selection(model, prompts, options, batch_size=256).forecast.memory.activations > 1.2 * memory.activations
+    )
     with pytest.raises(CosmicError, match="probe: a model without weights"):
         plan_selection(model, prompts, options, probe=True)
 
