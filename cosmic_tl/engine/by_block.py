@@ -61,7 +61,7 @@ class Underway:
             >>> edit = AffineEdit(Direction(torch.ones(128), torch.zeros(128), layer=0, position=-1))
             >>> underway = Underway(clean, [edit])
             >>> [len(list(underway.step(layer, last=1))) for layer in (0, 1)]
-            [0, 2]
+            [0, 1]
         """
         hooks = [hook for hook in self.steered.hooks if hook[0].startswith(f"blocks.{layer}.")]
         past: KeysValues = ()
