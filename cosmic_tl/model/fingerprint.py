@@ -11,6 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from cosmic_tl._util.border import checked
 from cosmic_tl.errors import CosmicError
+from cosmic_tl.model.offload import release_freed
 
 _NOT_IDENTITY = frozenset(
     [
@@ -129,6 +130,7 @@ def _samples(model: torch.nn.Module) -> list[tuple[str, Tensor, Tensor | None]]:
                 known = _offloaded.setdefault(module, {})
                 if own_name not in known:
                     known[own_name] = _some(weights[own_name]).clone()
+                    release_freed()
                 sample = known[own_name]
             found.append((f"{path}.{own_name}".replace("_original_component.", ""), parameter, sample))
     return sorted(found, key=lambda one: one[0])

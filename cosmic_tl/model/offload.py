@@ -1,7 +1,10 @@
 """Weights that are kept elsewhere and brought in when a module runs: which they are, and how to keep them for many passes."""
 
-from collections.abc import Iterable, Iterator
+import ctypes
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -82,6 +85,28 @@ def loaded(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
         for module, hook in kept:
             hook.offload = True
             hook.post_forward(module, None)
+        if kept:
+            release_freed()
+
+
+def release_freed() -> None:
+    """Give freed memory back to the system, where the C library keeps it: weights that come and go leave gaps in its heap, which
+    add up to more than the model.
+
+    Example:
+        >>> release_freed()
+    """
+    if (trim := _malloc_trim()) is not None:
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    """That of glibc; other C libraries have none."""
+    if sys.platform != "linux":
+        return None
+    found: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return found
 
 
 def _offloading(modules: Iterable[torch.nn.Module]) -> Iterator[tuple[torch.nn.Module, Any]]:

@@ -110,7 +110,7 @@ def padded_macs(blocks: Sequence[BlockCost], rows: int, width: int, prefix: int,
 
     Example:
         >>> padded_macs([BlockCost(weights=100, keys_values=10, scores=1)] * 2, 2, 4, 0, source=0, last=1)
-        1300
+        1100
     """
     tokens = rows * width
     return macs(Tokens(rows, 0, tokens, tokens * (prefix + width)), blocks, source, last)

@@ -173,7 +173,7 @@ def memory_use(
         >>> train = SideShape(prefix=20, together=1, batches=((32, 30),) * 3)
         >>> found = memory_use(shape, [side, side], n_positions=5, train=train)
         >>> [round(part / 1e9, 2) for part in (found.weights, found.stream, found.total)]
-        [16.06, 0.02, 17.4...]
+        [16.06, 0.03, 17.38]
     """
     d, s, candidates = shape.d_model, shape.number, shape.n_layers * n_positions
     keys_values = 2 * shape.n_kv_heads * shape.d_head * s  # of one token in one layer

@@ -25,11 +25,9 @@ def watch():
 
 places = {} if folder is None else {"device_map": {"": "disk"}, "offload_folder": folder}
 model = load_model(path, dtype="float32", **(places or {"device": "cpu"}))
-loading = anonymous()
 threading.Thread(target=watch).start()
 sides = [{split: tuple(side) for split in ("train", "val")} for side in (positive, negative)]
-layers = int(model.cfg.n_layers)
-options = CosmicOptions(n_train=4, n_val=4, n_positions=1, evaluation_layers=(5,), max_kl=100.0, n_resamples=0)
+options = CosmicOptions(n_train=2, n_val=2, n_positions=1, evaluation_layers=(3,), max_kl=100.0, n_resamples=0)
 try:
     table = select_cosmic(model, ContrastSet("few", *sides), options).table
 finally:
@@ -37,7 +35,7 @@ finally:
 weights = sum(p.numel() * p.element_size() for p in model.original_model.parameters())
 columns = ["layer", "position", "s_comply", "s_refuse", "kl"]
 table = table.astype({"kl": float})[columns].fillna(-1).values.tolist()
-print(json.dumps({"private": max(most), "loaded": loading, "weights": weights, "table": table}))
+print(json.dumps({"private": max(most), "weights": weights, "table": table}))
 """
 
 
@@ -51,12 +49,12 @@ def selected(path, folder, sides):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what memory is private")
 def test_weights_on_disk_give_the_same_in_less_memory_than_they_take(real_model_path, real_prompts, tmp_path):
-    few = [real_prompts.side(side, "train")[:4] for side in ("positive", "negative")]
+    few = [real_prompts.side(side, "train")[:2] for side in ("positive", "negative")]
     away = selected(real_model_path, str(tmp_path), few)
     here = selected(real_model_path, None, few)
     assert here["weights"] == away["weights"]
-    assert here["private"] > here["weights"] > away["private"], {**away, "table": None}
-    assert len(away["table"]) == len(here["table"]) > 5
+    assert len(away["table"]) == len(here["table"]) > 3
     for one, other in zip(away["table"], here["table"], strict=True):
         assert one == pytest.approx(other, abs=1e-6)
     assert any(row[4] >= 0 for row in here["table"])
+    assert here["private"] > here["weights"] > away["private"], {**away, "table": None}
