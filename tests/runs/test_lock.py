@@ -1,10 +1,10 @@
 """One process at a time in a run's directory; whatever stops it, nothing is lost and the next one goes on."""
 
+import multiprocessing
 import os
 import resource
 import signal
 import stat
-import subprocess
 import sys
 from contextlib import contextmanager
 
@@ -16,35 +16,38 @@ from cosmic_tl.runs import job
 from cosmic_tl.runs.directory import prepare_directory, read_settings
 from cosmic_tl.runs.lock import locked
 
+FORK = multiprocessing.get_context("fork")
 SETTINGS = RunSettings(
     CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=50.0), n_test=2, max_new_tokens=2, n_placebos=1
 )
-HOLDING = """
-import sys
-from pathlib import Path
-from cosmic_tl.runs.lock import locked
-with locked(Path(sys.argv[1])):
-    print("in", flush=True)
-    sys.stdin.read()
-"""
+
+
+def _hold(out, parent, child):
+    parent.close()
+    with locked(out):
+        child.send("in")
+        child.poll(None)  # until the parent ends, or kills it
 
 
 @pytest.fixture
 def holding():
-    """A process that holds the lock of a directory until it is killed."""
+    """A process that holds the lock of a directory until it is killed. A fork, which has torch imported already."""
     started = []
 
     def hold(out):
-        command = [sys.executable, "-c", HOLDING, out]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        started.append(process)
-        assert process.stdout.readline() == "in\n"
+        ours, theirs = FORK.Pipe()
+        process = FORK.Process(target=_hold, args=(out, ours, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        started.append((process, ours))
+        assert ours.recv() == "in"
         return process
 
     yield hold
-    for process in started:
+    for process, ours in started:
         process.kill()
-        process.wait()
+        process.join()
+        ours.close()
 
 
 def contents(folder):
@@ -58,8 +61,9 @@ def test_a_run_in_use_is_left_alone_until_its_process_has_ended(demo, prompts, t
     with pytest.raises(CosmicError, match=rf"out: .*run' is in use by process {other.pid} on .*; wait until it has"):
         run(demo, prompts, out, SETTINGS)
     assert contents(out) == before
-    other.send_signal(signal.SIGKILL)
-    other.wait()
+    other.kill()
+    other.join()
+    assert other.exitcode == -signal.SIGKILL
     assert not run(demo, prompts, out, SETTINGS).was_complete  # a lock is not outlived by its holder
 
     other = holding(out)
