@@ -104,7 +104,7 @@ def _sums_of(
     return total
 
 
-def _weights(splits: Splits, numbers: Sequence[int]) -> Splits:
+def _weights(splits: Splits, numbers: Sequence[int]) -> Mapping[int, Float64[Tensor, " some"]]:
     """Those of some prompts."""
     return {seed: weights[list(numbers)] for seed, weights in splits.items()}
 

@@ -39,8 +39,8 @@ class Independence(Result):
 
     @property
     def scores(self) -> pd.DataFrame:
-        """One row per direction that is read: read, change (sum over layers, with the other ablated; 0: independent), random
-        (the mean of the same for the random directions) and largest (their largest).
+        """One row per direction that is read, with the columns read, change (sum over layers, with the other ablated; 0:
+        independent), random (the mean of the same for the random directions) and largest (their largest).
 
         Example:
             >>> rows = {"read": "first", "ablated": ["the other", "random"], "seed": [-1, 0], "layer": 3, "change": [0.5, 0.1]}
