@@ -16,9 +16,11 @@ from . import (
     studies as studies,
     suffixes as suffixes,
 )
-from .activations import (
-    MeanActivations as MeanActivations,
+from .activations.caches import (
     cache_activations as cache_activations,
+)
+from .activations.means import (
+    MeanActivations as MeanActivations,
     mean_activations as mean_activations,
 )
 from .check.model_check import (

@@ -59,6 +59,7 @@ def cache_activations(
     return torch.stack(found)
 
 
+@checked
 def stream_at(
     model: TransformerBridge,
     prompts: Sequence[str],

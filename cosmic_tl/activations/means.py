@@ -100,6 +100,7 @@ def mean_activations(
     )
 
 
+@checked
 def mean_of_rows(
     model: TransformerBridge,
     rows: Sequence[Sequence[int]],
@@ -152,6 +153,7 @@ def mean_of_rows(
     )
 
 
+@checked
 def random_splits(sizes: Sequence[int], seeds: Sequence[int]) -> tuple[Splits, ...]:
     """Random halves of several lists of prompts, as weights.
 
@@ -183,6 +185,7 @@ def random_splits(sizes: Sequence[int], seeds: Sequence[int]) -> tuple[Splits, .
     return found
 
 
+@checked
 def class_means(
     model: TransformerBridge,
     prompts: Prompts,

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.interventions.edits import Interventions
 from cosmic_tl.interventions.steer import batched_hooks
 from cosmic_tl.model.batching import batches, rows_per_pass, too_many_rows
@@ -20,6 +21,7 @@ PASS_TOKENS = {"cpu": 128, "cuda": 1024}
 """What a pass costs besides its tokens, reading the weights and calling the modules, in tokens, roughly."""
 
 
+@checked
 @dataclass(frozen=True)
 class Reading:
     """What a procedure wants to see of a pass."""
@@ -32,6 +34,7 @@ class Reading:
     """And the logits at the last position."""
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Outcome:
     """What some prompts gave under one edit."""

@@ -6,6 +6,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.engine.by_block import advance_by_block, scored_by_block
 from cosmic_tl.engine.passes import Clean, Layout, Outcome, Reading, Steered, layout
 from cosmic_tl.errors import CosmicError, check_count
@@ -68,6 +69,7 @@ def _arranged(
     ]
 
 
+@checked
 def shared_passes(
     model: TransformerBridge,
     rows: Sequence[Sequence[int]],
@@ -96,6 +98,7 @@ def shared_passes(
     return _arranged(model, rows, edits, reading, batch_size)[1]
 
 
+@checked
 def intervened(
     model: TransformerBridge,
     rows: Sequence[Sequence[int]],

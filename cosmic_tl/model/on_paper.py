@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import transformers
 
+from cosmic_tl._util.border import checked
 from cosmic_tl.errors import CosmicError, first_line
 from cosmic_tl.model.load import DTYPES, TransformerBridge, demo_path, load_model
 from cosmic_tl.model.paths import DEMOS, GGUF, check_model_path
@@ -29,6 +30,7 @@ def lacks_weights(path: str | Path) -> bool:
     return (folder / "config.json").is_file() and not any(one for kind in WEIGHTS for one in folder.glob(kind))
 
 
+@checked
 def load_on_paper(
     name_or_path: str | Path, *, dtype: str = "float32", trust_remote_code: bool = False, **boot_options: Any
 ) -> TransformerBridge:

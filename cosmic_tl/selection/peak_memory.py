@@ -146,6 +146,7 @@ class MemoryUse:
         return {one.name: getattr(self, one.name) for one in fields(self)}
 
 
+@checked
 def memory_use(
     shape: ModelShape,
     sides: Sequence[SideShape],
