@@ -66,17 +66,17 @@ def test_passes_are_those_that_the_engine_makes(demo, prompts, monkeypatch):
     options = CosmicOptions(n_train=8, n_val=16, evaluation_layers=(3,), max_kl=1e9, n_resamples=0)
     stages = plan_selection(demo, prompts, options, chat=LONG).forecast.stages.set_index("stage").passes
     made = Counter()
-    compute, run = Scorer.compute, passes.Steered._forward
+    whole, run = Scorer.passes, passes.Steered._forward
 
-    def computed(self, measure, cells):
+    def measured(self, measure, cells, left):
         made["measure"] = measure
-        compute(self, measure, cells)
+        return whole(self, measure, cells, left)
 
     def counted(self, *args, **kwargs):
         made[made["measure"]] += bool(self.hooks)  # the clean model has none
         return run(self, *args, **kwargs)
 
-    monkeypatch.setattr(Scorer, "compute", computed)
+    monkeypatch.setattr(Scorer, "passes", measured)
     monkeypatch.setattr(passes.Steered, "_forward", counted)
     select_cosmic(demo, prompts, options, chat=LONG)
     # What enters layer 0 at the template's tokens is the same on both sides: one source layer of four has no directions.
