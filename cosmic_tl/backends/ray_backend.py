@@ -120,6 +120,8 @@ class RayBackend:
     def __enter__(self) -> "RayBackend":
         """Start the workers; they load the model while this process goes on."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Ray would have its workers wait for every other process: this one's work is as urgent as without them.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         import ray
 
         address, cpus, gpus, memory = self._asked

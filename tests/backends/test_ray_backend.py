@@ -33,6 +33,17 @@ def backend():
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def light(backend):
+    """Workers without a model, in the same Ray: for what does not depend on their work."""
+    found = RayBackend("demo", workers=2)
+    found._new = ray.remote(work.Light).options(num_cpus=0).remote
+    found._start()
+    found._start()
+    yield found
+    found.close()
+
+
 @pytest.fixture(scope="module")
 def alone(demo, prompts, tmp_path_factory):
     """The files of one process with one thread, as each worker has."""
@@ -163,20 +174,18 @@ def test_a_piece_of_a_worker_that_dies_is_done_by_another(backend, tmp_path):
     assert all(changes.count((number, "running")) == 1 for number in (0, 1, 3, 4, 5))
 
 
-def test_an_idle_worker_that_dies_is_replaced(backend, tmp_path):
+def test_an_idle_worker_that_dies_is_replaced(light, tmp_path):
     pieces = [Piece(str(number), (number,)) for number in range(4)]
     (tmp_path / "2").touch()
-    processes = {pid for _, (_, pid) in backend.map("tests", work.die_once, (str(tmp_path),), pieces)}
+    processes = {pid for _, (_, pid) in light.map("tests", work.die_once, (str(tmp_path),), pieces)}
     for process in processes:
         os.kill(process, signal.SIGKILL)
-    found = list(backend.map("tests", work.layers, (10,), pieces))
-    assert sorted(found) == [(number, 80 * number) for number in range(4)]
+    assert sorted(light.map("tests", work.tenfold, (), pieces)) == [(number, 10 * number) for number in range(4)]
 
 
-def test_a_piece_that_kills_every_worker_is_named(backend, monkeypatch):
-    monkeypatch.setattr("cosmic_tl.backends.ray_backend.TRIES", 2)  # each takes a new worker
-    with pytest.raises(CosmicError, match="workers: tests, the bad one was lost 2 times with its worker"):
-        list(backend.map("tests", work.die, (), [Piece("the bad one", ())]))
+def test_a_piece_that_kills_every_worker_is_named(light):
+    with pytest.raises(CosmicError, match="workers: tests, the bad one was lost 3 times with its worker"):
+        list(light.map("tests", work.die, (), [Piece("the bad one", ())]))
 
 
 def test_a_model_for_which_there_is_no_memory_is_an_error(backend, monkeypatch):
@@ -184,15 +193,15 @@ def test_a_model_for_which_there_is_no_memory_is_an_error(backend, monkeypatch):
     monkeypatch.setattr(starved, "_new", ray.remote(work.Starved).options(num_cpus=0).remote)
     starved._start()
     with pytest.raises(CosmicError, match="workers: all died while they loaded the model"):
-        list(starved.map("tests", work.layers, (1,), [Piece("a", (1,))]))
+        list(starved.map("tests", work.tenfold, (), [Piece("a", (1,))]))
 
 
-def test_what_a_function_raises_comes_through(backend):
+def test_what_a_function_raises_comes_through(light):
     with pytest.raises(CosmicError, match=r"^number: found 3$"):
-        list(backend.map("tests", work.refuse, (), [Piece("a", (3,))]))
+        list(light.map("tests", work.refuse, (), [Piece("a", (3,))]))
     with pytest.raises(ZeroDivisionError, match="by nought"):
-        list(backend.map("tests", work.fail, (), [Piece("a", (3,))]))
-    assert list(backend.map("tests", work.layers, (1,), [Piece("a", (2,))])) == [(0, 16)]  # and workers go on
+        list(light.map("tests", work.fail, (), [Piece("a", (3,))]))
+    assert list(light.map("tests", work.tenfold, (), [Piece("a", (2,))])) == [(0, 20)]  # and workers go on
 
 
 def test_another_model_is_refused(prompts, tmp_path, backend):

@@ -8,8 +8,8 @@ from pathlib import Path
 from cosmic_tl.errors import CosmicError
 
 
-def layers(model, factor, number):
-    return factor * number * int(model.cfg.n_layers)
+def tenfold(model, number):
+    return 10 * number
 
 
 def refuse(model, number):
@@ -32,6 +32,16 @@ def die_once(model, folder, number):
 
 def die(model):
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Light:
+    """A worker without a model, which is there in a second."""
+
+    def ready(self):
+        return (), f"somewhere:{os.getpid()}"
+
+    def work(self, function, shared, args):
+        return function(None, *shared, *args)
 
 
 class Starved:
