@@ -47,7 +47,7 @@ def finished(complete, tmp_path):
     shutil.copytree(complete, tmp_path / "run")
     log = tmp_path / "run" / "resume" / "scores.jsonl"
     rows = [json.loads(line) for line in log.read_text().splitlines()]
-    rows[0]["value"] = 0.125
+    next(row for row in rows if row["measure"] == "s_comply")["value"] = 0.125
     log.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path / "run"
 
