@@ -57,6 +57,7 @@ BARS = {
         "one worker over one process, all threads": "≤ 1.1",
         "one worker over one process, one thread": "≤ 1.1",
         "max_score_difference, same threads": "0",
+        "max_score_difference, workers and one process of one thread": "0",
         "max_score_difference, other threads": "≤ 1e-6",
     },
     "generation": {"time over plain generate": "≤ 1.15"},

@@ -5,10 +5,10 @@ python -m benchmarks.workers MODEL --prompts PROMPTS
 Each selection is a process of its own, timed from its start to its end: imports, the model, Ray's start and end, and the workers'
 imports and models among it.
 
-* one process with one thread, and with all;
-* one worker with one thread;
+* one process with all threads;
 * as many workers as there are cores, with one thread each;
-* one worker with all threads.
+* one worker with one thread;
+* with `--overhead` also one worker with all threads, and one process with one.
 """
 
 import argparse
@@ -83,22 +83,26 @@ def measure(asked: argparse.Namespace) -> dict[str, float]:
         plain, expected = timed(asked, 0, cores, folder)
         shared, of_all = timed(asked, cores, 1, folder)
         single, of_one = timed(asked, 1, 1, folder)
-        whole, of_whole = timed(asked, 1, cores, folder)
-        slow, of_slow = timed(asked, 0, 1, folder)
-    return {
-        "cores": cores,
-        "seconds, one process with all threads": plain,
-        "seconds, one process with one thread": slow,
-        "seconds, one worker with one thread": single,
-        "seconds, one worker with all threads": whole,
-        f"seconds, {cores} workers with one thread": shared,
-        "speed over one worker of one thread": single / shared,
-        "speed over one process with all threads": plain / shared,
-        "one worker over one process, all threads": whole / plain,
-        "one worker over one process, one thread": single / slow,
-        "max_score_difference, same threads": max(apart(of_all, of_slow), apart(of_one, of_slow)),
-        "max_score_difference, other threads": max(apart(of_all, expected), apart(of_whole, expected)),
-    }
+        found = {
+            "cores": cores,
+            "validation prompts per side": asked.n_val,
+            "seconds, one process with all threads": plain,
+            "seconds, one worker with one thread": single,
+            "seconds, as many workers as cores, one thread each": shared,
+            "speed over one worker of one thread": single / shared,
+            "speed over one process with all threads": plain / shared,
+            "max_score_difference, same threads": apart(of_all, of_one),
+            "max_score_difference, other threads": apart(of_all, expected),
+        }
+        if asked.overhead:
+            whole, _ = timed(asked, 1, cores, folder)
+            slow, of_slow = timed(asked, 0, 1, folder)
+            found |= {
+                "one worker over one process, all threads": whole / plain,
+                "one worker over one process, one thread": single / slow,
+                "max_score_difference, workers and one process of one thread": apart(of_all, of_slow),
+            }
+    return found
 
 
 def main() -> None:
@@ -107,6 +111,9 @@ def main() -> None:
     parser.add_argument("--prompts", default="demo")
     parser.add_argument("--n-train", type=int, default=64)
     parser.add_argument("--n-val", type=int, default=32)
+    parser.add_argument(
+        "--overhead", action="store_true", help="also what one worker costs beside none; twice the time"
+    )
     parser.add_argument("--one", nargs=3, metavar=("WORKERS", "THREADS", "FILE"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.one:
