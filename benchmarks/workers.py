@@ -22,6 +22,9 @@ from tempfile import TemporaryDirectory
 
 from benchmarks.results import record
 
+Found = dict[str, list[float]]
+"""The chosen candidate, and scores."""
+
 
 def select(model: str, prompts: str, n_train: int, n_val: int, workers: int, threads: int, out: Path) -> None:
     """One selection; its scores go into a file."""
@@ -39,12 +42,12 @@ def select(model: str, prompts: str, n_train: int, n_val: int, workers: int, thr
             bridge = load_model(model, device="cpu")
             with shared_by(backend, bridge):
                 found = select_cosmic(bridge, load_prompts(prompts), options)
-    out.write_text(found.table[["layer", "position", "s_comply", "s_refuse", "status"]].to_json())
+    chosen = [found.direction.layer, found.direction.position]
+    scores = {name: found.table[name].tolist() for name in ("s_comply", "s_refuse")}
+    out.write_text(json.dumps({"chosen": chosen, **scores}))  # all digits; NaN is NaN
 
 
-def timed(
-    asked: argparse.Namespace, workers: int, threads: int, folder: Path
-) -> tuple[float, dict[str, dict[str, object]]]:
+def timed(asked: argparse.Namespace, workers: int, threads: int, folder: Path) -> tuple[float, Found]:
     """Seconds of one selection, and its table."""
     out = folder / f"{workers}-{threads}.json"
     # One thread per worker; the process that waits for them has all.
@@ -67,12 +70,12 @@ def timed(
     return seconds, json.loads(out.read_text())
 
 
-def apart(one: dict[str, dict[str, object]], other: dict[str, dict[str, object]]) -> float:
+def apart(one: Found, other: Found) -> float:
     """The largest difference between two tables' scores; infinite where another candidate is chosen."""
-    if one["status"] != other["status"]:
+    if one["chosen"] != other["chosen"]:
         return float("inf")
-    pairs = [(one[name][row], other[name][row]) for name in ("s_comply", "s_refuse") for row in one[name]]
-    return max(abs(float(a) - float(b)) for a, b in pairs if a is not None and b is not None)  # type: ignore[arg-type]
+    pairs = [pair for name in ("s_comply", "s_refuse") for pair in zip(one[name], other[name], strict=True)]
+    return max(abs(a - b) for a, b in pairs if a == a)
 
 
 def measure(asked: argparse.Namespace) -> dict[str, float]:
