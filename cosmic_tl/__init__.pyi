@@ -1,4 +1,5 @@
 from . import (
+    activations as activations,
     backends as backends,
     check as check,
     data as data,
