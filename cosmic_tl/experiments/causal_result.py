@@ -24,11 +24,11 @@ class CausalMap(Result):
     """What exchanging one place's contribution does, for every layer and position."""
 
     table: pd.DataFrame
-    """One row per side, measure, treatment and place, with the columns side ("positive": the behaviour is released;
-    "negative": it is restored), measure ("score": change of the refusal score towards the other class; "cosine": change of the
-    cosine to the other class's mean at the evaluation layers; "kl": divergence from the clean model, nats), treatment
-    ("direction", "placebo" or "whole"), layer, position, head (where single ones were exchanged), effect (mean over prompts,
-    and over placebos), and low and high (95 % interval over prompts)."""
+    """One row per side, measure, treatment and place, with the columns side ("positive" where the behaviour is released,
+    "negative" where it is restored), measure ("score" for the change of the refusal score towards the other class, "cosine" for
+    the change of the cosine to the other class's mean at the evaluation layers, "kl" for the divergence from the clean model in
+    nats), treatment ("direction", "placebo" or "whole"), layer, position, head (where single ones were exchanged), effect (mean
+    over prompts, and over placebos), and low and high (95 % interval over prompts)."""
     shares: pd.DataFrame
     """The *mediated share*, what the direction alone does over what the whole activation does. One row per side, measure and
     place: side, measure, layer, position, head (as above), share, low and high; missing where the whole effect's interval
