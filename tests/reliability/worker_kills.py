@@ -36,7 +36,7 @@ COMMAND = (
 def kill_some_worker(backend: RayBackend, after: float) -> None:
     """One that has loaded its model by then."""
     time.sleep(after)
-    if names := list(backend._names.values()):
+    if names := [backend._names[one] for one in backend._workers if one in backend._names]:
         process = int(random.choice(names).rpartition(":")[2])
         try:
             os.kill(process, signal.SIGKILL)
