@@ -19,8 +19,8 @@ from cosmic_tl._util.files import read_lines
 from cosmic_tl.experiments import CausalMap
 from cosmic_tl.experiments.sweeps import Sweep
 from cosmic_tl.metrics.fluency import mark_garbled
-from cosmic_tl.runs.directory import read_settings
 from cosmic_tl.runs.result import Run
+from cosmic_tl.runs.run_files import read_settings
 from cosmic_tl.runs.settings import RunSettings
 from cosmic_tl.suffixes import SuffixAnalysis
 

@@ -58,9 +58,10 @@ def judge(
     from cosmic_tl.judges.reliability import SAFETY_AS_REFUSAL, agreement, rates_by
     from cosmic_tl.judges.templates import LLAMA_GUARD_3, STRONGREJECT
     from cosmic_tl.model.load import load_model
-    from cosmic_tl.runs.derived import JUDGE_CACHE, derivation, digest
+    from cosmic_tl.runs.derived import derivation, digest
     from cosmic_tl.runs.lock import locked
     from cosmic_tl.runs.result import Run
+    from cosmic_tl.runs.run_files import JUDGE_CACHE
 
     run = Run.load(directory)
     first = run.effects.completions

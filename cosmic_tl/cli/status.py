@@ -12,7 +12,7 @@ from cosmic_tl.cli.output import printable
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from cosmic_tl.runs.progress import Progress
+    from cosmic_tl.runs.run_progress import Progress
 
 INTERVAL = 1.0
 """Seconds between looks."""
@@ -30,7 +30,7 @@ def status(directory: Path, *, watch: bool = False) -> None:
     from rich.console import Console
     from rich.live import Live
 
-    from cosmic_tl.runs.progress import read_progress
+    from cosmic_tl.runs.run_progress import read_progress
 
     found = read_progress(directory)
     if watch and Console().is_terminal:

@@ -12,25 +12,7 @@ from cosmic_tl.data.contrast_set import ContrastSet
 from cosmic_tl.directions.direction import Direction, versions
 from cosmic_tl.model.fingerprint import model_fingerprint
 from cosmic_tl.model.load import TransformerBridge, model_label
-
-DERIVED = {
-    "sweep": ("sweep.csv", "sweep.html"),
-    "causal": ("causal.csv", "causal.html"),
-    "follow": ("conversation.csv", "conversation.html"),
-    "calibrate": ("calibration.csv", "calibration.html"),
-    "suffix": (
-        "suffix.json",
-        *(f"suffix-{name}.csv" for name in ("rates", "cosines", "contributions", "attention")),
-        "suffix.html",
-    ),
-    "judge": ("judgements.jsonl",),
-}
-"""What other commands write into a finished run, by command."""
-RECORD = "derived.json"
-"""What each of them was made from, by command."""
-JUDGE_CACHE = "judge-cache.jsonl"
-LOCK = "lock"
-"""File in it that the command which writes into the run holds."""
+from cosmic_tl.runs.run_files import DERIVED, RECORD
 
 
 def digest(content: Any) -> str:

@@ -1,48 +1,32 @@
 """A run's directory: what may be written into it, and what the files that are derived from a run were made from."""
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cosmic_tl._util.files import RESUME, settings_file, writing
+from cosmic_tl._util.files import RESUME, writing
 from cosmic_tl._util.packing import read_packed, write_packed
 from cosmic_tl.directions.direction import Direction
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.experiments.causal_result import CausalMap
 from cosmic_tl.experiments.layer_similarity import LayerSimilarity
-from cosmic_tl.runs.derived import (
+from cosmic_tl.runs.derived import digest, direction_digest, write_json
+from cosmic_tl.runs.piece_table import remove_pieces
+from cosmic_tl.runs.run_files import (
+    CHOICE,
+    COMING,
     DERIVED,
+    FORMAT,
     JUDGE_CACHE,
     LOCK,
     RECORD,
-    digest,
-    direction_digest,
-    write_json,
+    RESULTS,
+    RESUME_FILES,
+    read_settings,
 )
-from cosmic_tl.runs.pieces import remove_pieces
 from cosmic_tl.selection.result import Selection
 
-FORMAT = 2
-"""Of a run's files; 1 was that of cosmic_tl 0.1."""
-CHOICE = "selection.safetensors"
-COMING = "settings.json.new"
-"""Settings of a run that is about to replace another."""
-RESULTS = ("summary.json", "direction.safetensors", CHOICE, "scores.csv", "completions.jsonl", "report.html")
-"""What `run` writes at its end, beside `settings.json`; `summary.json` is written last and removed first."""
-RESUME_FILES = (
-    "activations.safetensors",
-    "scores.jsonl",
-    "products.jsonl",
-    "completions.jsonl",
-    "placebos.jsonl",
-    "sizes.jsonl",
-    "null-choice.jsonl",
-    "null.jsonl",
-    "causal.jsonl",
-)
-"""Those of `run`; the other commands' begin with their name."""
 _CHOICE_ONLY = frozenset(
     [
         "directions",  # whose scores have their names
@@ -155,31 +139,6 @@ def _clear(out: Path, identity: dict[str, Any]) -> None:
     for command in DERIVED:
         for path in (out / RESUME).glob(f"{command}-*"):
             path.unlink()
-
-
-def read_settings(out: Path) -> dict[str, Any]:
-    """The settings of the run in a directory.
-
-    Raises:
-        CosmicError: If there is no run, or its settings cannot be read.
-
-    Example:
-        >>> read_settings(Path("nowhere"))
-        Traceback (most recent call last):
-        cosmic_tl.errors.CosmicError: run: 'nowhere' holds no run; give a directory that `cosmic-tl run` wrote
-    """
-    path = settings_file(out)
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = None
-    if not isinstance(found, dict):
-        raise CosmicError(f"run: settings.json in {str(out)!r} is damaged; run again with --overwrite")
-    if (form := found.pop("format", 1)) != FORMAT:
-        raise CosmicError(
-            f"run: {str(out)!r} has format {form!r}, and this version reads format {FORMAT}; run again with --overwrite"
-        )
-    return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -41,11 +41,13 @@ from cosmic_tl.report.page import write_report
 from cosmic_tl.runs.causes import map_causes
 from cosmic_tl.runs.checks import check_run
 from cosmic_tl.runs.derived import model_identity, prompts_digest
-from cosmic_tl.runs.directory import RESULTS, RESUME_FILES, check_directory, prepare_directory, write_choice
+from cosmic_tl.runs.directory import check_directory, prepare_directory, write_choice
 from cosmic_tl.runs.lock import locked
 from cosmic_tl.runs.logs import ProductLog, ScoreLog, SizeLog
-from cosmic_tl.runs.pieces import RunPieces, remove_pieces
+from cosmic_tl.runs.piece_table import remove_pieces
+from cosmic_tl.runs.pieces import RunPieces
 from cosmic_tl.runs.result import Run
+from cosmic_tl.runs.run_files import RESULTS, RESUME_FILES
 from cosmic_tl.runs.settings import STAGES, RunSettings
 from cosmic_tl.runs.summary import summarize
 from cosmic_tl.selection.cosmic import select_cosmic

@@ -4,7 +4,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from filelock import FileLock, Timeout
 
 from cosmic_tl._util.files import RESUME, writing
 from cosmic_tl.errors import CosmicError
-from cosmic_tl.runs.derived import LOCK
 from cosmic_tl.runs.directory import check_directory
+from cosmic_tl.runs.lock_file import holder
+from cosmic_tl.runs.run_files import LOCK
 
 PATIENCE = 0.5
 """Seconds: `cosmic-tl status` holds the lock for a moment to see whether anybody does."""
@@ -57,16 +58,3 @@ def locked(out: Path, identity: dict[str, Any] | None = None) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def holder(path: Path) -> str:
-    """Who wrote a lock file, as far as it can be read.
-
-    Example:
-        >>> holder(Path("nowhere"))
-        'another process'
-    """
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return f"process {int(found['process'])} on {found['host']!r}"
-    return "another process"

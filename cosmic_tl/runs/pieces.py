@@ -1,27 +1,20 @@
-"""A run's pieces of work while copies of the model share them: which are where, and results that nothing else keeps."""
+"""A run's work in pieces that copies of the model share, and results of theirs that nothing else keeps."""
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from cosmic_tl._util.files import RESUME, write_atomically
 from cosmic_tl._util.sealed import DAMAGE, read_sealed, write_sealed
 from cosmic_tl._util.spreading import Piece
 from cosmic_tl.runs.derived import digest
+from cosmic_tl.runs.piece_table import COLUMNS, PIECES, TABLE
 
 if TYPE_CHECKING:
     from cosmic_tl.backends.ray_backend import RayBackend
-
-PIECES = "pieces"
-"""Folder under `resume/`; gone once the run is complete."""
-TABLE = "table.json"
-COLUMNS = ["stage", "piece", "state", "worker", "tries", "seconds"]
 
 
 class RunPieces:
@@ -90,27 +83,3 @@ class RunPieces:
     def _write(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / TABLE, json.dumps(self.rows))
-
-
-def remove_pieces(out: Path) -> None:
-    """Remove what is kept of a run's pieces, once all results are in its own files or none of them can be used.
-
-    Example:
-        >>> remove_pieces(Path("nowhere"))
-    """
-    shutil.rmtree(out / RESUME / PIECES, ignore_errors=True)
-
-
-def read_pieces(out: Path) -> pd.DataFrame:
-    """The pieces of the run in a directory that have been cut so far: stage, piece, state, worker, tries and seconds.
-
-    Example:
-        >>> read_pieces(Path("nowhere")).columns.tolist()
-        ['stage', 'piece', 'state', 'worker', 'tries', 'seconds']
-    """
-    rows: Any = []
-    with suppress(OSError, ValueError):  # none, or it is damaged, and nothing depends on it
-        rows = json.loads((out / RESUME / PIECES / TABLE).read_text(encoding="utf-8"))
-    if not isinstance(rows, list) or any(not isinstance(row, dict) or set(row) != set(COLUMNS) for row in rows):
-        rows = []
-    return pd.DataFrame(rows, columns=COLUMNS)

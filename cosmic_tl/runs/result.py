@@ -20,7 +20,8 @@ from cosmic_tl.experiments.layer_similarity import LayerSimilarity
 from cosmic_tl.judges.substring import SubstringJudge
 from cosmic_tl.model.fingerprint import check_origin
 from cosmic_tl.model.load import TransformerBridge, load_model
-from cosmic_tl.runs.directory import CHOICE, RESULTS, read_choice, read_settings
+from cosmic_tl.runs.directory import read_choice
+from cosmic_tl.runs.run_files import CHOICE, RESULTS, read_settings
 from cosmic_tl.runs.settings import RunSettings
 from cosmic_tl.selection.result import Selection
 

@@ -11,8 +11,8 @@ from cosmic_tl._util.border import checked
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.experiments.conditions import CONCEPT, REFUSAL, Terms
 from cosmic_tl.experiments.study_result import EDITS, RUN, StudyResult
-from cosmic_tl.runs.directory import RESULTS
 from cosmic_tl.runs.result import Run
+from cosmic_tl.runs.run_files import RESULTS
 from cosmic_tl.studies.record import RUNS, Entry, Record, read_record
 
 Row = dict[str, Any]

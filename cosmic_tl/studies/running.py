@@ -19,12 +19,12 @@ from cosmic_tl.experiments.study_result import StudyResult
 from cosmic_tl.model.fingerprint import model_fingerprint
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.report.study_page import write_study
-from cosmic_tl.runs.directory import RESULTS, read_settings
 from cosmic_tl.runs.job import run
 from cosmic_tl.runs.lock import locked
 from cosmic_tl.runs.result import Run
+from cosmic_tl.runs.run_files import RESULTS, read_settings
 from cosmic_tl.studies.collected import collect
-from cosmic_tl.studies.files import model_files
+from cosmic_tl.studies.loaded_files import model_files
 from cosmic_tl.studies.memory import PeakMemory
 from cosmic_tl.studies.record import (
     RECORD,

@@ -16,7 +16,7 @@ from cosmic_tl.activations import class_means
 from cosmic_tl.backends import RayBackend, shared_by
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.runs.logs import ScoreLog
-from cosmic_tl.runs.pieces import PIECES, read_pieces
+from cosmic_tl.runs.piece_table import PIECES, read_pieces
 from cosmic_tl.studies import PromptSet, SettingsEntry, Study, StudyModel, run_study
 
 # Two batches of training prompts per side, and scores and conditions for several pieces.

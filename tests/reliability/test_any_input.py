@@ -20,8 +20,9 @@ from cosmic_tl.data.behaviours import load_behaviour
 from cosmic_tl.generation.options import Sampling
 from cosmic_tl.judges.response_cache import ResponseCache
 from cosmic_tl.judges.templates import parse_guard, parse_rubric
-from cosmic_tl.runs.directory import check_directory, read_settings
+from cosmic_tl.runs.directory import check_directory
 from cosmic_tl.runs.logs import ScoreLog
+from cosmic_tl.runs.run_files import read_settings
 from cosmic_tl.suffixes import Suffix
 
 CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0\r\n")

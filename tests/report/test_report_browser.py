@@ -17,7 +17,7 @@ from cosmic_tl.experiments.sweeps import Sweep
 from cosmic_tl.report.experiment_pages import write_conversations, write_suffix, write_sweep
 from cosmic_tl.report.page import write_report
 from cosmic_tl.report.study_page import write_study
-from cosmic_tl.runs.directory import read_settings
+from cosmic_tl.runs.run_files import read_settings
 from cosmic_tl.suffixes import Suffix, SuffixAnalysis
 from cosmic_tl.suffixes.groups import ADVERSARIAL, HARMFUL, HARMLESS, RANDOM, REGIONS
 

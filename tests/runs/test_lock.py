@@ -13,8 +13,9 @@ import pytest
 from cosmic_tl import CosmicError, CosmicOptions, RunSettings, cli, run
 from cosmic_tl._util.files import append_lines, read_lines, write_atomically
 from cosmic_tl.runs import job
-from cosmic_tl.runs.directory import prepare_directory, read_settings
+from cosmic_tl.runs.directory import prepare_directory
 from cosmic_tl.runs.lock import locked
+from cosmic_tl.runs.run_files import read_settings
 
 FORK = multiprocessing.get_context("fork")
 SETTINGS = RunSettings(

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from cosmic_tl import CosmicError, Direction
-from cosmic_tl.runs.derived import DERIVED, Derivation, derivation, read_derived
-from cosmic_tl.runs.directory import prepare_directory, read_settings
+from cosmic_tl.runs.derived import Derivation, derivation, read_derived
+from cosmic_tl.runs.directory import prepare_directory
+from cosmic_tl.runs.run_files import DERIVED, read_settings
 
 DIRECTION = Direction(torch.ones(128), torch.zeros(128), 3, -1)
 SETTINGS = {

@@ -24,8 +24,8 @@ from cosmic_tl.experiments.conditions import CONCEPT, REFUSAL, Condition
 from cosmic_tl.judges import Judgement
 from cosmic_tl.report.page import write_report
 from cosmic_tl.runs import job as runs, logs
-from cosmic_tl.runs.derived import DERIVED, LOCK, derivation
-from cosmic_tl.runs.directory import RESULTS, RESUME_FILES
+from cosmic_tl.runs.derived import derivation
+from cosmic_tl.runs.run_files import DERIVED, LOCK, RESULTS, RESUME_FILES
 
 SETTINGS = RunSettings(
     CosmicOptions(n_train=8, n_val=4, n_positions=1, max_kl=50.0), n_test=2, max_new_tokens=4, n_placebos=1

@@ -12,8 +12,8 @@ import torch
 
 from cosmic_tl import ChatFormat, CosmicError, CosmicOptions, RefusalTokenOptions, RunSettings, load_prompts, run
 from cosmic_tl.model.load import TransformerBridge
-from cosmic_tl.runs.directory import RESULTS
 from cosmic_tl.runs.lock import locked
+from cosmic_tl.runs.run_files import RESULTS
 from cosmic_tl.studies import PromptSet, SettingsEntry, Study, StudyModel, load_study, read_study, run_study
 from cosmic_tl.studies.record import entry_of
 

@@ -1,16 +1,14 @@
-"""How far a run is, from its files alone."""
+"""How far a run is, from its files alone; imports nothing heavy."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from filelock import FileLock, Timeout
 
 from cosmic_tl._util.files import RESUME, read_lines
-from cosmic_tl.runs.derived import LOCK
-from cosmic_tl.runs.directory import RESULTS, RESUME_FILES, read_settings
-from cosmic_tl.runs.lock import holder
-from cosmic_tl.runs.pieces import read_pieces
+from cosmic_tl.runs.lock_file import holder, is_held
+from cosmic_tl.runs.piece_table import read_pieces
+from cosmic_tl.runs.run_files import LOCK, RESULTS, RESUME_FILES, read_settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +42,7 @@ def read_progress(out: Path) -> Progress:
     read_settings(out)
     pieces, path = read_pieces(out), out / RESUME / LOCK
     who = holder(path)  # before the lock is tried, which may empty the file
-    working = _is_held(path)
+    working = is_held(path)
     if all((out / name).exists() for name in RESULTS):
         return Progress(True, working, "The run is complete.", pieces)
     scores, answers = (len(read_lines(out / RESUME / RESUME_FILES[number], dict)) for number in (1, 3))
@@ -56,15 +54,3 @@ def read_progress(out: Path) -> Progress:
         counts = pieces.state.value_counts()
         far += "; of the pieces so far, " + ", ".join(f"{n} {state}" for state, n in counts.items())
     return Progress(False, True, f"Under way by {who}: {far}.", pieces)
-
-
-def _is_held(path: Path) -> bool:
-    if not path.exists():
-        return False
-    lock = FileLock(path, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        return True
-    lock.release()
-    return False
