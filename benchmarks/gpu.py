@@ -23,12 +23,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.real import PeakMemory, means_macs
+from benchmarks.real import means_macs
 from benchmarks.results import record
 from benchmarks.selection import SIDES, done_macs, matmul_rate
 from benchmarks.shapes import CHAT, SHAPES, Pair, alternate, prompts, seconds
 from cosmic_tl import AffineEdit, CosmicOptions, Direction, Selection, complete, plan_selection, select_cosmic
 from cosmic_tl.activations import MeanActivations, class_means
+from cosmic_tl.check.memory import Memory
 from cosmic_tl.model.batching import batches
 from cosmic_tl.model.chat import tokenize
 
@@ -63,9 +64,9 @@ def whole(size: Size, device: str) -> dict[str, float]:
     work = lambda: select_cosmic(bridge, contrast, options, chat=CHAT)  # noqa: E731
     work() if device.startswith("cuda") else None  # kernels are chosen in the first
     rate = matmul_rate(SHAPES[size.shape], device, torch.bfloat16)
-    memory, found = PeakMemory(device), list[Selection]()
+    memory, found = Memory(bridge), list[Selection]()
     took = seconds(lambda: found.append(work()), device)
-    grown = memory.grown * 2**30 / GB
+    grown = memory.extra()
     rate = (rate + matmul_rate(SHAPES[size.shape], device, torch.bfloat16)) / 2
     train = [tokenize(bridge, contrast.side(side, "train", size.n), CHAT) for side in SIDES]
     macs = done_macs(found[0]) + sum(means_macs(bridge, rows, options.n_positions or 5) for rows in train)

@@ -17,13 +17,13 @@ from multiprocessing import get_context
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoTokenizer, PretrainedConfig, Qwen2Config
+from transformers import AutoTokenizer, PretrainedConfig
 
-from benchmarks.real import PeakMemory
 from benchmarks.results import record
 from benchmarks.shapes import SHAPES, seconds
 from cosmic_tl import CosmicOptions, load_model, load_on_paper, load_prompts, plan_selection, select_cosmic
 from cosmic_tl.activations import class_means
+from cosmic_tl.check.memory import Memory
 from cosmic_tl.engine.passes import layout
 from cosmic_tl.model.chat import tokenize
 from cosmic_tl.model.load import demo_path
@@ -33,18 +33,7 @@ from cosmic_tl.selection.pass_costs import block_costs
 from cosmic_tl.selection.pass_timing import time_passes
 
 GB = 1e9
-PAPER: dict[str, PretrainedConfig] = {
-    "8 B": SHAPES["llama-8b"],
-    "72 B": Qwen2Config(
-        vocab_size=152_064,
-        hidden_size=8192,
-        intermediate_size=29_568,
-        num_hidden_layers=80,
-        num_attention_heads=64,
-        num_key_value_heads=8,
-        max_position_embeddings=32_768,
-    ),
-}
+PAPER = {"8 B": SHAPES["llama-8b"], "72 B": SHAPES["qwen-72b"]}
 
 
 def on_paper(config: PretrainedConfig, n: int = 100) -> dict[str, float]:
@@ -67,11 +56,11 @@ def on_paper(config: PretrainedConfig, n: int = 100) -> dict[str, float]:
 def selected(model: str, prompts: str, options: CosmicOptions, device: str) -> tuple[float, float, float, int]:
     """Seconds of a selection and of the processor, GB by which it grew the process, and candidates whose divergence it needed."""
     bridge, contrast = _loaded(model, device), load_prompts(prompts)
-    peak, found = PeakMemory(device), []
+    memory, found = Memory(bridge), []
     before = time.process_time()
     took = seconds(lambda: found.append(select_cosmic(bridge, contrast, options)), device)
     table, busy = found[0].table, time.process_time() - before
-    return took, busy, peak.grown * 2**30 / GB, sum("kl" not in missing for missing in table.not_needed)
+    return took, busy, memory.extra(), sum("kl" not in missing for missing in table.not_needed)
 
 
 def _loaded(model: str, device: str) -> TransformerBridge:

@@ -16,7 +16,6 @@ On two CPU cores a model of half a billion parameters takes about ten minutes.
 import argparse
 import random
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from benchmarks.selection import SIDES, Plain, compare, done_macs, matmul_rate
 from benchmarks.shapes import seconds
 from cosmic_tl import CosmicOptions, load_model, load_prompts, post_instruction_positions, select_cosmic
 from cosmic_tl.activations import MeanActivations, mean_of_rows
+from cosmic_tl.check.memory import Memory
 from cosmic_tl.directions.difference_in_means import difference_in_means
 from cosmic_tl.interventions.options import Mode
 from cosmic_tl.model.batching import BATCH_SIZE, batches
@@ -38,35 +38,6 @@ from cosmic_tl.selection.pass_costs import Tokens, block_costs
 from cosmic_tl.selection.scores import undefined
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-3}
-GB = 2**30
-
-
-class PeakMemory:
-    """Gigabytes by which memory grew above what was in use; NaN where the system does not tell."""
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-        if device.startswith("cuda"):
-            torch.cuda.reset_peak_memory_stats()
-        else:
-            try:
-                Path("/proc/self/clear_refs").write_text("5")
-            except OSError:
-                self.device = "unknown"
-        self.before = self._now("VmRSS")
-
-    def _now(self, what: str) -> float:
-        if self.device.startswith("cuda"):
-            found = torch.cuda.memory_allocated() if what == "VmRSS" else torch.cuda.max_memory_allocated()
-            return found / GB
-        if self.device == "unknown":
-            return float("nan")
-        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        return int(lines[what].split()[0]) * 1024 / GB
-
-    @property
-    def grown(self) -> float:
-        return self._now("VmHWM") - self.before
 
 
 def means_macs(model: Any, rows: list[list[int]], n_positions: int) -> int:
@@ -122,13 +93,13 @@ def measure(
 
         rate = matmul_rate(config, device, dtype)
         plain_took = plainly(left[: sample // 2])
-        memory, kept = PeakMemory(device), []
+        memory, kept = Memory(bridge), []
         options = CosmicOptions(mode=mode, n_train=n_train, n_val=n_val, n_resamples=0)
         took = means_took + seconds(
             lambda options=options, kept=kept: kept.append(select_cosmic(bridge, contrast, options, means=means)),
             device,
         )
-        grown, selection = memory.grown, kept[0]
+        grown, selection = memory.extra(), kept[0]
         winner = (selection.direction.layer, selection.direction.position)
         plain_took = (plain_took + plainly([winner, *left[sample // 2 : -1]])) / 2
         rate = (rate + matmul_rate(config, device, dtype)) / 2

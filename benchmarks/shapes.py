@@ -53,6 +53,15 @@ SHAPES: dict[str, PretrainedConfig] = {
         num_key_value_heads=8,
         max_position_embeddings=8192,
     ),
+    "qwen-72b": Qwen2Config(
+        vocab_size=152_064,
+        hidden_size=8192,
+        intermediate_size=29_568,
+        num_hidden_layers=80,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+        max_position_embeddings=8192,
+    ),
 }
 CHAT = ChatFormat(system="You are a helpful person . Please answer .")
 """With the role tokens, the first 20 tokens of every prompt."""

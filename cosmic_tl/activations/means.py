@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cosmic_tl._util.border import checked
 from cosmic_tl._util.progress import ACTIVATIONS, stage, track
-from cosmic_tl.activations.sums import SITES, Splits, Sums, added
+from cosmic_tl.activations.sums import SITES, Splits, added, summed_up
 from cosmic_tl.data.contrast_set import Prompts, sides_of
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.model.chat import ChatFormat, tokenize
@@ -133,12 +133,9 @@ def mean_of_rows(
     n_layers = int(model.cfg.n_layers)
     check_positions(min(map(len, rows)), n_positions)
     n_prefix = shared_prefix(model, rows, n_positions)
-    total: Sums = {}
     with track(len(rows), label) as advance:
-        for done, where, sums in added(model, rows, n_positions, n_prefix, batch_size, label, splits or {}):
-            for name, some in sums.items():
-                total.setdefault(name, some.new_zeros(n_layers, *some.shape[1:]))[where] += some
-            advance(done)
+        parts = added(model, rows, n_positions, n_prefix, batch_size, label, splits or {}, advance)
+        total = summed_up(model, parts)
     means = {site: total[site] / len(rows) for site in SITES}
     for layer in range(n_layers):
         if not all(mean[layer].isfinite().all() for mean in means.values()):

@@ -1,6 +1,6 @@
 """Sums of activations, batch after batch, here or by copies of the model."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +31,8 @@ def added(
     batch_size: int | None,
     label: str,
     splits: Splits,
-) -> Iterator[tuple[int, slice, Sums]]:
+    advance: Callable[[int], object] = lambda n: None,
+) -> Iterator[tuple[slice, Sums]]:
     """What the sums of activations are made of, in one order, whoever makes the passes.
 
     Args:
@@ -42,29 +43,31 @@ def added(
         batch_size: Prompts per forward pass; None is by memory.
         label: What the prompts are, in words.
         splits: From `random_splits`.
+        advance: Takes the number of prompts just done.
 
     Yields:
-        How many prompts are done with it, the layers, and the numbers `[layer, position, …]` by what is summed.
+        Layers, and the numbers `[layer, position, …]` there by what is summed.
 
     Example:
         >>> from cosmic_tl import load_model
         >>> rows = [[5, 6, 7], [8, 9]]
-        >>> ((done, where, sums),) = added(load_model("demo", device="cpu"), rows, 1, 0, None, "prompts", {})
-        >>> done, sums["hook_resid_pre"].shape
-        (2, torch.Size([8, 1, 128]))
+        >>> ((layers, sums),) = added(load_model("demo", device="cpu"), rows, 1, 0, None, "prompts", {})
+        >>> layers, sums["hook_resid_pre"].shape
+        (slice(0, 8, None), torch.Size([8, 1, 128]))
     """
     some = list(batches(model, [row[n_prefix:] for row in rows], batch_size))
-    copies = copies_of(model)
+    copies, n_layers = copies_of(model), int(model.cfg.n_layers)
     if copies is not None and len(some) > 1:
         shared = rows, n_positions, n_prefix, splits
         for number, sums in enumerate(_in_order(copies, shared, [batch.rows for batch in some], label)):
-            yield len(some[number].rows), slice(None), sums
+            advance(len(some[number].rows))
+            yield slice(0, n_layers), sums
         return
-    past, n_layers = prefix_keys_values(model, rows[0][:n_prefix]), int(model.cfg.n_layers)
+    past = prefix_keys_values(model, rows[0][:n_prefix])
     for number, where, found in at_all_blocks(model, rows, some, past, n_positions=n_positions):
         batch = some[number]
-        sums = _summed(found, _weights(splits, batch.rows))
-        yield len(batch.rows) if where.stop == n_layers else 0, where, sums
+        advance(len(batch.rows) if where.stop == n_layers else 0)
+        yield where, _summed(found, _weights(splits, batch.rows))
 
 
 def _in_order(copies: Spread, shared: tuple[Any, ...], groups: Sequence[Sequence[int]], label: str) -> Iterator[Sums]:
@@ -95,12 +98,28 @@ def _sums_of(
     """What the prompts of one batch add to all sums, in another process."""
     own = [rows[i] for i in numbers]
     some = list(batches(model, [row[n_prefix:] for row in own], len(numbers)))
-    order, past, total = [numbers[i] for i in some[0].rows], prefix_keys_values(model, rows[0][:n_prefix]), Sums()
-    for _, where, found in at_all_blocks(model, own, some, past, n_positions=n_positions):
-        for name, added_here in _summed(found, _weights(splits, order)).items():
-            total.setdefault(name, added_here.new_zeros(int(model.cfg.n_layers), *added_here.shape[1:]))[where] += (
-                added_here
-            )
+    order, past = [numbers[i] for i in some[0].rows], prefix_keys_values(model, rows[0][:n_prefix])
+    passes = at_all_blocks(model, own, some, past, n_positions=n_positions)
+    return summed_up(model, ((where, _summed(found, _weights(splits, order))) for _, where, found in passes))
+
+
+def summed_up(model: TransformerBridge, parts: Iterable[tuple[slice, Sums]]) -> Sums:
+    """The sums that numbers at some layers add up to.
+
+    Args:
+        model: A `TransformerBridge`.
+        parts: Layers, and numbers `[layer, position, …]` there.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> parts = [(slice(0, 2), {"n": torch.ones(2, 1)}), (slice(1, 3), {"n": torch.ones(2, 1)})]
+        >>> summed_up(load_model("demo", device="cpu"), parts)["n"].flatten().tolist()
+        [1.0, 2.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    """
+    total: Sums = {}
+    for where, part in parts:
+        for name, some in part.items():
+            total.setdefault(name, some.new_zeros(int(model.cfg.n_layers), *some.shape[1:]))[where] += some
     return total
 
 

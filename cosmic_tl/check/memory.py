@@ -1,10 +1,12 @@
-"""How much memory the checks take, as far as the system tells."""
+"""How much memory the process takes, as far as the system tells."""
 
 from pathlib import Path
 
 import torch
 
 from cosmic_tl.model.load import TransformerBridge
+
+_CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 class NotPossible(Exception):
@@ -21,12 +23,55 @@ class Memory:
             self.start = torch.cuda.memory_allocated(self.device)
         else:
             self.start = resident()
+        self.peak = PeakMemory()
 
     def extra(self) -> float:
-        """In GB; for a CPU an upper bound, since the peak is that of the whole process so far."""
+        """In GB; for a CPU an upper bound where the system cannot begin the count of the peak anew."""
         if self.device.type == "cuda":
             return (torch.cuda.max_memory_allocated(self.device) - self.start) / 1e9
-        return (peak() - self.start) / 1e9
+        most = self.peak.memory_gb()
+        return (peak() / 1e9 if most is None else most) - self.start / 1e9
+
+
+class PeakMemory:
+    """The most memory that the process holds from now on, the model included."""
+
+    def __init__(self) -> None:
+        self.cleared = False
+        try:
+            _CLEAR.write_text("5")  # begins the count of the peak anew
+            self.cleared = _STATUS.exists()
+        except OSError:  # another system, or not permitted
+            pass
+        self.devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else range(0)
+        for device in self.devices:
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def memory_gb(self) -> float | None:
+        """Memory of the process, without that of GPUs, in GB. Where the system cannot begin anew, the most since the process
+        began, which is an upper bound; None where it says nothing.
+
+        Example:
+            >>> PeakMemory().memory_gb() > 0
+            True
+        """
+        if self.cleared:
+            lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines() if ":" in line)
+            if "VmHWM" in lines:
+                return int(lines["VmHWM"].split()[0]) * 1024 / 1e9
+        try:
+            return peak() / 1e9
+        except NotPossible:
+            return None
+
+    def gpu_gb(self) -> float | None:
+        """Memory that torch had allocated on all GPUs, in GB; None without any.
+
+        Example:
+            >>> PeakMemory().gpu_gb() is None or torch.cuda.is_available()
+            True
+        """
+        return sum(torch.cuda.max_memory_allocated(one) for one in self.devices) / 1e9 if self.devices else None
 
 
 def resident() -> int:

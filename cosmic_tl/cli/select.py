@@ -113,7 +113,7 @@ def plan(
     say(
         f"With {workers} workers about {number(together)} s, with one process {number(alone + start)} s, both with the "
         f"{number(start)} s that loading the model took. Assumed: each worker computes as fast as this process does now, alone "
-        "on its cores or device; each makes the clean passes for itself; divergences are taken one candidate after another."
+        "on its cores or device; clean passes are made before they begin, and divergences one candidate after another."
     )
 
 

@@ -28,6 +28,9 @@ from cosmic_tl.model.copies import copies_of
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.selection.result import Selection
 
+_Answers = tuple[list[str], pd.DataFrame]
+"""Completions and their fluency."""
+
 
 @checked
 @dataclass(frozen=True, eq=False, repr=False)
@@ -294,10 +297,6 @@ def measure_effects(
     if baseline.any():
         frame["garbled"] = mark_garbled(model, frame, baseline, chat=chat, batch_size=batch_size)
     return Effects(frame, terms, {**generation, "seed": seed})
-
-
-_Answers = tuple[list[str], pd.DataFrame]
-"""Completions and their fluency."""
 
 
 def _written(

@@ -29,7 +29,7 @@ class Forecast:
 
     stages: pd.DataFrame
     """One row per stage, with the columns stage, passes, macs (padding included), logits (rows whose logits are read) and
-    shared (whether workers share it; the rest each of them does, or one after the other)."""
+    shared (whether workers share it; the rest is done by one process)."""
     memory: MemoryUse
     timing: PassTiming | None = None
     """From a probe of this machine; None without one."""
@@ -67,8 +67,8 @@ class Forecast:
         """Predicted seconds with several workers, if each computes as fast as this process did in the probe.
 
         Workers on one machine share its cores, so that this holds for workers that have as many threads of their own. What
-        workers share is divided by their number; clean passes, which each makes for itself, and divergences, of which the next
-        depends on the last, are not.
+        workers share is divided by their number; clean passes, which the process itself makes before, and divergences, of which
+        the next depends on the last, are not.
 
         Args:
             n: Workers.

@@ -22,7 +22,9 @@ from cosmic_tl.interventions.modes import Edits
 from cosmic_tl.metrics.divergence import kl_divergence
 from cosmic_tl.model.copies import copies_of
 from cosmic_tl.model.load import TransformerBridge, has_float64
+from cosmic_tl.model.shortcuts import shared_prefix
 from cosmic_tl.selection.options import Cell, CosmicOptions
+from cosmic_tl.selection.pass_costs import Tokens, block_costs, macs
 from cosmic_tl.selection.resampling import Grid, Weights
 
 ScoreKey = tuple[int, int, str]
@@ -252,15 +254,18 @@ class Scorer(ABC):
 
     def _spread(self, copies: Spread, asked: Mapping[str, Sequence[Cell]], left: Mapping[str, Collection[int]]) -> bool:
         """Let copies of the model make the passes, if there are enough of these to share."""
-        chunks: list[tuple[str, float, list[int]]] = []
+        chunks: list[tuple[str, int, list[int]]] = []
+        blocks, unembedding = block_costs(self.model), int(self.model.cfg.d_model) * int(self.model.cfg.d_vocab)
         for measure, cells in asked.items():
             if not left[measure]:
                 continue
             rows, edits, reading = self._work(measure, cells)
-            last = int(self.model.cfg.n_layers) if reading.logits else max(reading.layers) + 1
+            last = int(self.model.cfg.n_layers) - 1 if reading.logits else max(reading.layers)
+            tokens = Tokens.of(rows, shared_prefix(self.model, rows))
             for layer, chunk in shared_passes(self.model, rows, edits, reading, self.batch_size):
                 if missing := [i for i in chunk if i in left[measure]]:
-                    chunks.append((measure, max(last - layer, 0) * len(chunk), missing))
+                    cost = macs(tokens, blocks, layer, last, unembedding * reading.logits) if layer <= last else 0
+                    chunks.append((measure, cost * len(chunk), missing))
         if len(chunks) < 2:
             return False
         pieces = []

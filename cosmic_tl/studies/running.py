@@ -13,6 +13,7 @@ from cosmic_tl._util.border import checked
 from cosmic_tl._util.files import write_atomically
 from cosmic_tl._util.progress import LOADING, stage
 from cosmic_tl.backends.ray_backend import RayBackend
+from cosmic_tl.check.memory import PeakMemory
 from cosmic_tl.data.contrast_set import ContrastSet
 from cosmic_tl.errors import CosmicError, first_line
 from cosmic_tl.experiments.study_result import StudyResult
@@ -25,7 +26,6 @@ from cosmic_tl.runs.result import Run
 from cosmic_tl.runs.run_files import RESULTS, read_settings
 from cosmic_tl.studies.collected import collect
 from cosmic_tl.studies.loaded_files import model_files
-from cosmic_tl.studies.memory import PeakMemory
 from cosmic_tl.studies.record import (
     RECORD,
     RUNS,
