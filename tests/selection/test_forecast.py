@@ -9,6 +9,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoTokenizer, LlamaConfig
 
+from benchmarks.shapes import SHAPES as PAPER
 from cosmic_tl import (
     ChatFormat,
     CosmicError,
@@ -142,12 +143,9 @@ def test_a_line_has_no_negative_parts():
     assert _line([(1.0, 2.0), (2.0, 1.0)])[0] > 0
 
 
-PAPER = {"8 B": ("llama-8b", 8_030_261_248), "72 B": ("qwen-72b", 72_706_203_648)}
-
-
-@pytest.mark.parametrize("name", PAPER)
-def test_large_shapes_are_planned_without_weights(prompts, tmp_path, name):
-    config, n_weights = PAPER[name]
+@pytest.mark.parametrize(("name", "n_weights"), [("llama-8b", 8_030_261_248), ("qwen-72b", 72_706_203_648)])
+def test_large_shapes_are_planned_without_weights(prompts, tmp_path, name, n_weights):
+    config = PAPER[name]
     config.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(demo_path()).save_pretrained(tmp_path)
     model = load_on_paper(tmp_path, dtype="bfloat16")
