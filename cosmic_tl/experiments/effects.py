@@ -17,13 +17,13 @@ from cosmic_tl.experiments.answer_rows import answer_rows
 from cosmic_tl.experiments.conditions import REFUSAL, Condition, Row, Terms, standard_conditions, terms_of
 from cosmic_tl.experiments.known_rows import done_conditions
 from cosmic_tl.experiments.paired import TESTED, Paired, mcnemar, with_seed
-from cosmic_tl.generation.completions import complete
+from cosmic_tl.generation.completions import answers_to
 from cosmic_tl.generation.sampling import Sampling, describe_generation
 from cosmic_tl.judges.base import Judge
 from cosmic_tl.judges.substring import SubstringJudge
-from cosmic_tl.metrics.fluency import garbled_share, mark_garbled, measure_fluency
+from cosmic_tl.metrics.fluency import fluency_of, garbled_share, mark_garbled
 from cosmic_tl.metrics.rates import Rate, rate
-from cosmic_tl.model.chat import ChatFormat
+from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.copies import copies_of
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.selection.result import Selection
@@ -281,7 +281,9 @@ def measure_effects(
     missing = [one for one in conditions if (one.side, one.name, one.seed) not in done]
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "sampling": sampling}
     how = {"chat": chat, "batch_size": batch_size}
-    for condition, (texts, fluency) in _written(model, missing, asked, settings, how):
+    # Once for all conditions, which have the same prompts.
+    rows_of = {side: tokenize(model, asked[side], chat, max_new_tokens) for side in {one.side for one in missing}}
+    for condition, (texts, fluency) in _written(model, missing, rows_of, settings, how):
         some = asked[condition.side]
         new = answer_rows(model, condition, some, texts, judge, chat=chat, batch_size=batch_size, fluency=fluency)
         on_rows(new)
@@ -302,7 +304,7 @@ def measure_effects(
 def _written(
     model: TransformerBridge,
     conditions: Sequence[Condition],
-    asked: Mapping[Side, list[str]],
+    rows: Mapping[Side, list[list[int]]],
     settings: Mapping[str, Any],
     how: Mapping[str, Any],
 ) -> Iterator[tuple[Condition, _Answers]]:
@@ -310,26 +312,26 @@ def _written(
     copies = copies_of(model)
     if copies is None or len(conditions) < 2:
         for condition in each(conditions, "conditions"):
-            yield condition, _answers(model, asked, settings, how, condition)
+            yield condition, _answers(model, rows, settings, how, condition)
         return
     pieces = [Piece(_label(condition), (condition,)) for condition in conditions]
     with track(len(pieces), "conditions") as advance:
-        for number, found in copies.map("completions", _answers, (asked, settings, how), pieces):
+        for number, found in copies.map("completions", _answers, (rows, settings, how), pieces):
             yield conditions[number], found
             advance(1)
 
 
 def _answers(
     model: TransformerBridge,
-    asked: Mapping[Side, list[str]],
+    rows: Mapping[Side, list[list[int]]],
     settings: Mapping[str, Any],
     how: Mapping[str, Any],
     condition: Condition,
 ) -> _Answers:
     """What the model writes under one condition."""
-    some = asked[condition.side]
-    texts = complete(model, some, condition.interventions, label=_label(condition), **settings, **how)
-    return texts, measure_fluency(model, some, texts, **how)
+    asked = rows[condition.side]
+    texts = answers_to(model, asked, condition.interventions, label=_label(condition), **settings, **how)
+    return texts, fluency_of(model, asked, texts, **how)
 
 
 def _label(condition: Condition) -> str:

@@ -67,11 +67,11 @@ def complete(
         >>> complete(load_model("demo", device="cpu"), ["hello"])
         ['Hello! What would you like to do today?']
     """
-    rows = tokenize(model, prompts, chat, max_new_tokens)
-    found = new_tokens(
+    return answers_to(
         model,
-        rows,
+        tokenize(model, prompts, chat, max_new_tokens),
         interventions,
+        chat=chat,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
@@ -79,8 +79,33 @@ def complete(
         label=label,
         sampling=sampling,
     )
+
+
+def answers_to(
+    model: TransformerBridge,
+    rows: Sequence[Sequence[int]],
+    interventions: Interventions = (),
+    *,
+    chat: ChatFormat | None = None,
+    **settings: Any,
+) -> list[str]:
+    """As `complete`, for prompts that are tokens already.
+
+    Args:
+        model: A `TransformerBridge` with a tokenizer.
+        rows: Token ids from `tokenize`, with room for the answer.
+        interventions: Edits to apply. Defaults to none.
+        chat: The formatting that the rows were made with. Defaults to the plain chat template.
+        **settings: As `complete` takes them.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> model = load_model("demo", device="cpu")
+        >>> answers_to(model, tokenize(model, ["hello"]))
+        ['Hello! What would you like to do today?']
+    """
     opened = opened_block(model, chat)
-    return [opened + text for text in answer_texts(model, found)]
+    return [opened + text for text in answer_texts(model, new_tokens(model, rows, interventions, **settings))]
 
 
 def new_tokens(

@@ -24,8 +24,8 @@ from math import inf, isnan, nan
 
 import pandas as pd
 
-from cosmic_tl.metrics.likelihood import continuation_token_nats, tokenize_pairs
-from cosmic_tl.model.chat import ChatFormat
+from cosmic_tl.metrics.likelihood import check_pairs, continuation_token_nats, tokenize_completions
+from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.load import TransformerBridge
 
 SKIPPED = 8
@@ -88,14 +88,40 @@ def measure_fluency(
         >>> measure_fluency(load_model("demo", device="cpu"), ["hello"] * 2, texts).repetition.gt(0.3).tolist()
         [False, True]
     """
+    check_pairs(prompts, completions)
+    return fluency_of(model, tokenize(model, prompts, chat), completions, chat=chat, batch_size=batch_size)
+
+
+def fluency_of(
+    model: TransformerBridge,
+    rows: Sequence[Sequence[int]],
+    completions: Sequence[str],
+    *,
+    chat: ChatFormat | None = None,
+    batch_size: int | None = None,
+) -> pd.DataFrame:
+    """As `measure_fluency`, for prompts that are tokens already.
+
+    Args:
+        model: A `TransformerBridge` with a tokenizer.
+        rows: Token ids of the prompts, from `tokenize`.
+        completions: One per prompt.
+        chat: The formatting that the rows were made with. Defaults to the plain chat template.
+        batch_size: Prompts per forward pass. Default: by memory, at most 32.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> model = load_model("demo", device="cpu")
+        >>> fluency_of(model, tokenize(model, ["hello"]), ["the " * 20]).repetition.gt(0.7).tolist()
+        [True]
+    """
     # Half a character at the end comes from max_new_tokens, not from the model.
-    heads, tails = tokenize_pairs(
-        model, prompts, [text.rstrip("\N{REPLACEMENT CHARACTER}") for text in completions], chat
-    )
+    whole = [text.rstrip("\N{REPLACEMENT CHARACTER}") for text in completions]
+    tails = tokenize_completions(model, whole, chat)
     kept = [i for i, tail in enumerate(tails) if tail]
     found: list[list[float]] = [[] for _ in tails]
     scored = continuation_token_nats(
-        model, [heads[i] for i in kept], [tails[i] for i in kept], (), batch_size=batch_size
+        model, [rows[i] for i in kept], [tails[i] for i in kept], (), batch_size=batch_size
     )
     for i, nats in zip(kept, scored, strict=True):
         found[i] = nats

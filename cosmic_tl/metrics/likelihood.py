@@ -188,15 +188,40 @@ def tokenize_pairs(
         >>> len(prompts[0]), len(answers[0])
         (9, 2)
     """
+    check_pairs(prompts, completions)
+    return tokenize(model, prompts, chat), tokenize_completions(model, completions, chat)
+
+
+def check_pairs(prompts: Sequence[str], completions: Sequence[str]) -> None:
+    """Check that there is one completion per prompt.
+
+    Raises:
+        CosmicError: If they are not lists of texts, or differ in length.
+
+    Example:
+        >>> check_pairs(["hi"], [])
+        Traceback (most recent call last):
+        cosmic_tl.errors.CosmicError: completions: found 0 for 1 prompts; give one per prompt
+    """
     check_texts("prompts", prompts)
     check_texts("completions", completions)
     if len(prompts) != len(completions):
         raise CosmicError(f"completions: found {len(completions)} for {len(prompts)} prompts; give one per prompt")
+
+
+def tokenize_completions(
+    model: TransformerBridge, completions: Sequence[str], chat: ChatFormat | None = None
+) -> list[list[int]]:
+    """Token ids of completions, as `tokenize_pairs` gives them.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> len(tokenize_completions(load_model("demo", device="cpu"), ["Hello!"])[0])
+        2
+    """
     tokenizer: Any = model.tokenizer
-    heads = tokenize(model, prompts, chat)
     opened = opened_block(model, chat)
-    tails = [list(tokenizer(text.removeprefix(opened), add_special_tokens=False)["input_ids"]) for text in completions]
-    return heads, tails
+    return [list(tokenizer(text.removeprefix(opened), add_special_tokens=False)["input_ids"]) for text in completions]
 
 
 @checked

@@ -1,5 +1,6 @@
 import json
 import shutil
+from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +51,19 @@ def finished(complete, tmp_path):
     next(row for row in rows if row["measure"] == "s_comply")["value"] = 0.125
     log.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path / "run"
+
+
+def test_a_prompt_is_tokenized_once_to_be_checked_and_once_to_be_used(demo, prompts, tmp_path, monkeypatch):
+    seen, render = Counter(), demo.tokenizer.apply_chat_template
+
+    def counted(messages, **options):
+        seen[messages[-1]["content"]] += 1
+        return render(messages, **options)
+
+    monkeypatch.setattr(demo.tokenizer, "apply_chat_template", counted)
+    run(demo, prompts, tmp_path / "run", SETTINGS)
+    asked = prompts.sides("train", 8) + prompts.sides("test", 2)  # placebos and similarities ask for the others again
+    assert {seen[text] for side in asked for text in side} == {2}
 
 
 def test_only_a_new_run_of_passes_replaces_scores(demo, prompts, finished):
