@@ -77,6 +77,29 @@ def check_texts(name: str, found: object) -> None:
         )
 
 
+def check_completions(prompts: object, completions: object) -> None:
+    """Check that there is one completion per prompt, in two lists of texts.
+
+    Args:
+        prompts: The prompts.
+        completions: The completions.
+
+    Raises:
+        CosmicError: If they are anything else, or differ in length.
+
+    Example:
+        >>> check_completions(["a"], [])
+        Traceback (most recent call last):
+        cosmic_tl.errors.CosmicError: completions: found 0 for 1 prompts; give one per prompt
+    """
+    check_texts("prompts", prompts)
+    check_texts("completions", completions)
+    assert isinstance(prompts, Sequence)
+    assert isinstance(completions, Sequence)
+    if len(prompts) != len(completions):
+        raise CosmicError(f"completions: found {len(completions)} for {len(prompts)} prompts; give one per prompt")
+
+
 def check_phrases(found: object) -> None:
     """Check that phrases to look for are a list of texts, none of them empty: every completion contains an empty one.
 

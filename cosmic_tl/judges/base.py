@@ -8,7 +8,7 @@ from typing import Literal, Protocol, runtime_checkable
 import pandas as pd
 
 from cosmic_tl._util.border import checked
-from cosmic_tl.errors import CosmicError, check_texts
+from cosmic_tl.errors import CosmicError
 from cosmic_tl.model.chat import THINKING_TAGS
 
 Verdict = Literal["refusal", "compliance", "neither"]
@@ -65,20 +65,6 @@ class Judge(Protocol):
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[Judgement]:
         """One judgement per completion, in order."""
         ...
-
-
-def check_lengths(prompts: Sequence[str], completions: Sequence[str]) -> None:
-    """Check that there is one completion per prompt, in two lists of texts.
-
-    Example:
-        >>> check_lengths(["a"], [])
-        Traceback (most recent call last):
-        cosmic_tl.errors.CosmicError: completions: found 0 for 1 prompts; give one per prompt
-    """
-    check_texts("prompts", prompts)
-    check_texts("completions", completions)
-    if len(prompts) != len(completions):
-        raise CosmicError(f"completions: found {len(completions)} for {len(prompts)} prompts; give one per prompt")
 
 
 @checked

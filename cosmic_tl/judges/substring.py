@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cosmic_tl._util.border import checked
-from cosmic_tl.errors import check_phrases, check_texts
-from cosmic_tl.judges.base import Judgement, Verdict, check_lengths, strip_thinking
+from cosmic_tl.errors import check_completions, check_phrases, check_texts
+from cosmic_tl.judges.base import Judgement, Verdict, strip_thinking
 from cosmic_tl.metrics.rates import Rate, rate
 
 REFUSAL_PHRASES = (
@@ -92,7 +92,7 @@ class SubstringJudge:
         Raises:
             CosmicError: If the two lists differ in length.
         """
-        check_lengths(prompts, completions)
+        check_completions(prompts, completions)
         return [Judgement(judge_refusal(text, self.phrases)) for text in completions]
 
 

@@ -9,8 +9,8 @@ from hashlib import sha256
 from typing import Any
 
 from cosmic_tl._util.border import checked
-from cosmic_tl.errors import CosmicError, check_count
-from cosmic_tl.judges.base import Judgement, SafetyVerdict, check_lengths, strip_thinking
+from cosmic_tl.errors import CosmicError, check_completions, check_count
+from cosmic_tl.judges.base import Judgement, SafetyVerdict, strip_thinking
 
 CONTROL_TOKENS = (
     r"<\|[^<>|\n]{1,40}\|>",
@@ -158,7 +158,7 @@ def judge_with(
         >>> judge_with(LLAMA_GUARD_3, ["hi", "hi"], ["hello", ""], lambda pairs: ["safe"] * len(pairs))[0].verdict
         'safe'
     """
-    check_lengths(prompts, completions)
+    check_completions(prompts, completions)
     answered = [strip_thinking(text) for text in completions]
     asked = [i for i, text in enumerate(answered) if len(text) > 1]
     found = [Judgement("neither")] * len(prompts)

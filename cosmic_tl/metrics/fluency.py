@@ -24,7 +24,8 @@ from math import inf, isnan, nan
 
 import pandas as pd
 
-from cosmic_tl.metrics.likelihood import check_pairs, continuation_token_nats, tokenize_completions
+from cosmic_tl.errors import check_completions
+from cosmic_tl.metrics.likelihood import continuation_token_nats, tokenize_completions
 from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.load import TransformerBridge
 
@@ -88,7 +89,7 @@ def measure_fluency(
         >>> measure_fluency(load_model("demo", device="cpu"), ["hello"] * 2, texts).repetition.gt(0.3).tolist()
         [False, True]
     """
-    check_pairs(prompts, completions)
+    check_completions(prompts, completions)
     return fluency_of(model, tokenize(model, prompts, chat), completions, chat=chat, batch_size=batch_size)
 
 

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from cosmic_tl._util.border import checked
 from cosmic_tl._util.progress import track
-from cosmic_tl.errors import CosmicError, check_texts
+from cosmic_tl.errors import CosmicError, check_completions
 from cosmic_tl.interventions.edits import Interventions
 from cosmic_tl.interventions.steer import steering
 from cosmic_tl.model.batching import batches
@@ -188,25 +188,8 @@ def tokenize_pairs(
         >>> len(prompts[0]), len(answers[0])
         (9, 2)
     """
-    check_pairs(prompts, completions)
+    check_completions(prompts, completions)
     return tokenize(model, prompts, chat), tokenize_completions(model, completions, chat)
-
-
-def check_pairs(prompts: Sequence[str], completions: Sequence[str]) -> None:
-    """Check that there is one completion per prompt.
-
-    Raises:
-        CosmicError: If they are not lists of texts, or differ in length.
-
-    Example:
-        >>> check_pairs(["hi"], [])
-        Traceback (most recent call last):
-        cosmic_tl.errors.CosmicError: completions: found 0 for 1 prompts; give one per prompt
-    """
-    check_texts("prompts", prompts)
-    check_texts("completions", completions)
-    if len(prompts) != len(completions):
-        raise CosmicError(f"completions: found {len(completions)} for {len(prompts)} prompts; give one per prompt")
 
 
 def tokenize_completions(
