@@ -1,10 +1,11 @@
 """Print what this library's own edits of a model do, whole and at equal KL: unedited, ablation, ACE, subspace, LoRA.
 
-.venv/bin/python scripts/compare_edits.py MODEL --prompts FILE [--nats 0.1] [--rank 3]
+.venv/bin/python scripts/compare_edits.py MODEL --prompts FILE [--nats 0.1] [--rank 3] [--refine 30]
 
 A removal has no strength of its own, so for equal KL each is done in part: `x' = x − s (x − edit(x))`, with the share s at which
 the KL divergence per token, on harmless validation prompts, is the least of the whole edits' (or --nats). The numbers are of test
-prompts. LoRA is the same ablation in the weights, written and merged by peft, where that is installed.
+prompts. LoRA is the same ablation in the weights, written and merged by peft, where that is installed. With --refine STEPS the
+ablation of the direction that gradient descent makes of the chosen one (`refine_direction`) is among the edits.
 """
 
 import argparse
@@ -19,7 +20,8 @@ import torch
 
 import cosmic_tl as ct
 from cosmic_tl.directions import class_subspace
-from cosmic_tl.experiments import ModelComparison
+from cosmic_tl.experiments import ModelComparison, refine_direction
+from cosmic_tl.experiments.descent import BATCH
 from cosmic_tl.export import export_edit
 from cosmic_tl.interventions import SubspaceEdit
 from cosmic_tl.interventions.edits import Edit
@@ -83,6 +85,8 @@ def main() -> None:
         "--nats", type=float, default=None, help="KL per token; by default the least of the whole edits'"
     )
     parser.add_argument("--rank", type=int, default=3, help="directions of the subspace")
+    parser.add_argument("--refine", type=int, default=0, metavar="STEPS", help="of the gradient; default none")
+    parser.add_argument("--refine-batch", type=int, default=BATCH, help="prompts per step and side")
     parser.add_argument("--n-train", type=int, default=128)
     parser.add_argument("--n-val", type=int, default=32)
     parser.add_argument("--n-test", type=int, default=100)
@@ -99,6 +103,11 @@ def main() -> None:
         "ACE": ct.AffineEdit(d, alpha=0.0),
         f"subspace of rank {args.rank}": SubspaceEdit(plane, alpha=0.0),
     }
+    if args.refine:
+        sizes = {"n_train": args.n_train, "n_val": args.n_val, "batch_size": args.refine_batch}
+        refined = refine_direction(model, prompts, d, n_steps=args.refine, max_new_tokens=args.max_new_tokens, **sizes)
+        print(f"{refined!r}\n{refined.table.round(3).to_string(index=False)}\n", flush=True)
+        whole["ablation, refined"] = ct.Ablation(refined.best)
     harmless = prompts.side("negative", "val", args.n_val)
     nats = args.nats or least_kl(model, harmless, [*whole.values()], args.max_new_tokens)
     curves = ct.calibrate(
