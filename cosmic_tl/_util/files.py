@@ -69,6 +69,32 @@ def writing(path: Path) -> Iterator[None]:
         raise CosmicError(f"file: cannot write {str(path)!r} ({error.strerror or error}); {todo}") from error
 
 
+def remove_file(path: Path) -> None:
+    """Remove a file if it is there.
+
+    Raises:
+        CosmicError: If it cannot be removed.
+
+    Example:
+        >>> remove_file(Path("nowhere/a.txt"))
+    """
+    with writing(path):
+        path.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those that it is in, unless it is there.
+
+    Raises:
+        CosmicError: If it cannot be made.
+
+    Example:
+        >>> make_folder(Path("."))
+    """
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
 def is_missing_path(name: str, suffixes: tuple[str, ...] = ()) -> bool:
     """Whether this can only be a path, and nothing is there; a hub id has no suffix of a file and at most one slash.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cosmic_tl._util.files import RESUME, write_atomically
+from cosmic_tl._util.files import RESUME, make_folder, remove_file, write_atomically
 from cosmic_tl.data.contrast_set import ContrastSet
 from cosmic_tl.directions.direction import Direction, versions
 from cosmic_tl.model.fingerprint import model_fingerprint
@@ -85,7 +85,7 @@ class Derivation:
             ...     made[0].part(".jsonl", "alphas") == made[1].part(".jsonl", "alphas")
             True
         """
-        (self.out / RESUME).mkdir(exist_ok=True)  # which may be deleted once the run is finished
+        make_folder(self.out / RESUME)  # which may be deleted once the run is finished
         key = digest({name: value for name, value in self.made_from.items() if name not in but})
         return self.out / RESUME / f"{self.name}-{key}{suffix}"
 
@@ -108,7 +108,7 @@ class Derivation:
         others = {name: made for name, made in read_derived(self.out).items() if name != self.name}
         write_json(self.out / RECORD, others)
         for name in DERIVED[self.name]:
-            (self.out / name).unlink(missing_ok=True)
+            remove_file(self.out / name)
         for name, content in files.items():
             write_atomically(self.out / name, content)
         write_json(self.out / RECORD, {**others, self.name: dict(self.made_from)})

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cosmic_tl._util.files import RESUME, write_atomically
+from cosmic_tl._util.files import RESUME, remove_file, write_atomically
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.experiments.model_comparison import ModelComparison
 from cosmic_tl.model.batching import sizes_kept
@@ -93,7 +93,7 @@ def evaluating(
                     "directory or pass --overwrite"
                 )
             for name in FILES:
-                (out / name).unlink(missing_ok=True)
+                remove_file(out / name)
         write_json(out / SETTINGS, identity)
         always = {name: identity.get(name) for name in ALWAYS}
         where = {
@@ -103,7 +103,7 @@ def evaluating(
         sizes = out / RESUME / f"sizes-{digest(always)}.jsonl"
         for old in (out / RESUME).glob("*.jsonl"):
             if old not in (*where.values(), sizes):
-                old.unlink()
+                remove_file(old)
         with sizes_kept(SizeLog(sizes)):
             yield _Parts({kind: PartLog(path) for kind, path in where.items()})
 
@@ -118,7 +118,7 @@ def write_evaluation_files(out: Path, found: ModelComparison, identity: dict[str
         command: The command that repeats it. Defaults to none.
     """
     for name in FILES:
-        (out / name).unlink(missing_ok=True)
+        remove_file(out / name)
     removed = found.removed
     completions = found.effects.completions
     lines = [json.dumps(_plain(row)) + "\n" for row in completions.to_dict("records")]

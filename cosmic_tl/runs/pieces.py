@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cosmic_tl._util.files import RESUME, write_atomically
+from cosmic_tl._util.files import RESUME, make_folder, write_atomically
 from cosmic_tl._util.sealed import DAMAGE, read_sealed, write_sealed
 from cosmic_tl._util.spreading import Piece
 from cosmic_tl.runs.derived import digest
@@ -66,7 +66,7 @@ class RunPieces:
 
         for at, found in self.backend.map(stage, function, shared, [pieces[number] for number in left], on_change):
             if (path := self._path(pieces[left[at]])) is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(path.parent)
                 write_sealed(path, found, {})
             yield left[at], found
 
@@ -81,5 +81,5 @@ class RunPieces:
         return None
 
     def _write(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         write_atomically(self.folder / TABLE, json.dumps(self.rows))

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from cosmic_tl._util.border import checked
-from cosmic_tl._util.files import write_atomically
+from cosmic_tl._util.files import make_folder, write_atomically
 from cosmic_tl._util.progress import LOADING, stage
 from cosmic_tl.backends.ray_backend import RayBackend
 from cosmic_tl.check.memory import PeakMemory
@@ -208,7 +208,7 @@ class _Working:
         case = self.cases[entry.folder]
         try:
             _check_same_model(model, folder)
-            folder.parent.mkdir(exist_ok=True)
+            make_folder(folder.parent)
             return run(model, self.prompts[entry.folder], folder, case.settings, command=self.command, backend=workers)
         except Exception as error:
             self._failed(entry, error)

@@ -1,0 +1,35 @@
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from cosmic_tl._util.files import make_folder, remove_file
+from cosmic_tl.errors import CosmicError
+from cosmic_tl.runs.derived import Derivation
+
+
+@pytest.fixture
+def no_room(monkeypatch):
+    """A disk on which nothing can be removed or made, as when it is full or read-only."""
+
+    def refused(*args, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for name in ("unlink", "mkdir"):
+        monkeypatch.setattr(Path, name, refused)
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        remove_file,
+        make_folder,
+        lambda path: Derivation(path.parent, "judge", {"judge": "phrases"}).write({"judgements.jsonl": ""}),
+        lambda path: Derivation(path.parent, "sweep", {"seed": 0}).part(".jsonl"),
+    ],
+    ids=["a file", "a folder", "results", "a part"],
+)
+def test_what_cannot_be_removed_or_made_is_one_line(tmp_path, no_room, work):
+    with pytest.raises(CosmicError, match=r"^file: cannot write '.*' \(No space left on device\); make room"):
+        work(tmp_path / "judgements.jsonl")
