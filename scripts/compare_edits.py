@@ -106,7 +106,7 @@ def main() -> None:
     if args.refine:
         sizes = {"n_train": args.n_train, "n_val": args.n_val, "batch_size": args.refine_batch}
         refined = refine_direction(model, prompts, d, n_steps=args.refine, max_new_tokens=args.max_new_tokens, **sizes)
-        print(f"{refined!r}\n{refined.table.round(3).to_string(index=False)}\n", flush=True)
+        print(f"{refined!r}\n", flush=True)
         whole["ablation, refined"] = ct.Ablation(refined.best)
     harmless = prompts.side("negative", "val", args.n_val)
     nats = args.nats or least_kl(model, harmless, [*whole.values()], args.max_new_tokens)
