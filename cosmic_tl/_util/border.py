@@ -136,7 +136,7 @@ def _refuse(name: str, value: Any, hint: Any, function: Callable[..., Any]) -> N
     """Say what was expected, what was found and what to do."""
     members = _members(hint)
     if isinstance(value, dict):
-        for key_hint, item_hint in (args for one in members if len(args := get_args(one)) == 2):
+        for key_hint, item_hint in _mappings(members):
             for key, item in value.items():
                 if _fits(key, key_hint) and not _fits(item, item_hint):
                     _refuse(f"{name} {key}", item, item_hint, function)
@@ -158,6 +158,12 @@ def _members(hint: Any) -> list[Any]:
     if get_origin(hint) in (Union, UnionType):
         return [member for one in get_args(hint) for member in _members(one)]
     return [hint]
+
+
+def _mappings(members: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """The types of keys and values of those that are mappings; a tuple's are none, though it may have two."""
+    origins = [(one, get_origin(one)) for one in members]
+    return [get_args(one) for one, origin in origins if isinstance(origin, type) and issubclass(origin, Mapping)]
 
 
 def _noun(hint: Any, several: bool = False) -> str:
@@ -203,7 +209,7 @@ def _found(value: Any, members: Sequence[Any]) -> str:
                 return f"{_found(misfits[0][1], [item])} at {misfits[0][0]}"
         return f"a list of {len(value)}"
     if isinstance(value, dict):
-        hints = [args[0] for one in members if len(args := get_args(one)) == 2]
+        hints = [key for key, _ in _mappings(members)]
         odd = [key for key in value if not any(_fits(key, one) for one in hints)]
         return f"the key {odd[0]!r}" if hints and odd else "a dict"
     name = type(value).__name__

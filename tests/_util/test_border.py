@@ -77,6 +77,7 @@ def example(
             {"numbers": [1, 2.5, "x"]},
             "numbers: expected a list of numbers or None, found the text 'x' at 2; see help(example)",
         ),
+        ({"pair": {"": None}}, "pair: expected a list of 2 whole numbers, found a dict; see help(example)"),
         ({"pair": (1, 2, 3)}, "pair: expected a list of 2 whole numbers, found a list of 3; see help(example)"),
         (
             {"table": {"a": [1, None]}},
