@@ -162,8 +162,7 @@ def _members(hint: Any) -> list[Any]:
 
 def _mappings(members: Sequence[Any]) -> list[tuple[Any, ...]]:
     """The types of keys and values of those that are mappings; a tuple's are none, though it may have two."""
-    origins = [(one, get_origin(one)) for one in members]
-    return [get_args(one) for one, origin in origins if isinstance(origin, type) and issubclass(origin, Mapping)]
+    return [get_args(one) for one in members if isinstance(of := get_origin(one), type) and issubclass(of, Mapping)]
 
 
 def _noun(hint: Any, several: bool = False) -> str:

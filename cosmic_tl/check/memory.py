@@ -18,11 +18,7 @@ class Memory:
 
     def __init__(self, model: TransformerBridge) -> None:
         self.device = torch.device(str(model.cfg.device))
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-            self.start = torch.cuda.memory_allocated(self.device)
-        else:
-            self.start = resident()
+        self.start = torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else resident()
         self.peak = PeakMemory()
 
     def extra(self) -> float:

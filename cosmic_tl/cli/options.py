@@ -1,7 +1,7 @@
 """Options of the command line alone: which model, which prompts, which finished run."""
 
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,7 +28,8 @@ TESTING = Only(("n_test", "batch_size", *GENERATION))
 
 def generation(settings: "RunSettings") -> dict[str, Any]:
     """The settings that are arguments of everything that generates."""
-    return {name: getattr(settings, name) for name in GENERATION}
+    # In the order of the fields: that of a set changes from process to process, and files with it.
+    return {one.name: getattr(settings, one.name) for one in fields(settings) if one.name in GENERATION}
 
 
 def check_paths(csv: Path | None = None, resume: Path | None = None, **files: Path | None) -> None:

@@ -197,6 +197,11 @@ def tokenize_completions(
 ) -> list[list[int]]:
     """Token ids of completions, as `tokenize_pairs` gives them.
 
+    Args:
+        model: A `TransformerBridge` with a tokenizer.
+        completions: An empty one has no tokens.
+        chat: The formatting of their prompts. Defaults to the plain chat template.
+
     Example:
         >>> from cosmic_tl import load_model
         >>> len(tokenize_completions(load_model("demo", device="cpu"), ["Hello!"])[0])
