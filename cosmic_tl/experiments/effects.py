@@ -282,7 +282,9 @@ def measure_effects(
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "sampling": sampling}
     how = {"chat": chat, "batch_size": batch_size}
     # Once for all conditions, which have the same prompts.
-    rows_of = {side: tokenize(model, asked[side], chat, max_new_tokens) for side in dict.fromkeys(one.side for one in missing)}
+    rows_of = {
+        side: tokenize(model, asked[side], chat, max_new_tokens) for side in dict.fromkeys(one.side for one in missing)
+    }
     for condition, (texts, fluency) in _written(model, missing, rows_of, settings, how):
         some = asked[condition.side]
         new = answer_rows(model, condition, some, texts, judge, chat=chat, batch_size=batch_size, fluency=fluency)

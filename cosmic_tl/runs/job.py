@@ -7,18 +7,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cosmic_tl._util.border import checked
 from cosmic_tl._util.files import RESUME, append_lines, read_lines, write_atomically
 from cosmic_tl._util.progress import stage, stages
-from cosmic_tl._util.sealed import DAMAGE, read_sealed, write_sealed
 from cosmic_tl._util.spreading import spread_over
-from cosmic_tl.activations import MeanActivations, class_means
 from cosmic_tl.backends.ray_backend import RayBackend
 from cosmic_tl.data.contrast_set import SIDES, ContrastSet
 from cosmic_tl.directions.direction import versions
-from cosmic_tl.errors import CosmicError, NoCandidateError, first_line
+from cosmic_tl.errors import CosmicError, NoCandidateError
 from cosmic_tl.experiments.conditions import Row, standard_conditions
 from cosmic_tl.experiments.effects import measure_effects
 from cosmic_tl.experiments.known_rows import read_conditions, sort_conditions
@@ -34,14 +30,13 @@ from cosmic_tl.judges.base import Judge, strip_thinking, unfinished_thinking
 from cosmic_tl.model.batching import sizes_kept
 from cosmic_tl.model.chat import chat_notes
 from cosmic_tl.model.copies import as_loaded
-from cosmic_tl.model.fingerprint import model_fingerprint
-from cosmic_tl.model.load import TransformerBridge, short_label
-from cosmic_tl.model.positions import post_instruction_positions
+from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.report.page import write_report
 from cosmic_tl.runs.causes import map_causes
 from cosmic_tl.runs.checks import check_run
 from cosmic_tl.runs.derived import model_identity, prompts_digest
 from cosmic_tl.runs.directory import check_directory, prepare_directory, write_choice
+from cosmic_tl.runs.kept_means import kept_means
 from cosmic_tl.runs.lock import locked
 from cosmic_tl.runs.logs import ProductLog, ScoreLog, SizeLog
 from cosmic_tl.runs.piece_table import remove_pieces
@@ -82,50 +77,6 @@ def _name_of(judge: Judge) -> str:
             'judge: it has no name, by which a run tells its verdicts from another judge\'s; set `judge.name = "…"`'
         )
     return name
-
-
-def _means(
-    model: TransformerBridge, prompts: ContrastSet, settings: RunSettings, path: Path
-) -> tuple[MeanActivations, MeanActivations]:
-    options = settings.selection
-    try:
-        tensors = read_sealed(path)[1] if path.exists() else {}
-    except DAMAGE as error:
-        raise CosmicError(f"file: {str(path)!r} is damaged ({first_line(error)}); delete it") from error
-    # Without the splits of these seeds they belong to an earlier run, whose scores hold all the same.
-    if tensors and all(f"{side}.split.{seed}" in tensors for side in SIDES for seed in settings.seeds):
-        origin = model_fingerprint(model), short_label(model)  # the settings were compared before
-        return tuple(  # type: ignore[return-value]
-            MeanActivations(
-                tensors[f"{side}.pre"],
-                tensors[f"{side}.post"],
-                int(tensors[f"{side}.n"]),
-                *origin,
-                {seed: tensors[f"{side}.split.{seed}"] for seed in settings.seeds},
-                tensors.get(f"{side}.squares"),
-            )
-            for side in SIDES
-        )
-    positions = post_instruction_positions(model, settings.chat, options.n_positions)
-    positive, negative = class_means(
-        model,
-        prompts.sides("train", options.n_train),
-        positions=positions,
-        chat=settings.chat,
-        seeds=settings.seeds,
-        batch_size=settings.batch_size,
-    )
-    tensors = {}
-    for side, means in zip(SIDES, (positive, negative), strict=True):
-        tensors |= {
-            f"{side}.pre": means.resid_pre,
-            f"{side}.post": means.resid_post,
-            f"{side}.n": torch.tensor(means.n),
-            **({} if means.squares is None else {f"{side}.squares": means.squares}),
-            **{f"{side}.split.{seed}": split for seed, split in means.splits.items()},
-        }
-    write_sealed(path, tensors, {})
-    return positive, negative
 
 
 def _calibrations(
@@ -254,7 +205,7 @@ def _run(
         )
     else:
         # Which prompts are left out is decided by the selection, which then takes the means itself.
-        means = None if options.filter_prompts else _means(model, prompts, settings, resume / RESUME_FILES[0])
+        means = None if options.filter_prompts else kept_means(model, prompts, settings, resume / RESUME_FILES[0])
         selection = select_cosmic(
             model,
             prompts,

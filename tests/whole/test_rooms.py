@@ -41,3 +41,8 @@ def test_files_that_the_page_names_exist():
     absent = {name for name in named if name.removeprefix("cosmic_tl/") not in files and name not in names}
     assert absent == {"interventions/steering.py"}  # the example of a name that a module must not have
     assert len(named) > 15
+
+
+def test_no_module_is_long():
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE.rglob("*.py")}
+    assert {str(path.relative_to(PACKAGE)): n for path, n in lengths.items() if n > 350} == {}
