@@ -10,7 +10,7 @@ import cosmic_tl
 from cosmic_tl import ChatFormat, CosmicOptions, RefusalTokenOptions, RunSettings, Sampling, compare_selections
 from cosmic_tl.cli import app
 from cosmic_tl.cli.derive import FLAGS, PROCEDURES, help_texts
-from cosmic_tl.cli.options import DataOptions, LoadOptions, ModelOptions, RunOptions
+from cosmic_tl.cli.options import GENERATION, DataOptions, LoadOptions, ModelOptions, RunOptions, generation
 from cosmic_tl.experiments.behaviour_sweep import sweep_behaviour
 from cosmic_tl.experiments.weak_alignment import two_rounds
 from cosmic_tl.judges import EndpointJudge
@@ -148,3 +148,8 @@ def test_a_run_names_its_directory():
         "directory",
         "model",
     }
+
+
+def test_settings_that_are_written_down_are_in_the_same_order_in_every_process():
+    """And not in that of a set, which changes with the hashes of strings."""
+    assert list(generation(RunSettings())) == [one.name for one in fields(RunSettings) if one.name in GENERATION]
