@@ -22,9 +22,10 @@ demo: $(VENV)/.installed ## the main job on the embedded model
 # One thread per process, because two of them on all cores would stall each other; files in the order of their names, so that the
 # longest do not come last.
 PYTEST := env -u COSMIC_TL_REAL_MODEL OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
-# Tests of tensors, in which beartype checks the shapes of every signature; it takes more than half as long again.
-SHAPES := $(addprefix tests/,directions generation interventions metrics model selection/test_cosmic.py \
-	selection/test_notes.py selection/test_plan.py selection/test_stability.py test_engine_inside_hooks.py)
+# Where tensors are: there beartype checks the shapes of every signature, in examples and in tests. That takes twice as long, so
+# that tests of whole selections do without.
+TENSORS := directions generation interventions metrics model
+SHAPES := $(addprefix cosmic_tl/,activations engine patching selection $(TENSORS)) $(addprefix tests/,$(TENSORS))
 
 test: $(VENV)/.installed ## all tests but those on a real model
 	$(PYTEST) --jaxtyping-packages=cosmic_tl,beartype.beartype $(SHAPES)

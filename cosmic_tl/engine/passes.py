@@ -60,7 +60,8 @@ class Rows:
         """Two batches of half as many prompts, or this one if it has only one.
 
         Example:
-            >>> batch = TokenBatch(torch.ones(3, 2), torch.ones(3, 2), (4, 5, 6))
+            >>> ids = torch.ones(3, 2, dtype=torch.long)
+            >>> batch = TokenBatch(ids, ids, (4, 5, 6))
             >>> [half.tokens.rows for half in Rows(batch).halves()]
             [(4, 5), (6,)]
         """

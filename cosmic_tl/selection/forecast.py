@@ -61,7 +61,10 @@ class Forecast:
         """
         if (timing := self.timing) is None:
             return {}
-        return {str(one.stage): timing.seconds(one.macs, one.passes, one.logits) for one in self.stages.itertuples()}
+        return {
+            str(one.stage): timing.seconds(float(one.macs), float(one.passes), float(one.logits))
+            for one in self.stages.itertuples()
+        }
 
     def with_workers(self, n: int, start: float = 0.0) -> float | None:
         """Predicted seconds with several workers, if each computes as fast as this process did in the probe.

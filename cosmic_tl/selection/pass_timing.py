@@ -35,7 +35,7 @@ class PassTiming:
     probed: tuple[tuple[int, int, float], ...]
     """Of every pass that was timed: first block, multiply-adds, seconds."""
 
-    def seconds(self, macs: float, passes: float, logits: float = 0) -> float:
+    def seconds(self, macs: float, passes: float, logits: float = 0.0) -> float:
         """Predicted seconds.
 
         Args:
@@ -44,7 +44,7 @@ class PassTiming:
             logits: Rows whose logits are read.
 
         Example:
-            >>> PassTiming(1e-11, 0.5, 0.1, ()).seconds(macs=1e11, passes=2, logits=10)
+            >>> PassTiming(1e-11, 0.5, 0.1, ()).seconds(macs=1e11, passes=2.0, logits=10.0)
             3.0
         """
         return macs * self.per_mac + passes * self.per_pass + logits * self.per_logits
@@ -110,7 +110,7 @@ def time_passes(
         deeper = min(last - 1, int(left / 3.5 / per_block))
         if deeper > 1:
             probe(last - deeper)
-    per_mac, per_pass = _line([(macs, took) for _, macs, took in probed])
+    per_mac, per_pass = _line([(float(macs), took) for _, macs, took in probed])
     return PassTiming(per_mac, per_pass, _logits(clean, model, batch, clock), tuple(probed))
 
 
