@@ -79,17 +79,23 @@ class Measures:
 def _odds_and_total(
     logits: Float[Tensor, "prompt vocab"], tokens: RefusalTokens | None
 ) -> tuple[Float64[Tensor, " prompt"] | None, Float64[Tensor, " prompt"]]:
-    """The refusal score as `log_odds` gives it, and the logarithm of the sum of all exponentials, from one pass over the
-    vocabulary in float32: in float64 it would take as long as the blocks.
+    """The refusal score as `log_odds` gives it, and the logarithm of the sum of all exponentials. Both from exponentials in
+    float32: in float64 they would take as long as the blocks.
     """
     if tokens is None:
-        return None, logits.logsumexp(-1).double()
+        return None, _total(logits.clone())
     chosen = list(set(tokens.ids))
     inside = logits[:, chosen].double().logsumexp(-1)
     others = logits.clone()
     others[:, chosen] = -torch.inf
-    outside = others.logsumexp(-1).double()
+    outside = _total(others)
     return inside - outside, torch.logaddexp(inside, outside)
+
+
+def _total(logits: Float[Tensor, "prompt vocab"]) -> Float64[Tensor, " prompt"]:
+    """Their `logsumexp`, to 1e-7 also where they are large; in place."""
+    top = logits.amax(-1, keepdim=True)
+    return logits.sub_(top).exp_().sum(-1).double().log() + top[:, 0].double()
 
 
 def _over_layers(outcome: Outcome, layers: tuple[int, ...]) -> Float64[Tensor, "prompt d_model"]:

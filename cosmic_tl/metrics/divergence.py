@@ -1,15 +1,12 @@
 """Kullback-Leibler divergence between next-token distributions."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
-import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
 from cosmic_tl._util.border import checked
-
-NEGLIGIBLE = 1e-7
-"""Probability of all tokens together that a divergence may leave out."""
 
 
 @checked
@@ -19,6 +16,7 @@ def kl_divergence(
     """`Σ p·(log(p + ε) − log(q + ε))` between the distributions of two sets of logits, in float64.
 
     Example:
+        >>> import torch
         >>> kl_divergence(torch.zeros(1, 4), torch.zeros(1, 4)).tolist()
         [0.0]
     """
@@ -29,9 +27,7 @@ def kl_divergence(
 def divergence_from(
     p: Float[Tensor, "batch vocab"], eps: float = 1e-6, total: Float64[Tensor, " batch"] | None = None
 ) -> Callable[[Sequence[int], Float[Tensor, "some vocab"], Float64[Tensor, " some"] | None], Float64[Tensor, " some"]]:
-    """`kl_divergence` from the same distributions to many others, without the tokens that have next to no probability in these.
-
-    The tokens left out have 1e-7 together at most, and so change the divergence by 2e-6 nats at most.
+    """`kl_divergence` from the same distributions to many others, in float32, which takes a quarter of the time.
 
     Args:
         p: Logits.
@@ -43,25 +39,27 @@ def divergence_from(
         the same total.
 
     Example:
+        >>> import torch
         >>> divergence_from(torch.zeros(2, 4))([1], torch.zeros(1, 4)).tolist()
         [0.0]
     """
-    probable = p.double().softmax(-1).sort(dim=-1, descending=True)
-    n = int((probable.values.cumsum(-1) < 1 - NEGLIGIBLE).sum(-1).max()) + 1
-    index, mass = probable.indices[:, :n].clone(), probable.values[:, :n].clone()
 
-    def cross(here: list[int], q: Tensor, total: Tensor | None) -> Tensor:
-        total = q.logsumexp(-1).double() if total is None else total
-        some = (q.gather(1, index[here]).double() - total[:, None]).exp()
-        found: Tensor = torch.linalg.vecdot(mass[here], some.add_(eps).log_())
+    def logs(q: Tensor, total: Tensor | None) -> Tensor:
+        total = q.double().logsumexp(-1) if total is None else total
+        near = total.to(q.dtype)
+        found: Tensor = (q - near[:, None]).exp_().mul_((near - total).exp().to(q.dtype)[:, None]).add_(eps).log_()
         return found
 
-    own = cross(list(range(len(p))), p, total)
+    @cache
+    def own(rows: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        here = list(rows)
+        return p[here].double().softmax(-1).to(p.dtype), logs(p[here], None if total is None else total[here])
 
     def to(
         rows: Sequence[int], q: Float[Tensor, "some vocab"], total: Float64[Tensor, " some"] | None = None
     ) -> Float64[Tensor, " some"]:
-        here = list(rows)
-        return own[here] - cross(here, q, total)
+        mass, before = own(tuple(rows))
+        # Term by term, since both sums are large where their difference is small; and `sum` loses less than a matrix product.
+        return logs(q, total).neg_().add_(before).mul_(mass).sum(-1).double()
 
     return to
