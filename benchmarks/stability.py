@@ -33,7 +33,9 @@ def measure(name: str, source: str, mode: Mode, n_train: int, n_val: int) -> dic
 
     scores: Scores = {}
     products: Products = {}
-    took(0, {}, {})  # what is found out once per model
+    # What is found out once per model, by few prompts.
+    few = CosmicOptions(mode=mode, n_train=n_train, n_val=2, n_resamples=0, max_kl=float("inf"))
+    select_cosmic(model, prompts, few, means=means)
     alone, resampled = took(0, {}, {}), took(1000, scores, products)
     known, known_resampled = took(0, scores, products), took(1000, scores, products)
     stability = found[-1].stability

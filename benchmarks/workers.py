@@ -8,6 +8,7 @@ imports and models among it.
 * one process with all threads;
 * as many workers as there are cores, with one thread each;
 * one worker with one thread;
+* beside these, what the cores gain in plain matrix products, one thread each, which no number of workers can exceed;
 * with `--overhead` also one worker with all threads, and one process with one.
 """
 
@@ -17,6 +18,8 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -78,9 +81,26 @@ def apart(one: Found, other: Found) -> float:
     return max(abs(a - b) for a, b in pairs if a == a)
 
 
+def gain_of_cores(model: str, cores: int) -> float:
+    """How much faster matrices of the model's shapes are multiplied on all cores, one thread each, than on one alone."""
+    import torch
+
+    from benchmarks.selection import matmul_rate
+    from cosmic_tl import load_on_paper
+
+    config = load_on_paper(model).original_model.config.get_text_config()
+    torch.set_num_threads(1)
+    rate = partial(matmul_rate, config, "cpu", torch.float32, tokens=512)
+    alone = rate()
+    with ThreadPoolExecutor(cores) as threads:
+        return sum(one.result() for one in [threads.submit(rate) for _ in range(cores)]) / alone
+
+
 def measure(asked: argparse.Namespace) -> dict[str, float]:
     """Seconds, speed-up and the largest difference between scores."""
     cores = os.cpu_count() or 1
+    gain = gain_of_cores(asked.model, cores)
+    print(f"{cores} cores multiply matrices {gain:.2f} times as fast as one alone", flush=True)
     with TemporaryDirectory() as name:
         folder = Path(name)
         plain, expected = timed(asked, 0, cores, folder)
@@ -88,6 +108,7 @@ def measure(asked: argparse.Namespace) -> dict[str, float]:
         single, of_one = timed(asked, 1, 1, folder)
         found = {
             "cores": cores,
+            "matrix products on all cores over one alone": gain,
             "validation prompts per side": asked.n_val,
             "seconds, one process with all threads": plain,
             "seconds, one worker with one thread": single,
