@@ -61,6 +61,8 @@ def print_run(found: Run, leave_out: set[str]) -> None:
     print(f"{options.n_train} training and {options.n_val} validation prompts per side; {selection.basis}.")
     for remark in selection.remarks:
         print(f"* {remark}")
+    if selection.null is not None:
+        print(f"\n{selection.null}")
     print(f"\n{found.summary['seconds']:.0f} s in all.\n")
     print_rates(found.effects, leave_out)
     kept = selection.table[selection.table.score.notna()]
@@ -81,6 +83,8 @@ def draw(first: Run, last: Run) -> None:
             save_small({"real-suffix-cosines": ct.figures.plot_suffix_cosines(SuffixAnalysis(*tables))})
         if (run.out / "causal.csv").exists():
             save_small({"real-causal-map": causal_map_of(run).plot()})
+        if run.selection.null is not None:
+            save_small({"real-null": run.selection.null.plot()})
 
 
 def causal_map_of(run: Run) -> CausalMap:
