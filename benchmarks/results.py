@@ -22,11 +22,10 @@ ORDER = (
 )
 COMMANDS = {
     "real": "python -m benchmarks.real MODEL --prompts PROMPTS",
-    "real,": "python -m benchmarks.real MODEL --prompts PROMPTS",
     "plan": "python -m benchmarks.plan MODEL --prompts PROMPTS",
     "workers": "python -m benchmarks.workers MODEL --prompts PROMPTS",
     "causal": "python -m benchmarks.causal MODEL --prompts PROMPTS",
-    "stability,": "python -m benchmarks.stability MODEL --prompts PROMPTS",
+    "stability, real": "python -m benchmarks.stability MODEL --prompts PROMPTS",
 }
 MODES = ("affine", "linear")
 REAL = {
@@ -78,6 +77,11 @@ BARS = {
 }
 
 
+def part_of(name: str) -> str:
+    """The script that a section's numbers are of, as in "real, AVX2"."""
+    return name.split()[0].removesuffix(",")
+
+
 def page(results: dict[str, dict[str, float]]) -> str:
     """The results as a page."""
     lines = [
@@ -88,7 +92,8 @@ def page(results: dict[str, dict[str, float]]) -> str:
         "Written by `make bench`; each part has its own command.",
     ]
     for name, values in results.items():
-        bars, command = BARS.get(name, {}), COMMANDS.get(name.split()[0], f"python -m benchmarks.{name}")
+        bars = BARS.get(name, {})
+        command = COMMANDS.get(name) or COMMANDS.get(part_of(name), f"python -m benchmarks.{name}")
         lines += ["", f"## {name}", f"`{command}`", "", "| measure | found | bar |", "|---|---|---|"]
         lines += [f"| {key} | {value:.3g} | {bars.get(key, '')} |" for key, value in values.items()]
     return "\n".join(lines) + "\n"
@@ -99,7 +104,6 @@ def record(name: str, values: dict[str, float]) -> None:
     results = json.loads(KEPT.read_text()) if KEPT.exists() else {}
     results[name] = values
     place = {known: number for number, known in enumerate(ORDER)}
-    part = lambda name: name.split()[0].removesuffix(",")  # noqa: E731
-    results = dict(sorted(results.items(), key=lambda item: (place.get(part(item[0]), len(ORDER)), item[0])))
+    results = dict(sorted(results.items(), key=lambda item: (place.get(part_of(item[0]), len(ORDER)), item[0])))
     KEPT.write_text(json.dumps(results, indent=1) + "\n")
     RESULTS.write_text(page(results))

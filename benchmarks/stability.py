@@ -41,6 +41,8 @@ def measure(name: str, source: str, mode: Mode, n_train: int, n_val: int) -> dic
     stability = found[-1].stability
     assert stability is not None
     return {
+        "training prompts per side": n_train,
+        "validation prompts per side": n_val,
         "time of the resampling alone": (known_resampled - known) / alone,
         "time with its passes": (resampled - alone) / alone,
         "candidates whose KL was computed for it": float(stability.passes["kl"]),

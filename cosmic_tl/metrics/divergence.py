@@ -27,7 +27,7 @@ def kl_divergence(
 def divergence_from(
     p: Float[Tensor, "batch vocab"], eps: float = 1e-6, total: Float64[Tensor, " batch"] | None = None
 ) -> Callable[[Sequence[int], Float[Tensor, "some vocab"], Float64[Tensor, " some"] | None], Float64[Tensor, " some"]]:
-    """`kl_divergence` from the same distributions to many others, in float32, which takes a quarter of the time.
+    """`kl_divergence` from the same distributions to many others, in float32, which takes a tenth of the time.
 
     Args:
         p: Logits.

@@ -82,7 +82,7 @@ def test_winners_are_those_of_the_filters(rule):
     """Also among ties, and where nothing is left."""
     rng = np.random.default_rng(0)
     n_layers, positions = 7, (-3, -2, -1)
-    shape = (150, len(positions), n_layers)
+    shape = (300, len(positions), n_layers)
     comply, refuse = (rng.integers(0, 12, shape) / 12 for _ in range(2))
     kl = rng.exponential(0.2, shape)
     undefined = rng.random(shape[1:]) < 0.1
