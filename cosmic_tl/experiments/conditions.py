@@ -90,6 +90,16 @@ class Condition:
     def __post_init__(self) -> None:
         one_of("side", self.side, get_args(Side))
 
+    @property
+    def label(self) -> str:
+        """Side, name and seed, for people.
+
+        Example:
+            >>> Condition("random removal", "positive", (), seed=3).label
+            'positive, random removal 3'
+        """
+        return f"{self.side}, {self.name}" + (f" {self.seed}" if self.seed is not None else "")
+
 
 @checked
 def standard_conditions(

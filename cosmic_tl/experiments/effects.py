@@ -1,6 +1,6 @@
 """The effect of a direction on completions: baseline, removal, induction, and placebos beside them, in paired tests."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import product
 from typing import Any
@@ -8,28 +8,22 @@ from typing import Any
 import pandas as pd
 
 from cosmic_tl._util.border import checked
-from cosmic_tl._util.progress import each, track
 from cosmic_tl._util.results import Result
-from cosmic_tl._util.spreading import Piece
 from cosmic_tl.data.contrast_set import Prompts, Side, labels_of, sides_of
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.experiments.answer_rows import answer_rows
+from cosmic_tl.experiments.answering import written
 from cosmic_tl.experiments.conditions import REFUSAL, Condition, Row, Terms, standard_conditions, terms_of
 from cosmic_tl.experiments.known_rows import done_conditions
 from cosmic_tl.experiments.paired import TESTED, Paired, mcnemar, with_seed
-from cosmic_tl.generation.completions import answers_to
 from cosmic_tl.generation.sampling import Sampling, describe_generation
 from cosmic_tl.judges.base import Judge
 from cosmic_tl.judges.substring import SubstringJudge
-from cosmic_tl.metrics.fluency import fluency_of, garbled_share, mark_garbled
+from cosmic_tl.metrics.fluency import garbled_share, mark_garbled
 from cosmic_tl.metrics.rates import Rate, rate
 from cosmic_tl.model.chat import ChatFormat, tokenize
-from cosmic_tl.model.copies import copies_of
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.selection.result import Selection
-
-_Answers = tuple[list[str], pd.DataFrame]
-"""Completions and their fluency."""
 
 
 @checked
@@ -256,8 +250,8 @@ def measure_effects(
         sampling: Top-k, top-p and repetition penalty. Default none of them, whatever the checkpoint's defaults are.
 
     Raises:
-        CosmicError: As `complete`; if neither or both of selection and conditions are given, or the judge's verdicts are
-            about safety and not about refusal.
+        CosmicError: As `complete`; if neither or both of selection and conditions are given, two conditions have the same side,
+            name and seed, or the judge's verdicts are about safety and not about refusal.
 
     Example:
         >>> from cosmic_tl import load_model
@@ -278,6 +272,9 @@ def measure_effects(
     rows = list(known)
     asked: dict[Side, list[str]] = {"positive": positive, "negative": negative}
     done = done_conditions(rows, asked, ("condition", "seed"))
+    labels = [one.label for one in conditions]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise CosmicError(f"conditions: several are {twice[0]!r}; give each a name or a seed of its own")
     missing = [one for one in conditions if (one.side, one.name, one.seed) not in done]
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "sampling": sampling}
     how = {"chat": chat, "batch_size": batch_size}
@@ -285,7 +282,7 @@ def measure_effects(
     rows_of = {
         side: tokenize(model, asked[side], chat, max_new_tokens) for side in dict.fromkeys(one.side for one in missing)
     }
-    for condition, (texts, fluency) in _written(model, missing, rows_of, settings, how):
+    for condition, texts, fluency in written(model, missing, rows_of, settings, how):
         some = asked[condition.side]
         new = answer_rows(model, condition, some, texts, judge, chat=chat, batch_size=batch_size, fluency=fluency)
         on_rows(new)
@@ -301,40 +298,3 @@ def measure_effects(
     if baseline.any():
         frame["garbled"] = mark_garbled(model, frame, baseline, chat=chat, batch_size=batch_size)
     return Effects(frame, terms, {**generation, "seed": seed})
-
-
-def _written(
-    model: TransformerBridge,
-    conditions: Sequence[Condition],
-    rows: Mapping[Side, list[list[int]]],
-    settings: Mapping[str, Any],
-    how: Mapping[str, Any],
-) -> Iterator[tuple[Condition, _Answers]]:
-    """What the model writes under each condition; copies of the model share the conditions if there are any."""
-    copies = copies_of(model)
-    if copies is None or len(conditions) < 2:
-        for condition in each(conditions, "conditions"):
-            yield condition, _answers(model, rows, settings, how, condition)
-        return
-    pieces = [Piece(_label(condition), (condition,)) for condition in conditions]
-    with track(len(pieces), "conditions") as advance:
-        for number, found in copies.map("completions", _answers, (rows, settings, how), pieces):
-            yield conditions[number], found
-            advance(1)
-
-
-def _answers(
-    model: TransformerBridge,
-    rows: Mapping[Side, list[list[int]]],
-    settings: Mapping[str, Any],
-    how: Mapping[str, Any],
-    condition: Condition,
-) -> _Answers:
-    """What the model writes under one condition."""
-    asked = rows[condition.side]
-    texts = answers_to(model, asked, condition.interventions, label=_label(condition), **settings, **how)
-    return texts, fluency_of(model, asked, texts, **how)
-
-
-def _label(condition: Condition) -> str:
-    return f"{condition.side}, {condition.name}" + (f" {condition.seed}" if condition.seed is not None else "")

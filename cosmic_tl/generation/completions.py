@@ -1,23 +1,28 @@
 """Batched completions, with or without interventions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
+from random import Random
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 from cosmic_tl._util.border import checked
 from cosmic_tl._util.progress import track
+from cosmic_tl._util.spreading import Piece
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.generation.sampling import Sampling, generation_config, only, random_state_kept
 from cosmic_tl.interventions.edits import Interventions
 from cosmic_tl.interventions.steer import steering
 from cosmic_tl.model.batching import BATCH_SIZE, batches
 from cosmic_tl.model.chat import THINKING_TAGS, ChatFormat, opened_block, tokenize
+from cosmic_tl.model.copies import copies_of
 from cosmic_tl.model.forward import tiny_batch
 from cosmic_tl.model.hooks import probed
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.model.matmul import fast_linear
+from cosmic_tl.model.shortcuts import out_of_memory
 
 MOST_ANSWERS = 128
 """Largest default number of answers that are written at once. A step takes little longer for more of them; but all go on
@@ -143,27 +148,105 @@ def new_tokens(
         [4]
     """
     config = generation_config(model, max_new_tokens, temperature, sampling)
-    ends = set(config.eos_token_id or ())
+    some = answer_batches(model, rows, max_new_tokens, batch_size, seed)
     found: list[list[int]] = [[] for _ in rows]
     with random_state_kept(), track(len(rows), label) as advance:
         check_cache(model)
-        torch.manual_seed(seed)
-        longest = max(map(len, rows), default=0) + max_new_tokens
-        most = min(MOST_ANSWERS, max(BATCH_SIZE, ANSWER_TOKENS // longest))
-        for batch in batches(model, rows, batch_size, most=most):
-            prompt_length = batch.ids.shape[1]
-            with (
-                torch.inference_mode(),
-                fast_linear(),
-                steering(model, interventions, prompt_length=prompt_length),
-                only(model, config),
-            ):
-                tokens = model.original_model.generate(batch.ids, attention_mask=batch.mask, generation_config=config)
-            for row, new in zip(batch.rows, tokens[:, prompt_length:].tolist(), strict=True):
-                end = next((i for i, token in enumerate(new) if token in ends), len(new))
-                found[row] = new[: end + 1]  # what follows is padding
-            advance(len(batch.rows))
+        written: Iterable[tuple[int, list[list[int]]]]
+        if (copies := copies_of(model)) is None or len(some) < 2:
+            written = enumerate(_batch_tokens(model, rows, interventions, config, *batch) for batch in some)
+        else:
+            pieces = [Piece(f"{label}, batch {number} of {len(some)}", batch) for number, batch in enumerate(some, 1)]
+            written = copies.map("completions", _batch_tokens, (rows, interventions, config), pieces)
+        for number, answers in written:
+            for row, answer in zip(some[number][0], answers, strict=True):
+                found[row] = answer
+            advance(len(answers))
     return found
+
+
+def answer_batches(
+    model: TransformerBridge,
+    rows: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    batch_size: int | None = None,
+    seed: int = 0,
+) -> list[tuple[tuple[int, ...], int]]:
+    """Which rows are answered at once, and the seed for sampling them.
+
+    Args:
+        model: A `TransformerBridge` with a tokenizer.
+        rows: Token ids from `tokenize`.
+        max_new_tokens: Maximum number of new tokens per row.
+        batch_size: Rows per batch. Default: by memory, at most 128.
+        seed: Of the first batch. Others have seeds of their own, so that answers do not depend on who samples which batch.
+
+    Returns:
+        Per batch the numbers of its rows, and its seed.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> batches = answer_batches(load_model("demo", device="cpu"), [[5, 6, 7], [8], [9]], 4, batch_size=2)
+        >>> [rows for rows, seed in batches]
+        [(1, 2), (0,)]
+    """
+    longest = max(map(len, rows), default=0) + max_new_tokens
+    most = min(MOST_ANSWERS, max(BATCH_SIZE, ANSWER_TOKENS // longest))
+    return [
+        (batch.rows, _seed(seed, number)) for number, batch in enumerate(batches(model, rows, batch_size, most=most))
+    ]
+
+
+def _seed(seed: int, number: int) -> int:
+    """Of one batch of several."""
+    return Random(f"{seed} {number}").getrandbits(32) if number else seed
+
+
+def _batch_tokens(
+    model: TransformerBridge,
+    rows: Sequence[Sequence[int]],
+    interventions: Interventions,
+    config: GenerationConfig,
+    numbers: Sequence[int],
+    seed: int,
+) -> list[list[int]]:
+    """The tokens written after the rows of one batch; if memory runs out, after half of them at a time."""
+    try:
+        return _written(model, [rows[i] for i in numbers], interventions, config, seed)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        if len(numbers) == 1:
+            raise CosmicError("memory: not enough for one answer; use a shorter prompt or fewer new tokens") from error
+    torch.cuda.empty_cache()  # after the handler, which still held the failed pass's tensors
+    middle = len(numbers) // 2
+    return [
+        answer
+        for number, half in enumerate((numbers[:middle], numbers[middle:]))
+        for answer in _batch_tokens(model, rows, interventions, config, half, _seed(seed, number))
+    ]
+
+
+def _written(
+    model: TransformerBridge,
+    rows: Sequence[Sequence[int]],
+    interventions: Interventions,
+    config: GenerationConfig,
+    seed: int,
+) -> list[list[int]]:
+    (batch,) = batches(model, rows, len(rows))
+    prompt_length, ends = batch.ids.shape[1], set(config.eos_token_id or ())
+    torch.manual_seed(seed)
+    with (
+        torch.inference_mode(),
+        fast_linear(),
+        steering(model, interventions, prompt_length=prompt_length),
+        only(model, config),
+    ):
+        tokens = model.original_model.generate(batch.ids, attention_mask=batch.mask, generation_config=config)
+    answers = tokens[:, prompt_length:].tolist()
+    # What follows the end is padding.
+    return [row[: next((i for i, token in enumerate(row) if token in ends), len(row)) + 1] for row in answers]
 
 
 def answer_texts(model: TransformerBridge, tokens: Sequence[Sequence[int]]) -> list[str]:

@@ -34,6 +34,7 @@ SKIPPED = 8
 LEAST = 4
 """Minimum number of tokens after them for a meaningful mean."""
 NGRAM = 4
+MEASURES = ("cross_entropy", "late_nats", "repetition")
 MARGIN = {"late_nats": 1.0, "repetition": 0.2}
 """A completion that exceeds the baseline's upper quartile by no more than this is never garbled."""
 
@@ -126,13 +127,12 @@ def fluency_of(
     )
     for i, nats in zip(kept, scored, strict=True):
         found[i] = nats
-    return pd.DataFrame(
-        {
-            "cross_entropy": [sum(nats) / len(nats) if nats else nan for nats in found],
-            "late_nats": [late_nats(nats) for nats in found],
-            "repetition": [repetition(tail) for tail in tails],
-        }
+    measured = (
+        [sum(nats) / len(nats) if nats else nan for nats in found],
+        [late_nats(nats) for nats in found],
+        [repetition(tail) for tail in tails],
     )
+    return pd.DataFrame(dict(zip(MEASURES, measured, strict=True)))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import torch
 
 from cosmic_tl import CosmicError, RunSettings, Sampling, complete, load_model, measure_effects, sweep
 from cosmic_tl.experiments.conditions import Condition
+from cosmic_tl.generation.completions import answer_batches
 from cosmic_tl.generation.sampling import describe_generation, generation_sentence, random_state_kept
 from cosmic_tl.interventions.edits import AffineEdit
 from cosmic_tl.model.chat import tokenize
@@ -53,6 +54,36 @@ def test_temperature_1_is_the_models_own_distribution(opinionated):
         torch.manual_seed(seed)
         expected = by_hand(opinionated, TEXTS[0], lambda logits: torch.multinomial(logits.softmax(-1), 1))
         assert complete(opinionated, TEXTS[:1], max_new_tokens=NEW, temperature=1.0, seed=seed) == [expected]
+
+
+def test_each_batch_is_sampled_by_itself(opinionated):
+    how = {"max_new_tokens": NEW, "temperature": 1.0, "seed": 5}
+    found = complete(opinionated, TEXTS[:1] * 6, batch_size=2, **how)
+    assert found[:2] == complete(opinionated, TEXTS[:1] * 2, **how)
+    rows = tokenize(opinionated, TEXTS[:1] * 6)
+    seeds = [seed for _, seed in answer_batches(opinionated, rows, NEW, 2, 5)]
+    assert seeds[0] == 5 and len(set(seeds)) == 3
+    assert found[4:] == complete(opinionated, TEXTS[:1] * 2, **{**how, "seed": seeds[2]})
+    assert len(set(found)) == 6  # no two batches draw the same numbers
+
+
+def test_out_of_memory_halves_the_batch(demo, prompts, monkeypatch):
+    asked = prompts.side("positive", "test", 5)
+    expected, plain, sizes = complete(demo, asked, max_new_tokens=NEW), demo.original_model.generate, []
+
+    def small(ids, **options):
+        sizes.append(len(ids))
+        if len(ids) > most:
+            raise torch.OutOfMemoryError("out of memory")
+        return plain(ids, **options)
+
+    monkeypatch.setattr(demo.original_model, "generate", small)
+    most = 2
+    assert complete(demo, asked, max_new_tokens=NEW) == expected
+    assert sizes[-5:] == [5, 2, 3, 1, 2]
+    most = 0
+    with pytest.raises(CosmicError, match="memory: not enough for one answer"):
+        complete(demo, asked, max_new_tokens=NEW)
 
 
 def test_top_k_top_p_and_a_penalty_act_when_asked_for(opinionated):
