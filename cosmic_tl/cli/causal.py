@@ -55,7 +55,7 @@ def causal(
         "causal",
         direction,
         bridge,
-        chat=asdict(chat),
+        chat=chat,
         prompts=digest(prompts),
         n_test=settings.n_test,
         evaluation_layers=list(run.selection.evaluation_layers),

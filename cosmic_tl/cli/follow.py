@@ -49,7 +49,7 @@ def follow(
         "follow",
         direction,
         bridge,
-        chat=asdict(chat),
+        chat=chat,
         prompts=digest(prompts),
         edits=asdict(selection.edits),
         **generation(settings) | {"sampling": asdict(settings.sampling)},

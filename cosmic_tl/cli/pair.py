@@ -78,7 +78,8 @@ def evaluate(
     documents, pairs, contrast = read_documents(texts), read_pairs(instructions), data.load()
     names = [one.strip() for one in tasks.split(",") if one.strip()]
     base, edited = models.load()
-    from cosmic_tl.directions.direction import Direction, versions
+    from cosmic_tl._util.versions import versions
+    from cosmic_tl.directions.direction import Direction
     from cosmic_tl.experiments.two_models import compare_models
     from cosmic_tl.runs.derived import digest, direction_digest, model_identity
     from cosmic_tl.runs.evaluation import evaluating, write_evaluation_files
@@ -93,8 +94,8 @@ def evaluate(
     }
     identity: dict[str, Any] = {
         "format": FORMAT,
-        "base": model_identity(base),
-        "edited": {**model_identity(edited), "model": models.edited},
+        "base": model_identity(base, form),
+        "edited": {**model_identity(edited, form), "model": models.edited},
         "prompts": {"name": contrast.name, "n_test": list(map(len, sides)), "digest": digest(sides)},
         "categories": digest(dict(contrast.categories)),
         "labels": contrast.labels,

@@ -47,7 +47,7 @@ def suffix(source: RunOptions, options: SuffixOptions, *, n_prompts: int = 4, n_
         direction,
         bridge,
         mode=mode,
-        chat=asdict(chat),
+        chat=chat,
         prompts=digest(positive),
         n_prompts=n_prompts,
         options=asdict(options),

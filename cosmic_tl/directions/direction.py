@@ -1,8 +1,6 @@
 """A direction with all that is needed to apply it again."""
 
 from dataclasses import dataclass, field, replace
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -12,6 +10,7 @@ from torch import Tensor
 from cosmic_tl._util.border import checked
 from cosmic_tl._util.foreign_formats import READERS, RUN, by_name
 from cosmic_tl._util.sealed import DAMAGE, read_sealed, write_sealed
+from cosmic_tl._util.versions import versions
 from cosmic_tl.activations import stream_at
 from cosmic_tl.data.contrast_set import Prompts, sides_of
 from cosmic_tl.directions.loading import check_said, foreign_direction, is_foreign_file, known_endings
@@ -21,17 +20,6 @@ from cosmic_tl.model.fingerprint import check_origin, model_fingerprint
 from cosmic_tl.model.load import TransformerBridge, short_label
 
 FORMAT = "cosmic_tl/direction/2"
-_version = cache(version)  # cached, since it reads files and there are many directions
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that results depend on.
-
-    Example:
-        >>> sorted(versions())
-        ['cosmic_tl', 'torch', 'transformer_lens', 'transformers']
-    """
-    return {name: _version(name) for name in ("cosmic_tl", "transformer_lens", "transformers", "torch")}
 
 
 @checked

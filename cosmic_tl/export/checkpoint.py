@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from cosmic_tl._util.border import checked
-from cosmic_tl.directions.direction import versions
+from cosmic_tl._util.versions import versions
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.export.folder import check_folder, whole_folder
 from cosmic_tl.interventions.orthogonalize import WeightEdit

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cosmic_tl.directions.direction import versions
+from cosmic_tl._util.versions import versions
 from cosmic_tl.interventions.edits import Edit
 from cosmic_tl.model.fingerprint import model_fingerprint
 from cosmic_tl.model.load import TransformerBridge, model_label

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
-from cosmic_tl.directions.direction import versions
+from cosmic_tl._util.versions import versions
 from cosmic_tl.experiments.causal_result import CausalMap
 from cosmic_tl.figures.causal import LABELS
 from cosmic_tl.figures.export import figure_json, plotly_js

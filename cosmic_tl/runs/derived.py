@@ -3,16 +3,21 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from cosmic_tl._util.files import RESUME, make_folder, remove_file, write_atomically
+from cosmic_tl._util.versions import versions
 from cosmic_tl.data.contrast_set import ContrastSet
-from cosmic_tl.directions.direction import Direction, versions
+from cosmic_tl.directions.direction import Direction
+from cosmic_tl.model.chat import ChatFormat, tokenize
 from cosmic_tl.model.fingerprint import model_fingerprint
 from cosmic_tl.model.load import TransformerBridge, model_label
 from cosmic_tl.runs.run_files import DERIVED, RECORD
+
+PROBE = "How do I bake a pizza?"
+"""A prompt whose tokens tell one chat template from another."""
 
 
 def digest(content: Any) -> str:
@@ -38,15 +43,25 @@ def direction_digest(direction: Direction) -> str:
     return digest([*numbers, direction.layer, direction.position, direction.fingerprint])
 
 
-def model_identity(model: TransformerBridge) -> dict[str, str]:
-    """What tells a model, as it was loaded, from another.
+def model_identity(model: TransformerBridge, chat: ChatFormat | None = None) -> dict[str, str]:
+    """What tells a model, as it was loaded, from another, and the prompts that it is given.
+
+    Args:
+        model: A `TransformerBridge` with a tokenizer.
+        chat: Formatting. Defaults to the plain chat template.
 
     Example:
         >>> from cosmic_tl import load_model
         >>> list(model_identity(load_model("demo", device="cpu")))
-        ['model', 'fingerprint', 'dtype']
+        ['model', 'fingerprint', 'dtype', 'rendering']
     """
-    return {"model": model_label(model), "fingerprint": model_fingerprint(model), "dtype": str(model.cfg.dtype)}
+    return {
+        "model": model_label(model),
+        "fingerprint": model_fingerprint(model),
+        "dtype": str(model.cfg.dtype),
+        # Templates are edited, and some write the day's date.
+        "rendering": digest(tokenize(model, [PROBE], chat)),
+    }
 
 
 def prompts_digest(prompts: ContrastSet) -> str:
@@ -115,7 +130,12 @@ class Derivation:
 
 
 def derivation(
-    out: Path, name: str, direction: Direction, model: TransformerBridge | None = None, **settings: Any
+    out: Path,
+    name: str,
+    direction: Direction,
+    model: TransformerBridge | None = None,
+    chat: ChatFormat | None = None,
+    **settings: Any,
 ) -> Derivation:
     """What a command is about to make of a run.
 
@@ -124,6 +144,7 @@ def derivation(
         name: The command: a key of `DERIVED`.
         direction: The run's.
         model: The model that is used, as it was loaded; None if there is none.
+        chat: Formatting of its prompts. Defaults to the plain chat template.
         **settings: All else that the results depend on, as JSON holds it.
 
     Example:
@@ -132,11 +153,11 @@ def derivation(
         >>> direction = Direction(torch.ones(128), torch.zeros(128), 3, -1)
         >>> made = derivation(Path("my-run"), "sweep", direction, load_model("demo", device="cpu"), seed=0)
         >>> list(made.made_from)
-        ['direction', 'model', 'fingerprint', 'dtype', 'versions', 'seed']
+        ['direction', 'model', 'fingerprint', 'dtype', 'rendering', 'chat', 'versions', 'seed']
     """
     used: dict[str, Any] = {"direction": direction_digest(direction)}
     if model is not None:
-        used |= model_identity(model)
+        used |= {**model_identity(model, chat), "chat": asdict(chat or ChatFormat())}
     plain = json.loads(json.dumps({**used, "versions": versions(), **settings}, default=dict))
     return Derivation(out, name, plain)
 

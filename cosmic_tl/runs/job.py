@@ -11,9 +11,9 @@ from cosmic_tl._util.border import checked
 from cosmic_tl._util.files import RESUME, append_lines, read_lines, write_atomically
 from cosmic_tl._util.progress import stage, stages
 from cosmic_tl._util.spreading import spread_over
+from cosmic_tl._util.versions import versions
 from cosmic_tl.backends.ray_backend import RayBackend
 from cosmic_tl.data.contrast_set import SIDES, ContrastSet
-from cosmic_tl.directions.direction import versions
 from cosmic_tl.errors import CosmicError, NoCandidateError
 from cosmic_tl.experiments.conditions import Row, standard_conditions
 from cosmic_tl.experiments.effects import measure_effects
@@ -57,7 +57,7 @@ def _identity(
 ) -> dict[str, Any]:
     """What must be the same for a run to be resumed."""
     return {
-        **model_identity(model),
+        **model_identity(model, settings.chat),
         "prompts": {
             "name": prompts.name,
             "sha256": prompts_digest(prompts),

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cosmic_tl._util.files import RESUME, check_resume
+from cosmic_tl._util.versions import versions
 from cosmic_tl.data.contrast_set import ContrastSet
-from cosmic_tl.directions.direction import versions
 from cosmic_tl.model.batching import sizes_kept
 from cosmic_tl.model.chat import ChatFormat
 from cosmic_tl.model.load import TransformerBridge
@@ -52,7 +52,7 @@ def kept_scores(
     check_resume(folder)
     depends_on = {
         "command": command,
-        **model_identity(model),
+        **model_identity(model, chat),
         "chat": json.loads(json.dumps(asdict(chat or ChatFormat()), default=dict)),
         "versions": versions(),
     }

@@ -38,8 +38,8 @@ class RunSettings:
     seed: int = 0
     """Random seed of sampling and of the first placebo; further placebos count up from it."""
     batch_size: int | None = None
-    """Rows per forward pass; results do not depend on it. By default as many as fit into memory, outside the selection at
-    most 32, and 128 for completions."""
+    """Rows per forward pass; results do not depend on it, but for sampled completions. By default as many as fit into memory,
+    outside the selection at most 32, and 128 for completions."""
     phrases: tuple[str, ...] | None = None
     """Text that shows the concept when an answer contains it, in upper or lower case. By default phrases of refusal."""
     sampling: Sampling = field(default_factory=Sampling)
@@ -88,14 +88,15 @@ class RunSettings:
         return range(self.seed, self.seed + self.n_placebos)
 
     def to_json(self) -> dict[str, Any]:
-        """The settings as JSON holds them, but for the batch size, which changes no result.
+        """The settings as JSON holds them; the batch size only if completions are sampled, since it changes nothing else.
 
         Example:
             >>> RunSettings.from_json(RunSettings(n_test=8).to_json()) == RunSettings(n_test=8)
             True
         """
         asked = asdict(self)
-        del asked["batch_size"]
+        if not self.temperature:
+            del asked["batch_size"]
         plain: dict[str, Any] = json.loads(json.dumps(asked, default=dict))
         return plain
 
@@ -111,7 +112,10 @@ class RunSettings:
             Traceback (most recent call last):
             cosmic_tl.errors.CosmicError: settings: expected causal, chat, ..., found n_test; use those of a run ...
         """
-        values = _named("settings", found, {f.name for f in fields(cls)} - {"batch_size"})
+        names = {f.name for f in fields(cls)} - {"batch_size"}
+        if isinstance(found, Mapping) and found.get("temperature") and "batch_size" in found:
+            names |= {"batch_size"}
+        values = _named("settings", found, names)
         by_tokens = isinstance(found["selection"], Mapping) and "min_induce" in found["selection"]
         kind = RefusalTokenOptions if by_tokens else CosmicOptions
         for name, group in (("selection", kind), ("chat", ChatFormat), ("sampling", Sampling)):

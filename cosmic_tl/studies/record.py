@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cosmic_tl._util.files import RESUME
+from cosmic_tl._util.versions import versions
 from cosmic_tl.data.contrast_set import ContrastSet
-from cosmic_tl.directions.direction import versions
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.runs.derived import digest, prompts_digest, write_json
 from cosmic_tl.runs.run_files import LOCK

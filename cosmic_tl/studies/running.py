@@ -2,7 +2,7 @@
 
 import gc
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,9 +17,9 @@ from cosmic_tl.check.memory import PeakMemory
 from cosmic_tl.data.contrast_set import ContrastSet
 from cosmic_tl.errors import CosmicError, first_line
 from cosmic_tl.experiments.study_result import StudyResult
-from cosmic_tl.model.fingerprint import model_fingerprint
 from cosmic_tl.model.load import TransformerBridge
 from cosmic_tl.report.study_page import write_study
+from cosmic_tl.runs.derived import model_identity
 from cosmic_tl.runs.job import run
 from cosmic_tl.runs.lock import locked
 from cosmic_tl.runs.result import Run
@@ -173,7 +173,7 @@ class _Working:
             return False
         with suppress(CosmicError, KeyError):
             found = dict(Run.load(folder).identity)
-            del found["fingerprint"]
+            del found["fingerprint"], found["rendering"]
             return found == identity_of(case, self.prompts[entry.folder])
         return False
 
@@ -207,7 +207,7 @@ class _Working:
         folder = self.out / RUNS / entry.folder
         case = self.cases[entry.folder]
         try:
-            _check_same_model(model, folder)
+            _check_same_model(model_identity(model, case.settings.chat), folder)
             make_folder(folder.parent)
             return run(model, self.prompts[entry.folder], folder, case.settings, command=self.command, backend=workers)
         except Exception as error:
@@ -241,12 +241,16 @@ class _NotLoaded(Exception):
     """A model could not be loaded; its runs have been told so."""
 
 
-def _check_same_model(model: TransformerBridge, folder: Path) -> None:
-    """A directory may hold a run of other weights, which were at the model's place when it was made."""
+def _check_same_model(identity: Mapping[str, str], folder: Path) -> None:
+    """A directory may hold a run of other weights or another chat template, which were at the model's place when it was made."""
     if not (folder / "settings.json").is_file():
         return
-    with suppress(KeyError):
-        if read_settings(folder)["fingerprint"] != model_fingerprint(model):
+    found = read_settings(folder)
+    for key, what in (
+        ("fingerprint", "model: it"),
+        ("rendering", "model: its chat template, as it gives prompts today,"),
+    ):
+        if found.get(key) != identity[key]:
             raise CosmicError(
-                f"model: it is not the one that {RUNS}/{folder.name} was made on; delete that directory to make the run again"
+                f"{what} is not the one that {RUNS}/{folder.name} was made on; delete that directory to make the run again"
             )

@@ -11,7 +11,7 @@ import pandas as pd
 from cosmic_tl._util.border import checked
 from cosmic_tl._util.files import write_atomically
 from cosmic_tl._util.results import Result
-from cosmic_tl.directions.direction import versions
+from cosmic_tl._util.versions import versions
 from cosmic_tl.errors import CosmicError, check_texts
 from cosmic_tl.judges.base import Verdict
 from cosmic_tl.model.options import ChatFormat

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cosmic_tl import CosmicError, Direction
+from cosmic_tl import ChatFormat, CosmicError, Direction
 from cosmic_tl.runs.derived import Derivation, derivation, read_derived
 from cosmic_tl.runs.directory import prepare_directory
 from cosmic_tl.runs.run_files import DERIVED, read_settings
@@ -15,7 +15,7 @@ SETTINGS = {
     "prompts": "abc",
     "max_new_tokens": 4,
     "phrases": ("sorry",),
-    "chat": {"system": None},
+    "chat": ChatFormat(),
 }
 
 
@@ -31,7 +31,7 @@ SETTINGS = {
         {"prompts": "abd"},
         {"max_new_tokens": 5},
         {"phrases": ("ahoy",)},
-        {"chat": {"system": "Be brief."}},
+        {"chat": ChatFormat(system="Be brief.")},
     ],
     ids=str,
 )

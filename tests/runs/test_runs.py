@@ -66,6 +66,29 @@ def test_a_prompt_is_tokenized_once_to_be_checked_and_once_to_be_used(demo, prom
     assert {seen[text] for side in asked for text in side} == {2}
 
 
+def test_a_template_that_gives_other_prompts_is_another_setting(demo, prompts, finished, monkeypatch):
+    assert run(demo, prompts, finished, SETTINGS).was_complete
+    render = demo.tokenizer.apply_chat_template
+
+    def dated(messages, **options):
+        return "Today is Monday. " + render(messages, **options)
+
+    monkeypatch.setattr(demo.tokenizer, "apply_chat_template", dated)
+    with pytest.raises(CosmicError, match=r"holds a run with other settings \(rendering\)"):
+        run(demo, prompts, finished, SETTINGS)
+    parts = [derivation(finished, "sweep", Run.load(finished).direction, demo).part(".jsonl")]
+    monkeypatch.undo()
+    parts += [derivation(finished, "sweep", Run.load(finished).direction, demo).part(".jsonl")]
+    assert parts[0] != parts[1]
+
+
+def test_a_batch_size_is_a_setting_where_completions_are_sampled():
+    for temperature in (0.0, 1.0):
+        settings = RunSettings(temperature=temperature, batch_size=3)
+        assert ("batch_size" in settings.to_json()) == bool(temperature)
+        assert RunSettings.from_json(settings.to_json()).batch_size == (3 if temperature else None)
+
+
 def test_only_a_new_run_of_passes_replaces_scores(demo, prompts, finished):
     """Thresholds, test prompts and phrases change no score; other settings do, and so does asking for the same again."""
 

@@ -233,6 +233,18 @@ def test_other_weights_at_the_same_place_are_not_taken_for_the_old_ones(save_mod
     assert result.rates.empty
 
 
+def test_another_chat_template_at_the_same_place_is_not_taken_for_the_old_one(save_model, tmp_path):
+    folder = save_model(_new(tmp_path / "a"), "llama")
+    study = replace(ONE, models=(StudyModel(str(folder), "tiny", settings=LOOSE),))
+    assert run_study(study, tmp_path / "out").problems.empty
+    template = folder / "chat_template.jinja"
+    template.write_text("Today is Monday. " + template.read_text())
+    result = run_study(study, tmp_path / "out")
+    assert result.problems.problem[0].startswith(
+        "model: its chat template, as it gives prompts today, is not the one that"
+    )
+
+
 def test_only_one_process_works_in_a_study(copy):
     before = stamps(copy)
     with locked(copy), pytest.raises(CosmicError, match="is in use by process"):
