@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,20 +32,24 @@ Found = dict[str, list[float]]
 
 def select(model: str, prompts: str, n_train: int, n_val: int, workers: int, threads: int, out: Path) -> None:
     """One selection; its scores go into a file."""
-    import torch
+    from cosmic_tl.backends.ray_backend import RayBackend
 
-    from cosmic_tl import CosmicOptions, load_model, load_prompts, select_cosmic
-    from cosmic_tl.backends import RayBackend, shared_by
+    with ExitStack() as stack:
+        backend = None
+        if workers:  # as the command line does: they import and load while this process does
+            backend = RayBackend(model, workers=workers, cpus_per_worker=threads, device="cpu")
+            stack.enter_context(backend)
+        import torch
 
-    options = CosmicOptions(n_train=n_train, n_val=n_val)
-    if not workers:
-        torch.set_num_threads(threads)
-        found = select_cosmic(load_model(model, device="cpu"), load_prompts(prompts), options)
-    else:
-        with RayBackend(model, workers=workers, cpus_per_worker=threads, device="cpu") as backend:
-            bridge = load_model(model, device="cpu")
-            with shared_by(backend, bridge):
-                found = select_cosmic(bridge, load_prompts(prompts), options)
+        from cosmic_tl import CosmicOptions, load_model, load_prompts, select_cosmic
+        from cosmic_tl.backends import shared_by
+
+        if not workers:
+            torch.set_num_threads(threads)
+        bridge = load_model(model, device="cpu")
+        if backend is not None:
+            stack.enter_context(shared_by(backend, bridge))
+        found = select_cosmic(bridge, load_prompts(prompts), CosmicOptions(n_train=n_train, n_val=n_val))
     chosen = [found.direction.layer, found.direction.position]
     scores = {name: found.table[name].tolist() for name in ("s_comply", "s_refuse")}
     out.write_text(json.dumps({"chosen": chosen, **scores}))  # all digits; NaN is NaN

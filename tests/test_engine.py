@@ -16,8 +16,10 @@ from cosmic_tl import (
     random_direction,
     steering,
 )
+from cosmic_tl._util.spreading import keeping
 from cosmic_tl.activations import mean_of_rows
 from cosmic_tl.engine import Reading, intervened
+from cosmic_tl.engine.passes import Clean
 from cosmic_tl.model.batching import CPU_ACTIVATION, CPU_TOKENS, batches, rows_per_pass, tokens_that_fit
 from cosmic_tl.model.chat import tokenize
 from cosmic_tl.model.forward import next_token_logits, read
@@ -150,6 +152,44 @@ def test_out_of_memory_halves_what_is_left(demo, prompts):
             dict(intervened(demo, rows, edits, Reading((6,)), everything((6,))))
     finally:
         handle.remove()
+
+
+def test_passes_go_on_from_a_clean_stream_that_is_kept(demo, prompts, monkeypatch):
+    rows = tokenize(demo, prompts.side("positive", "val", 6))
+    edits = [AffineEdit(Direction(torch.ones(128), torch.zeros(128), layer, -1), 1.0) for layer in (1, 3, 5)]
+    expected = dict(intervened(demo, rows, edits, Reading((6,)), everything((6,))))
+    plain, made = Clean.__init__, []
+
+    def noted(self, *args):
+        made.append(self)
+        plain(self, *args)
+
+    def found_of(which, rows=rows):
+        known = {0, 1, 2}.difference(which)
+        return dict(intervened(demo, rows, edits, Reading((6,)), everything((6,)), known=known))
+
+    monkeypatch.setattr(Clean, "__init__", noted)
+    kept = {}
+    with keeping(kept):
+        for which in ([0], [1, 2]):
+            assert all(torch.equal(one, expected[i]) for i, one in found_of(which).items())
+        assert len(made) == 1 and [clean.layer for clean in kept.values()] == [5]
+        assert torch.equal(found_of([0])[0], expected[0]) and len(made) == 2  # it has to begin below
+        found_of([0], rows[:4])
+        assert torch.equal(found_of([2])[2], expected[2]) and len(made) == 4  # other prompts are another stream
+        # One that an error has left half-way is not kept.
+        advance = Clean.advance
+
+        def failing(self, layer):
+            advance(self, layer)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Clean, "advance", failing)
+        with pytest.raises(KeyboardInterrupt):
+            found_of([2])
+        assert not kept
+    monkeypatch.undo()
+    assert torch.equal(found_of([1])[1], expected[1]) and not kept
 
 
 def test_bad_readings(demo, direction):

@@ -77,8 +77,12 @@ def stage(name: str) -> None:
     plan.label = label
 
 
-def remark(text: str) -> None:
+def remark(text: str, always: bool = False) -> None:
     """Say something beside the progress, in a terminal.
+
+    Args:
+        text: What.
+        always: Also where there is no terminal.
 
     Example:
         >>> remark("A worker died, and another is started.")
@@ -87,6 +91,8 @@ def remark(text: str) -> None:
         from tqdm.auto import tqdm  # here and below: it takes longer to import than a command line may
 
         tqdm.write(text, file=sys.stderr)
+    elif always:
+        print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -84,6 +84,37 @@ def current_spread() -> Spread | None:
     return _spread.get()
 
 
+_kept: ContextVar[dict[Any, Any] | None] = ContextVar("kept", default=None)
+
+
+@contextmanager
+def keeping(kept: dict[Any, Any]) -> Iterator[None]:
+    """Let a piece find what the last one left, and leave something for the next, on one copy whose weights do not change.
+
+    Args:
+        kept: What was left, by all that it depends on.
+
+    Example:
+        >>> with keeping({}):
+        ...     kept_by_pieces()
+        {}
+    """
+    token = _kept.set(kept)
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
+def kept_by_pieces() -> dict[Any, Any] | None:
+    """What pieces on this copy have left to each other; None outside of pieces.
+
+    Example:
+        >>> kept_by_pieces()
+    """
+    return _kept.get()
+
+
 def contiguous(costs: Sequence[float], n: int) -> list[range]:
     """Cut a sequence into at most `n` runs of neighbours that cost about the same.
 
@@ -99,7 +130,7 @@ def contiguous(costs: Sequence[float], n: int) -> list[range]:
     total, start = sum(costs), 0
     for end, reached in enumerate(accumulate(costs), 1):
         # An item belongs to the run in which its middle lies.
-        if end == len(costs) or (reached + costs[end] / 2) * n >= (len(runs) + 1) * total:
+        if end == len(costs) or (len(runs) < n - 1 and (reached + costs[end] / 2) * n >= (len(runs) + 1) * total):
             runs.append(range(start, end))
             start = end
     return runs

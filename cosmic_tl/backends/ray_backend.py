@@ -2,9 +2,11 @@
 
 import logging
 import os
-import platform
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from math import inf
@@ -12,47 +14,33 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
-
 from cosmic_tl._util.border import checked
 from cosmic_tl._util.progress import remark
 from cosmic_tl._util.spreading import Piece
+from cosmic_tl._util.versions import versions
+from cosmic_tl.backends.placement import share_of
+from cosmic_tl.backends.worker import Worker
 from cosmic_tl.errors import CosmicError, check_count, first_line
-from cosmic_tl.model.batching import sizes_kept
-from cosmic_tl.model.copies import as_loaded
-from cosmic_tl.model.load import TransformerBridge, load_model
 from cosmic_tl.model.paths import DEMOS
 
 TRIES = 3
 """How often a piece is handed out before a run gives up on it."""
 PATIENCE = 60.0
-"""Seconds after which one says that nothing happens."""
+"""Seconds after which one says that a worker is not there yet."""
 Change = Callable[[int, str, str], object]
 """Takes a piece's number, its state ("waiting", "running" or "done") and the worker's name."""
 
 
-class _Copy:
-    """One copy of the model, in a process of its own."""
+@dataclass(frozen=True)
+class _Ready:
+    """What a worker says once it has loaded its model."""
 
-    def __init__(self, load: Mapping[str, Any], threads: int) -> None:
-        self.load, self.threads = dict(load), threads
-        self.model: TransformerBridge | None = None
-        self.sizes: dict[tuple[str, int], int] = {}
-
-    def ready(self) -> tuple[tuple[str, ...], str]:
-        """Load the model; say which one it is, and where."""
-        return as_loaded(self._loaded()), f"{platform.node()}:{os.getpid()}"
-
-    def _loaded(self) -> TransformerBridge:
-        if self.model is None:
-            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-            torch.set_num_threads(self.threads)
-            self.model = load_model(**self.load)
-        return self.model
-
-    def work(self, function: Callable[..., Any], shared: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
-        with sizes_kept(self.sizes):
-            return function(self._loaded(), *shared, *args)
+    model: tuple[str, ...]
+    """From `as_loaded`."""
+    name: str
+    """Its machine and process."""
+    versions: Mapping[str, str]
+    """Of the packages that results depend on."""
 
 
 @checked
@@ -104,14 +92,18 @@ class RayBackend:
         """From `as_loaded`: the model that the workers have to have; empty for any."""
         if model not in DEMOS and Path(model).exists():
             model = str(Path(model).resolve())  # workers have another working directory
+        for name in ("adapter", "offload_folder"):
+            if load.get(name) and Path(load[name]).exists():
+                load[name] = str(Path(load[name]).resolve())
         self._load = {"name_or_path": model, **load}
         self._asked = (address, cpus_per_worker, gpus_per_worker, memory_per_worker)
         self._own = False
         self._starting: dict[Any, Any] = {}
         """What tells that a worker is ready, and the worker."""
+        self._since = inf
+        """When the last of them was asked for, as long as nothing has been said of it."""
         self._idle: list[Any] = []
-        self._names: dict[Any, str] = {}
-        self._models: dict[Any, tuple[str, ...]] = {}
+        self._ready: dict[Any, _Ready] = {}
         self._workers: list[Any] = []
         self._new: Callable[[], Any] | None = None
         self._lost = 0
@@ -154,27 +146,13 @@ class RayBackend:
     def _create(self, cpus: int | None, gpus: float | None, memory: float | None) -> None:
         import ray
 
-        there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        if cpus is None:
-            cpus = max(1, int(there.get("CPU", 1)) // self.count)
-        if gpus is None:
-            share = there.get("GPU", 0.0) / self.count
-            gpus = float(int(share)) if share >= 1 else int(share * 100) / 100  # Ray takes no fractions above 1
-        for name, unit, needed, found in (
-            ("cpus_per_worker", "CPUs", cpus, there.get("CPU", 0)),
-            ("gpus_per_worker", "GPUs", gpus, there.get("GPU", 0)),
-            ("memory_per_worker", "GiB", memory or 0, there.get("memory", 0) / 2**30),
-        ):
-            if needed * self.count > found + 1e-9:
-                raise CosmicError(
-                    f"{name}: {self.count} workers take {needed * self.count:g} {unit}, and Ray has {found:.4g}; ask for fewer "
-                    "workers or less for each"
-                )
-        placed = gpus or self._load.get("device") or self._load.get("device_map")
+        machines = [one["Resources"] for one in ray.nodes() if one["Alive"]]  # type: ignore[no-untyped-call]
+        share = share_of(machines, self.count, cpus, gpus, memory)
+        placed = share.gpus or self._load.get("device") or self._load.get("device_map")
         load = self._load if placed else {**self._load, "device": "cpu"}  # a GPU that Ray does not know is not taken
-        reserved = {"memory": int(memory * 2**30)} if memory else {}
-        actor: Any = ray.remote(_Copy).options(num_cpus=cpus, num_gpus=gpus, **reserved)
-        self._new = partial(actor.remote, load, cpus)
+        reserved = {"memory": int(share.memory * 2**30)} if share.memory else {}
+        actor: Any = ray.remote(Worker).options(num_cpus=share.cpus, num_gpus=share.gpus, **reserved)
+        self._new = partial(actor.remote, load, share.cpus)
         for _ in range(self.count):
             self._start()
 
@@ -184,6 +162,16 @@ class RayBackend:
         worker = self._new()
         self._workers.append(worker)
         self._starting[worker.ready.remote()] = worker
+        self._since = time.monotonic()
+
+    def _gone(self, worker: Any) -> None:
+        """Give up a worker, whatever is left of it."""
+        import ray
+
+        with suppress(ray.exceptions.RayError):  # it may be out of reach and hold its GPU still
+            ray.kill(worker)
+        self._workers.remove(worker)
+        self._ready.pop(worker, None)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Stop the workers."""
@@ -246,11 +234,10 @@ class RayBackend:
                     self._check(self._idle[-1])
                     worker, number = self._idle.pop(), waiting.popleft()
                     running[worker.work.remote(function, inputs, pieces[number].args)] = worker, number
-                    on_change(number, "running", self._names[worker])
+                    on_change(number, "running", self._ready[worker].name)
                 ended, _ = ray.wait([*running, *self._starting], num_returns=1, timeout=PATIENCE)
+                self._say_who_is_missing()
                 if not ended:
-                    if not running:
-                        remark("Still waiting for Ray to start a worker; `ray status` says what it has room for.")
                     continue
                 (done,) = ended
                 if done in self._starting:
@@ -269,47 +256,67 @@ class RayBackend:
                             f"workers: {stage}, {pieces[number].name} was lost {TRIES} times with its worker "
                             f"({first_line(error)}); is there memory enough? The same command goes on with what is missing"
                         ) from error
-                    remark(f"Worker {self._names[worker]} died; {pieces[number].name} is done again.")
+                    remark(f"Worker {self._ready[worker].name} died; {pieces[number].name} is done again.", always=True)
                     waiting.appendleft(number)
                     on_change(number, "waiting", "")
-                    self._workers.remove(worker)
+                    self._gone(worker)
                     self._start()
                     continue
                 self._idle.append(worker)
                 yield number, found
-                on_change(number, "done", self._names[worker])
+                on_change(number, "done", self._ready[worker].name)
         finally:
             for worker, _ in running.values():  # all was given up; it answers once it has finished
                 self._starting[worker.ready.remote()] = worker
+
+    def _say_who_is_missing(self) -> None:
+        if self._starting and time.monotonic() - self._since > PATIENCE:
+            remark(
+                f"{len(self._starting)} of {self.count} workers are not there yet: they load the model, or Ray has no room for "
+                "them (`ray status`).",
+                always=True,
+            )
+            self._since = inf
 
     def _welcome(self, done: Any) -> None:
         """Take in a worker that is ready."""
         import ray
 
         worker = self._starting.pop(done)
+        if not self._starting:
+            self._since = inf
         try:
             found = ray.get(done)
         except ray.exceptions.RayTaskError as error:
             raise _cause(error) from error
         except ray.exceptions.RayError as error:
-            self._workers.remove(worker)
+            self._gone(worker)
             self._lost += 1
             if self._lost < TRIES:
                 self._start()
             elif self._workers:
-                remark(f"Workers died {TRIES} times while they loaded the model; going on with {len(self._workers)}.")
+                remark(
+                    f"Workers died {TRIES} times while they loaded the model; going on with {len(self._workers)}.",
+                    always=True,
+                )
             else:
                 raise CosmicError(
                     f"workers: all died while they loaded the model ({first_line(error)}); is there memory enough for "
                     f"{self.count} copies? Ask for fewer workers"
                 ) from error
             return
-        self._models[worker], self._names[worker] = found
+        self._ready[worker] = _Ready(*found)
         self._lost = 0
         self._idle.append(worker)
 
     def _check(self, worker: Any) -> None:
-        if self.model and self._models[worker] != self.model:
+        found, ours = self._ready[worker], versions()
+        if other := [name for name in ours if found.versions.get(name) != ours[name]]:
+            raise CosmicError(
+                f"workers: {found.name} has {other[0]} {found.versions.get(other[0])}, and this process {ours[other[0]]}; "
+                "results depend on it: install the same everywhere"
+            )
+        if self.model and found.model != self.model:
             raise CosmicError(
                 f"workers: they loaded {self._load['name_or_path']!r} with other weights, another number format or another "
                 "chat template than the model that was given; load both alike"

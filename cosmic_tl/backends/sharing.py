@@ -13,7 +13,7 @@ from cosmic_tl.model.load import TransformerBridge
 @checked
 @contextmanager
 def shared_by(backend: RayBackend, model: TransformerBridge) -> Iterator[None]:
-    """Let a backend's workers take part in what a model is asked for: means, score passes and the conditions of effects.
+    """Let a backend's workers take part in what a model is asked for: means, score passes and completions.
 
     Not while `steering` is around it, since workers know nothing of that, and not in what another model is asked for.
 

@@ -2,13 +2,14 @@
 
 import json
 import re
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cosmic_tl._util.files import settings_file
 from cosmic_tl._util.progress import LOADING, stage
 from cosmic_tl.cli.derive import Only, derived
-from cosmic_tl.cli.options import ModelOptions, RunOptions, check_paths, read_documents, read_pairs
+from cosmic_tl.cli.options import ModelOptions, RunOptions, WorkerOptions, check_paths, read_documents, read_pairs
 from cosmic_tl.cli.output import print_frame, say, write_csv
 from cosmic_tl.errors import CosmicError
 from cosmic_tl.interventions.options import Mode
@@ -26,6 +27,7 @@ _BATCHES = Only(("batch_size",))
 @derived("judging")
 def judge(
     directory: Path,
+    sharing: WorkerOptions,
     *,
     judge: Literal["substring", "model", "endpoint"] = "substring",
     judge_model: str = "",
@@ -52,6 +54,9 @@ def judge(
     settings_file(directory)
     if judge != "substring" and not judge_model:
         raise CosmicError("judge_model: none given; name the judge with --judge-model")
+    if sharing.workers and judge != "model":
+        raise CosmicError(f"workers: {judge} judges in this process; leave them out, or judge with --judge model")
+    from cosmic_tl.backends.sharing import shared_by
     from cosmic_tl.judges.base import judged
     from cosmic_tl.judges.endpoint import EndpointJudge
     from cosmic_tl.judges.local_model import ModelJudge
@@ -65,12 +70,16 @@ def judge(
 
     run = Run.load(directory)
     first = run.effects.completions
-    with locked(directory, run.identity):
+    with locked(directory, run.identity), ExitStack() as stack:
         chosen: Judge = run.settings.judge
         asked = LLAMA_GUARD_3 if template == "llama-guard-3" else STRONGREJECT
         stage("judging")
         if judge == "model":
-            chosen = ModelJudge(load_model(judge_model), asked)
+            backend = stack.enter_context(sharing.backend(judge_model)) if sharing.workers else None
+            model = load_model(judge_model)
+            if backend is not None:
+                stack.enter_context(shared_by(backend, model))
+            chosen = ModelJudge(model, asked)
         elif judge == "endpoint":
             cache = directory / JUDGE_CACHE
             chosen = EndpointJudge(judge_model, asked, base_url, api_key_env, cache, concurrency, requests_per_minute)

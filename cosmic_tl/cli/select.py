@@ -113,7 +113,9 @@ def plan(
     say(
         f"With {workers} workers about {number(together)} s, with one process {number(alone + start)} s, both with the "
         f"{number(start)} s that loading the model took. Assumed: each worker computes as fast as this process does now, alone "
-        "on its cores or device; clean passes are made before they begin, and divergences one candidate after another."
+        "on its cores or device; each makes the clean passes that it needs, and divergences are made one after another. All "
+        "copies of the model, that of the process that shares among them, take about "
+        f"{number((workers + 1) * found.forecast.memory.total / 1e9)} GB."
     )
 
 

@@ -1,6 +1,7 @@
 """Passes of the clean model and of edits that share a batch: where they start, what they share, what they give."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cosmic_tl._util.border import checked
+from cosmic_tl._util.spreading import kept_by_pieces
 from cosmic_tl.interventions.edits import Interventions
 from cosmic_tl.interventions.steer import batched_hooks
 from cosmic_tl.model.batching import batches, rows_per_pass, too_many_rows
@@ -116,6 +118,51 @@ def layout(
     together = max(1, min(n_edits, size // 4))
     overhead = -(-PASS_TOKENS.get(torch.device(str(model.cfg.device)).type, 1024) // together)
     return Layout(n_prefix, together, tuple(batches(model, own, max(1, size // together), overhead)))
+
+
+@contextmanager
+def clean_until(
+    model: TransformerBridge,
+    rows: Sequence[Sequence[int]],
+    reading: Reading,
+    allowed: Shortcuts,
+    shared: Layout,
+    lowest: int,
+) -> Iterator["Clean"]:
+    """The clean model at `lowest` or below. On a copy that works on pieces, the one that the last piece has left there.
+
+    Args:
+        model: A `TransformerBridge`.
+        rows: Token ids of the prompts.
+        reading: What to read.
+        allowed: Shortcuts that the model allows.
+        shared: From `layout`.
+        lowest: The first layer at which its stream is needed.
+
+    Example:
+        >>> from cosmic_tl import load_model
+        >>> from cosmic_tl._util.spreading import keeping
+        >>> model, rows, kept = load_model("demo", device="cpu"), [[5, 6, 7], [5, 8]], {}
+        >>> with keeping(kept):
+        ...     for layer in (2, 4):
+        ...         with clean_until(model, rows, Reading((6,)), Shortcuts(), layout(model, rows, 1), layer) as clean:
+        ...             print(clean.layer)
+        ...             clean.advance(layer)
+        0
+        2
+    """
+    kept = kept_by_pieces()
+    if kept is None:
+        yield Clean(model, rows, reading, allowed, shared)
+        return
+    cuts = tuple((batch.rows, batch.ids.shape[1]) for batch in shared.batches)
+    key = tuple(map(tuple, rows)), reading, allowed, shared.n_prefix, cuts
+    clean = kept.pop(key, None)
+    kept.clear()
+    if clean is None or clean.layer > lowest:
+        clean = Clean(model, rows, reading, allowed, shared)
+    yield clean
+    kept[key] = clean  # not after an error, which may have left it half-way
 
 
 class Clean:

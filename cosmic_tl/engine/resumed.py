@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cosmic_tl._util.border import checked
 from cosmic_tl.engine.by_block import advance_by_block, scored_by_block
-from cosmic_tl.engine.passes import Clean, Layout, Outcome, Reading, Steered, layout
+from cosmic_tl.engine.passes import Clean, Layout, Outcome, Reading, Steered, clean_until, layout
 from cosmic_tl.errors import CosmicError, check_count
 from cosmic_tl.interventions.edits import Interventions, as_sequence, check_interventions
 from cosmic_tl.model.hooks import check_scopes_around
@@ -151,25 +151,26 @@ def intervened(
     check_interventions(model, [one for edit in edits for one in as_sequence(edit)])
     allowed = shortcuts(model, rows)
     shared, chunks = _arranged(model, rows, edits, reading, batch_size)
-    clean = Clean(model, rows, reading, allowed, shared)
     chunks = [(layer, chunk) for layer, chunk in chunks if any(i not in known for i in chunk)]
     highest = max(reading.layers, default=-1)
     above = [i for layer, chunk in chunks if allowed.resume and not reading.logits and layer > highest for i in chunk]
     passing = [(layer, chunk) for layer, chunk in chunks if chunk[0] not in above]
+    lowest = passing[0][0] if passing else highest + 1
     in_turn = allowed.resume and is_offloaded(model)
     try:
-        if in_turn:
-            yield from scored_by_block(clean, edits, passing, reduce)
-        else:
-            for layer, chunk in passing:
-                clean.advance(layer)
-                yield from ((chunk[i], found) for i, found in _score(clean, [edits[j] for j in chunk], reduce))
-        if above:  # what they give is what the clean model gives
+        with clean_until(model, rows, reading, allowed, shared, lowest) as clean:
             if in_turn:
-                advance_by_block(clean, highest + 1)
-            clean.advance(highest + 1)
-            outcome = clean.outcome(tuple(range(len(rows))))
-            yield from ((i, reduce(outcome).cpu()) for i in above)
+                yield from scored_by_block(clean, edits, passing, reduce)
+            else:
+                for layer, chunk in passing:
+                    clean.advance(layer)
+                    yield from ((chunk[i], found) for i, found in _score(clean, [edits[j] for j in chunk], reduce))
+            if above:  # what they give is what the clean model gives
+                if in_turn:
+                    advance_by_block(clean, highest + 1)
+                clean.advance(highest + 1)
+                outcome = clean.outcome(tuple(range(len(rows))))
+                yield from ((i, reduce(outcome).cpu()) for i in above)
     except RuntimeError as error:
         if not out_of_memory(error):
             raise

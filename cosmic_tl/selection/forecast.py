@@ -70,7 +70,7 @@ class Forecast:
         """Predicted seconds with several workers, if each computes as fast as this process did in the probe.
 
         Workers on one machine share its cores, so that this holds for workers that have as many threads of their own. What
-        workers share is divided by their number; clean passes, which the process itself makes before, and divergences, of which
+        workers share is divided by their number; clean passes, which each makes for its candidates, and divergences, of which
         the next depends on the last, are not.
 
         Args:

@@ -266,7 +266,7 @@ class Scorer(ABC):
                 if missing := [i for i in chunk if i in left[measure]]:
                     cost = macs(tokens, blocks, layer, last, unembedding * reading.logits) if layer <= last else 0
                     chunks.append((measure, cost * len(chunk), missing))
-        if len(chunks) < 2:
+        if len(chunks) < 2 or not any(cost for _, cost, _ in chunks):  # what acts above all that is read costs nothing
             return False
         pieces = []
         for measure, some in groupby(chunks, key=lambda chunk: chunk[0]):

@@ -3,6 +3,7 @@ import os
 import signal
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import ray
@@ -10,13 +11,28 @@ import torch
 import work
 from ray import cloudpickle
 
-from cosmic_tl import CosmicOptions, RefusalTokenOptions, RunSettings, load_model, run, select_cosmic, steering
-from cosmic_tl._util.spreading import Piece, contiguous
+from cosmic_tl import (
+    CosmicOptions,
+    RefusalTokenOptions,
+    RunSettings,
+    complete,
+    load_model,
+    measure_effects,
+    run,
+    select_cosmic,
+    steering,
+)
+from cosmic_tl._util.spreading import Piece, contiguous, spread_over
+from cosmic_tl._util.versions import versions
 from cosmic_tl.activations import class_means
 from cosmic_tl.backends import RayBackend, shared_by
+from cosmic_tl.backends.worker import Worker
 from cosmic_tl.errors import CosmicError
+from cosmic_tl.experiments.conditions import Condition
+from cosmic_tl.model.copies import as_loaded
 from cosmic_tl.runs.logs import ScoreLog
 from cosmic_tl.runs.piece_table import PIECES, read_pieces
+from cosmic_tl.runs.pieces import RunPieces
 from cosmic_tl.studies import PromptSet, SettingsEntry, Study, StudyModel, run_study
 
 # Two batches of training prompts per side, and scores and conditions for several pieces.
@@ -37,7 +53,7 @@ def backend():
 def light(backend):
     """Workers without a model, in the same Ray: for what does not depend on their work."""
     found = RayBackend("demo", workers=2)
-    found._new = ray.remote(work.Light).options(num_cpus=0).remote
+    found._new = partial(ray.remote(work.Light).options(num_cpus=0).remote, versions())
     found._start()
     found._start()
     yield found
@@ -145,6 +161,66 @@ def test_a_selection_alone_can_be_shared(backend, demo, prompts):
         assert torch.equal(one.resid_pre, other.resid_pre) and torch.equal(one.splits[0], other.splits[0])
 
 
+def test_batches_of_a_condition_are_shared_and_kept(backend, demo, prompts, tmp_path, monkeypatch):
+    torch.set_num_threads(1)
+    conditions = [Condition("baseline", side, ()) for side in ("positive", "negative")]
+    how = {"n": 5, "conditions": conditions, "batch_size": 2, "max_new_tokens": 12, "temperature": 1.0, "seed": 3}
+    expected = measure_effects(demo, prompts, **how).completions
+    backend.model = as_loaded(demo)
+
+    def stop(rows):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), spread_over(RunPieces(backend, tmp_path)):
+        measure_effects(demo, prompts, on_rows=stop, **how)
+    done = (found := read_pieces(tmp_path))[found.state == "done"]
+    assert found.piece[0] == "positive, baseline, batch 1 of 3" and len(found) == 6 and len(done) >= 2
+    kept = len(list((tmp_path / "resume" / PIECES).glob("*.safetensors")))
+    assert kept >= 3  # the whole of one condition; the last may be kept and not yet said to be done
+    made, whole = [], RayBackend.map
+
+    def noted(self, stage, function, shared, pieces, on_change):
+        made.extend(pieces)
+        return whole(self, stage, function, shared, pieces, on_change)
+
+    monkeypatch.setattr(RayBackend, "map", noted)
+    with spread_over(RunPieces(backend, tmp_path)):
+        again = measure_effects(demo, prompts, **how).completions
+    assert len(made) == 6 - kept
+    assert again.equals(expected) and expected.completion.nunique() > 5
+
+
+def test_answers_are_shared_by_batches_wherever_they_are_asked_for(backend, demo, prompts, monkeypatch):
+    torch.set_num_threads(1)
+    asked, how = prompts.sides("test", 5)[0], {"batch_size": 2, "max_new_tokens": 12, "temperature": 1.0}
+    edit = select_cosmic(demo, prompts, OPTIONS).removal()
+    expected = complete(demo, asked, edit, **how)
+    made, whole = [], RayBackend.map
+
+    def noted(self, stage, *args):
+        made.append(stage)
+        return whole(self, stage, *args)
+
+    monkeypatch.setattr(RayBackend, "map", noted)
+    with shared_by(backend, demo):
+        assert complete(demo, asked, edit, **how) == expected
+    assert expected != complete(demo, asked, **how)
+    assert made == ["completions"]
+
+
+def test_candidates_that_cost_nothing_are_left_to_this_process(backend, demo, prompts):
+    torch.set_num_threads(1)
+    options = replace(OPTIONS, evaluation_layers=(3,), n_resamples=0)
+    known = {}
+    expected = select_cosmic(demo, prompts, options, scores=known)
+    # As if it had been stopped before the last piece, of candidates above the layer that is read.
+    left = {key: value for key, value in known.items() if key[0] <= 3 or key[2] != "s_refuse"}
+    assert len(known) - len(left) >= 2
+    with shared_by(backend, demo):
+        found = select_cosmic(demo, prompts, options, scores=left)
+    assert found.table.equals(expected.table) and left == known
+
+
 def test_what_workers_cannot_know_is_done_here(backend, demo, prompts):
     torch.set_num_threads(1)
     chosen = select_cosmic(demo, prompts, OPTIONS)
@@ -188,6 +264,34 @@ def test_a_piece_that_kills_every_worker_is_named(light):
         list(light.map("tests", work.die, (), [Piece("the bad one", ())]))
 
 
+def test_a_worker_that_has_no_room_is_told_of(light, monkeypatch, capsys):
+    pieces = [Piece(str(number), (number,)) for number in range(12)]
+    while light._starting:
+        list(light.map("tests", work.wait, (), pieces))
+    monkeypatch.setattr("cosmic_tl.backends.ray_backend.PATIENCE", 1.0)
+    light._new = partial(ray.remote(work.Light).options(num_cpus=1000).remote, versions())
+    light._start()
+    assert len(list(light.map("tests", work.wait, (), pieces))) == 12
+    assert capsys.readouterr().err.count("1 of 2 workers are not there yet") == 1
+
+
+def test_other_versions_are_refused(light):
+    light._new = partial(ray.remote(work.Light).options(num_cpus=0).remote, {**versions(), "torch": "1.0"})
+    for worker in light._workers[:]:
+        light._gone(worker)
+    light._starting.clear()
+    light._start()
+    with pytest.raises(CosmicError, match=r"workers: somewhere:\d+ has torch 1.0, and this process \d"):
+        list(light.map("tests", work.tenfold, (), [Piece("a", (2,))]))
+
+
+def test_a_worker_that_cannot_load_says_where():
+    with pytest.raises(
+        CosmicError, match=r"workers: the one on '.*' cannot load the model \(model: no file or directory"
+    ):
+        Worker({"name_or_path": "./nowhere"}, threads=1).ready()
+
+
 def test_a_model_for_which_there_is_no_memory_is_an_error(backend, monkeypatch):
     starved = RayBackend("demo", workers=1)
     monkeypatch.setattr(starved, "_new", ray.remote(work.Starved).options(num_cpus=0).remote)
@@ -216,7 +320,7 @@ def test_another_model_is_refused(prompts, tmp_path, backend):
 
 def test_more_than_there_is_is_refused():
     backend = RayBackend("demo", workers=1, cpus_per_worker=100_000)
-    with pytest.raises(CosmicError, match="cpus_per_worker: 1 workers take 100000 CPUs, and Ray has"), backend:
+    with pytest.raises(CosmicError, match="workers: Ray has room for 0 of 1 with 100000 CPUs each"), backend:
         pass
 
 
@@ -251,3 +355,4 @@ def test_runs_of_neighbours_cover_everything_once(n):
     assert [i for some in runs for i in some] == list(range(30))
     assert len(runs) <= n
     assert max(sum(costs[i] for i in some) for some in runs) <= sum(costs) / n + max(costs)
+    assert len(contiguous([*costs, 0.0, 0.0], n)) <= n

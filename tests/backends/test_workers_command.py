@@ -34,6 +34,8 @@ def test_a_run_is_shared_and_a_complete_one_is_read_without_workers(command, tmp
     stages.clear()
     code, said, _ = command("run", "demo", *FEW, "--out", out, "--workers", 1)
     assert code == 0 and "complete already" in said and not stages
+    code, said, errors = command("judge", out, "--judge", "model", "--judge-model", "demo", "--workers", 1)
+    assert code == 0 and "Every judgement is in" in said, errors
     assert "ray" in sys.modules and not sys.modules["ray"].is_initialized()
 
 

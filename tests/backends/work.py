@@ -30,6 +30,10 @@ def die_once(model, folder, number):
     return number, os.getpid()
 
 
+def wait(model, number):
+    time.sleep(0.3)
+
+
 def die(model):
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -37,8 +41,11 @@ def die(model):
 class Light:
     """A worker without a model, which is there in a second."""
 
+    def __init__(self, versions):
+        self.versions = versions
+
     def ready(self):
-        return (), f"somewhere:{os.getpid()}"
+        return (), f"somewhere:{os.getpid()}", self.versions
 
     def work(self, function, shared, args):
         return function(None, *shared, *args)
