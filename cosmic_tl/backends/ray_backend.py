@@ -130,7 +130,7 @@ class RayBackend:
                     log_to_driver=False,
                     logging_level=logging.CRITICAL,
                 )
-            except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            except Exception as error:  # Ray says that it did not start in time with nothing more precise
                 raise CosmicError(
                     f"ray: cannot use {address or 'this machine'} ({first_line(error)}); give the address of a running "
                     "cluster, or leave it out"

@@ -34,9 +34,19 @@ def test_a_run_is_shared_and_a_complete_one_is_read_without_workers(command, tmp
     stages.clear()
     code, said, _ = command("run", "demo", *FEW, "--out", out, "--workers", 1)
     assert code == 0 and "complete already" in said and not stages
-    code, said, errors = command("judge", out, "--judge", "model", "--judge-model", "demo", "--workers", 1)
-    assert code == 0 and "Every judgement is in" in said, errors
+    code, said, errors = command("judge", out, "--workers", 1)
+    assert code == 2 and "workers: substring judges in this process" in errors
     assert "ray" in sys.modules and not sys.modules["ray"].is_initialized()
+
+
+def test_a_ray_that_does_not_start_is_one_line(command, tmp_path, monkeypatch):
+    def init(**options):
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr("ray.init", init)
+    code, _, errors = command("run", "demo", *FEW, "--out", tmp_path / "run", "--workers", 1)
+    assert code == 2 and "ray: cannot use this machine (The current node timed out during startup.)" in errors
+    assert errors.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
