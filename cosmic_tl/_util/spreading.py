@@ -1,7 +1,7 @@
 """Work on one model that may be spread over several copies of it; without any, it is done where it stands."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import accumulate
@@ -58,7 +58,15 @@ _spread: ContextVar[Spread | None] = ContextVar("spread", default=None)
 
 
 @contextmanager
-def spread_over(copies: Spread | None) -> Iterator[None]:
+def _during(variable: ContextVar[Any], value: Any) -> Iterator[None]:
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
+
+
+def spread_over(copies: Spread | None) -> AbstractContextManager[None]:
     """Let copies of the model share the work that can be spread.
 
     Args:
@@ -68,11 +76,7 @@ def spread_over(copies: Spread | None) -> Iterator[None]:
         >>> with spread_over(None):
         ...     current_spread()
     """
-    token = _spread.set(copies)
-    try:
-        yield
-    finally:
-        _spread.reset(token)
+    return _during(_spread, copies)
 
 
 def current_spread() -> Spread | None:
@@ -87,8 +91,7 @@ def current_spread() -> Spread | None:
 _kept: ContextVar[dict[Any, Any] | None] = ContextVar("kept", default=None)
 
 
-@contextmanager
-def keeping(kept: dict[Any, Any]) -> Iterator[None]:
+def keeping(kept: dict[Any, Any]) -> AbstractContextManager[None]:
     """Let a piece find what the last one left, and leave something for the next, on one copy whose weights do not change.
 
     Args:
@@ -99,11 +102,7 @@ def keeping(kept: dict[Any, Any]) -> Iterator[None]:
         ...     kept_by_pieces()
         {}
     """
-    token = _kept.set(kept)
-    try:
-        yield
-    finally:
-        _kept.reset(token)
+    return _during(_kept, kept)
 
 
 def kept_by_pieces() -> dict[Any, Any] | None:

@@ -159,8 +159,8 @@ class WorkerOptions:
     """Whether other processes share the work."""
 
     workers: int = 0
-    """Copies of the model that share extraction, scores and completions; 0 for this process alone. Takes the package ray. Results
-    are the same, and a worker that dies is replaced."""
+    """Copies of the model that share extraction, scores and completions, a judge's too; 0 for this process alone. Takes the
+    package ray. Results are the same, and a worker that dies is replaced."""
     ray: str | None = None
     """Address of a running Ray cluster: auto, host:port or ray://host:port. By default Ray is started on this machine."""
     cpus_per_worker: int | None = None

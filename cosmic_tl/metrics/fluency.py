@@ -35,6 +35,7 @@ LEAST = 4
 """Minimum number of tokens after them for a meaningful mean."""
 NGRAM = 4
 MEASURES = ("cross_entropy", "late_nats", "repetition")
+"""Columns of `measure_fluency`."""
 MARGIN = {"late_nats": 1.0, "repetition": 0.2}
 """A completion that exceeds the baseline's upper quartile by no more than this is never garbled."""
 
